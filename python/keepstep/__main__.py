@@ -1,0 +1,5 @@
+"""``python -m keepstep``."""
+
+from keepstep.cli import main
+
+main()

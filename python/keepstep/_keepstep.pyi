@@ -1,0 +1,435 @@
+"""The Rust extension: what must be fast or constant-time. Bytes in, bytes out.
+
+Fallible cryptography raises, it never returns a verdict as bool, except where a batch needs one verdict per event.
+Every error the peer can cause is ``keepstep.errors.ProtocolError`` with its code; a caller that breaks what is
+documented here gets ``ValueError``, ``TypeError`` or ``OverflowError``. Secrets live in zeroised memory, as far as the
+extension holds them.
+
+The GIL is released by ``ingest``, ``ed25519_verify_many``, ``encode_rows`` and ``verify_chain``, and by the others for
+32 KiB and more. ``bytes`` are used where they are; any other contiguous buffer of bytes is copied first, since another
+thread could change it meanwhile. All objects may be shared between threads.
+"""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Final, final
+
+from typing_extensions import Buffer
+
+__all__ = [
+    "AUTHORS_PACKED_MAX",
+    "BACKEND",
+    "SOURCE_DIGEST",
+    "DeviceKey",
+    "Events",
+    "Ingested",
+    "ParsedEvent",
+    "RecordOpener",
+    "RecordSealer",
+    "Run",
+    "StreamHead",
+    "Submission",
+    "__version__",
+    "aead_open",
+    "aead_seal",
+    "blake3",
+    "blake3_derive",
+    "constant_time_equal",
+    "ed25519_generate",
+    "ed25519_public",
+    "ed25519_sign",
+    "ed25519_verify",
+    "ed25519_verify_many",
+    "encode_rows",
+    "hkdf_sha256",
+    "hkdf_sha256_expand",
+    "ingest",
+    "verify_chain",
+    "x25519",
+    "x25519_public",
+]
+
+__version__: Final[str]
+SOURCE_DIGEST: Final[str]
+"""SHA-256 (hex) of the Rust sources this extension was built from; a test compares it to find a stale build.
+
+Over, for each file in ascending order of its ``/``-separated path from the project's root: path ‖ 0x00 ‖ length as
+big-endian u64 ‖ content. The files: ``.cargo/config.toml``, ``Cargo.lock``, ``Cargo.toml``, ``rust/core/Cargo.toml``,
+``rust/py/Cargo.toml``, ``rust/py/build.rs``, and everything below ``rust/core/src`` and ``rust/py/src``.
+"""
+BACKEND: Final[str]
+"""curve25519 backend in use on this CPU: ``avx512``, ``avx2`` or ``serial``."""
+
+# -- primitives ---------------------------------------------------------------------------------------------------
+
+def ed25519_generate(seed: Buffer) -> tuple[bytes, bytes]:
+    """(secret seed 32, public key 32) from 32 random bytes (RFC 8032 section 5.1.5)."""
+
+def ed25519_public(secret: Buffer) -> bytes:
+    """Public key 32 of a secret seed 32."""
+
+def ed25519_sign(secret: Buffer, message: Buffer) -> bytes:
+    """64-byte signature (RFC 8032 section 5.1.6)."""
+
+def ed25519_verify(public: Buffer, message: Buffer, signature: Buffer) -> None:
+    """ZIP-215 with canonical encodings and no small-order key (protocol.md section 1). Raises bad_signature."""
+
+def ed25519_verify_many(items: Sequence[tuple[DeviceKey, Buffer, Buffer]]) -> list[bool]:
+    """One verdict per (key, message, signature), equal to ``ed25519_verify``'s whatever shares the batch."""
+
+def x25519_public(secret: Buffer) -> bytes:
+    """Public key 32 of 32 random bytes (RFC 7748 section 6.1)."""
+
+def x25519(secret: Buffer, public: Buffer) -> bytes:
+    """RFC 7748 shared secret, 32 bytes.
+
+    Raises malformed on the all-zero result, or where ``public`` is not 32 bytes.
+    """
+
+def hkdf_sha256(salt: Buffer, ikm: Buffer, info: Buffer, length: int) -> bytes:
+    """RFC 5869 extract and expand; length 1..=8160 bytes."""
+
+def hkdf_sha256_expand(prk: Buffer, info: Buffer, length: int) -> bytes:
+    """RFC 5869 expand alone; ``prk`` has at least 32 bytes."""
+
+def aead_seal(suite: int, key: Buffer, nonce: Buffer, aad: Buffer, plaintext: Buffer) -> bytes:
+    """Ciphertext ‖ tag 16. Suites 1 = AES-256-GCM, 2 = ChaCha20-Poly1305 (RFC 8439); key 32, nonce 12.
+
+    Raises unsupported for another suite.
+    """
+
+def aead_open(suite: int, key: Buffer, nonce: Buffer, aad: Buffer, ciphertext: Buffer) -> bytes:
+    """Plaintext of what ``aead_seal`` made. Raises bad_record; unsupported for another suite."""
+
+def blake3(data: Buffer) -> bytes:
+    """BLAKE3, 32 bytes."""
+
+def blake3_derive(context: str, data: Buffer) -> bytes:
+    """H(context, data) of protocol.md: BLAKE3 derive-key, 32 bytes."""
+
+def constant_time_equal(a: Buffer, b: Buffer) -> bool:
+    """Whether both are equal, in time that depends on their lengths only."""
+
+@final
+class DeviceKey:
+    """An Ed25519 public key, checked and decompressed once; immutable, shareable between threads."""
+    def __new__(cls, public: Buffer) -> DeviceKey:
+        """Raises malformed: not 32 bytes, non-canonical, not on the curve, or of small order."""
+    @property
+    def public(self) -> bytes:
+        """The 32 bytes it was made from."""
+
+@final
+class RecordSealer:
+    """One direction's sealing key and counter (protocol.md section 2, Records)."""
+    def __new__(cls, suite: int, secret: Buffer, aad: Buffer) -> RecordSealer:
+        """Counter 0; ``secret`` has 32 bytes and is the suite's key. Raises unsupported for another suite."""
+    def seal(self, plaintext: Buffer) -> bytes:
+        """The next record: ciphertext ‖ tag 16, nonce = 32 zero bits ‖ counter."""
+    def seal_many(self, plaintexts: Sequence[Buffer]) -> list[bytes]:
+        """The next records, in order, with no other thread's between them."""
+    @property
+    def records(self) -> int:
+        """Records sealed under the current secret: the next counter."""
+    def rekey(self) -> None:
+        """secret' = HKDF-Expand(secret, "keepstep/v1/rekey", 32); counter 0; the old secret is erased."""
+
+@final
+class RecordOpener:
+    """One direction's opening key and counter (protocol.md section 2, Records)."""
+    def __new__(cls, suite: int, secret: Buffer, aad: Buffer) -> RecordOpener:
+        """As ``RecordSealer``."""
+    def open(self, record: Buffer) -> bytes:
+        """Raises bad_record; the counter moves only on success."""
+    def open_many(self, records: Sequence[Buffer]) -> list[bytes]:
+        """All of these consecutive records, or bad_record and the counter stays where it was."""
+    @property
+    def records(self) -> int:
+        """Records opened under the current secret: the next counter."""
+    def rekey(self) -> None:
+        """As ``RecordSealer.rekey``."""
+
+# -- events -------------------------------------------------------------------------------------------------------
+
+@final
+class ParsedEvent:
+    """One well-formed event of a publish; all fields as in protocol.md section 3.
+
+    ``base`` and ``key`` are checked in form only.
+    """
+    @property
+    def kind(self) -> int:
+        """0, 5 or 6."""
+    @property
+    def id(self) -> bytes:
+        """16 bytes, a UUID of version 7."""
+    @property
+    def stream(self) -> str:
+        """The stream's name."""
+    @property
+    def n(self) -> int:
+        """The author number, from 1."""
+    @property
+    def prev(self) -> bytes:
+        """First 16 bytes of the hash of the author's event n - 1; zeros for n = 1."""
+    @property
+    def seen(self) -> tuple[int, bytes]:
+        """[seq, chain] of this stream that the author had verified."""
+    @property
+    def devices_seen(self) -> tuple[int, bytes]:
+        """[seq, chain] of ``$devices`` that the author had verified."""
+    @property
+    def hlc(self) -> int:
+        """Unix milliseconds · 2^16 + counter."""
+    @property
+    def ttl_s(self) -> int | None:
+        """Life after received_at, seconds."""
+    @property
+    def header(self) -> bytes:
+        """As signed."""
+    @property
+    def sig(self) -> bytes:
+        """64 bytes, not verified by parsing."""
+    @property
+    def payload(self) -> bytes:
+        """As the header's payload_hash names it."""
+    @property
+    def trace(self) -> bytes | None:
+        """At most 256 bytes of trace context; relayed, never stored."""
+    @property
+    def hash(self) -> bytes:
+        """H("keepstep/v1/event-hash", header ‖ sig), 32 bytes."""
+
+@final
+class Events:
+    """The events of one publish message, parsed in one pass; a badly formed event is kept with its error."""
+    @staticmethod
+    def parse(raw: Buffer, *, events_max: int, payload_bytes_max: int) -> Events:
+        """``raw``: MessagePack ``[[header, sig, payload|nil, trace|nil]...]``, minimal encoding, nothing after it.
+
+        Raises malformed (not that form at all, or no event) or too_large (more than ``events_max``). Of what is wrong
+        inside an event, the first in this order is its own error, which ``event`` raises and ``ingest`` answers:
+        ``too_large`` (payload above ``payload_bytes_max``, trace above 256 bytes); ``malformed`` (signature not 64
+        bytes), ``unsupported`` (version of the header), ``malformed`` (header not the documented form: id not a UUIDv7,
+        n = 0, ttl not in 1 s to 100 years ...), ``unsupported`` (kind), ``unknown_stream`` (a ``$`` name other than
+        ``$devices`` and ``$keys``), ``malformed`` (kind in the wrong stream, ttl in ``$devices`` or ``$keys``, payload
+        nil or not the one the header names).
+        """
+    def __len__(self) -> int:
+        """At least 1."""
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all payloads, those of badly formed events too."""
+    @property
+    def streams(self) -> list[str]:
+        """Names used by the well-formed events, each once, in order of first use."""
+    @property
+    def kinds(self) -> list[int]:
+        """Kinds used by the well-formed events, each once, ascending."""
+    def split(self) -> list[Events]:
+        """One ``Events`` per event, in order; verdicts already computed are kept."""
+    def event(self, index: int) -> ParsedEvent:
+        """Raises the event's own error if it is badly formed; IndexError outside 0 .. len - 1."""
+
+@final
+class Submission:
+    """Events with the device that sent them; what a pipeline batches. Immutable; verdicts are computed once."""
+    def __new__(
+        cls,
+        *,
+        user_pk: int,
+        user_key: Buffer,
+        device_pk: int,
+        device_id: Buffer,
+        device_key: DeviceKey,
+        capabilities: int,
+        events: Events,
+        suspect: bool = False,
+    ) -> Submission:
+        """``suspect``: verify one by one, apart from the merged batch (a device that sent a bad signature before).
+
+        ``user_key`` has 32 bytes, ``device_id`` 16; ``capabilities`` are the bits of ``model.Capability``.
+        """
+    @property
+    def user_pk(self) -> int:
+        """The user's row number."""
+    @property
+    def device_pk(self) -> int:
+        """The device's row number."""
+    @property
+    def events(self) -> Events:
+        """What it was made with."""
+    def with_events(self, events: Events) -> Submission:
+        """The same device with other events."""
+
+@final
+class StreamHead:
+    """One stream's head and its authors: one row version, cached as one value. Immutable."""
+    @staticmethod
+    def create(
+        *, user_pk: int, user_key: Buffer, stream_pk: int, name: str, retention_class: int, auth_epoch: int
+    ) -> StreamHead:
+        """seq 0, chain_0, no authors."""
+    @staticmethod
+    def load(
+        *,
+        user_pk: int,
+        stream_pk: int,
+        name: str,
+        retention_class: int,
+        seq: int,
+        chain: Buffer,
+        received_at_ms: int,
+        auth_epoch: int,
+        authors_packed: Buffer,
+        authors: Sequence[tuple[int, int, int, Buffer]] = ...,
+    ) -> StreamHead:
+        """As stored.
+
+        Above AUTHORS_PACKED_MAX authors ``authors_packed`` is empty and ``authors`` holds ALL rows of the
+        authors table for this stream: (device_pk, last_n, last_seq, last_hash). A stream with events always has
+        authors.
+
+        Raises ValueError where the authors cannot belong to such a head.
+        """
+    @property
+    def user_pk(self) -> int:
+        """The user's row number."""
+    @property
+    def stream_pk(self) -> int:
+        """The stream's row number."""
+    @property
+    def name(self) -> str:
+        """The stream's name."""
+    @property
+    def retention_class(self) -> int:
+        """Which event table its rows live in (``model.RetentionClass``)."""
+    @property
+    def seq(self) -> int:
+        """Seq of the last event, 0 for none."""
+    @property
+    def chain(self) -> bytes:
+        """The chain at ``seq``."""
+    @property
+    def received_at_ms(self) -> int:
+        """When the last event was received, unix milliseconds."""
+    @property
+    def auth_epoch(self) -> int:
+        """Guards the head against changes of the account."""
+    @property
+    def authors_packed(self) -> bytes:
+        """Empty above AUTHORS_PACKED_MAX authors: then they live in the authors table.
+
+        Per author, ascending by device_pk: device_pk, last_n, last_seq as big-endian 8 bytes each, last_hash.
+        """
+    @property
+    def author_count(self) -> int:
+        """How many devices have written."""
+    def author(self, device_pk: int) -> tuple[int, int, bytes] | None:
+        """(last_n, last_seq, last_hash); None for a device that never wrote."""
+
+AUTHORS_PACKED_MAX: Final[int]
+"""Most authors packed into the streams row."""
+
+@final
+class Run:
+    """Consecutive committed events of one stream as a session sends them; what the in-memory tail holds. Immutable."""
+    @property
+    def user_pk(self) -> int:
+        """The user's row number."""
+    @property
+    def stream_pk(self) -> int:
+        """The stream's row number."""
+    @property
+    def first_seq(self) -> int:
+        """Seq of its first event."""
+    @property
+    def last_seq(self) -> int:
+        """Seq of its last event."""
+    @property
+    def prev_chain(self) -> bytes:
+        """The chain at first_seq - 1."""
+    @property
+    def chain(self) -> bytes:
+        """The chain at last_seq."""
+    @property
+    def size_bytes(self) -> int:
+        """Bytes it holds in memory."""
+    @property
+    def expires_at_ms(self) -> int | None:
+        """Earliest expiry of any event in it: from then on the database, not this run, answers for it."""
+    def page(self, after: int, *, events_max: int, bytes_max: int) -> tuple[bytes, int, int, bytes]:
+        """(rows, count, last_seq, chain): rows with seq > ``after`` as concatenated MessagePack ``EventRow``s.
+
+        At least one row even if it alone is above ``bytes_max``. Raises ValueError where ``after`` is not in
+        ``first_seq - 1 .. last_seq - 1``.
+        """
+
+@final
+class Ingested:
+    """What one batch becomes, before the commit. Nothing in it is true until the transaction committed.
+
+    Lists are built anew at each access.
+    """
+    @property
+    def results(self) -> list[list[tuple[object, ...]]]:
+        """Per submission, runs of answers in order of its events. A run is one of
+
+        ``(0, count, first_seq, received_at_ms, chain)`` new (chain after the last) ·
+        ``(1, seq, chain | None, received_at_ms | None)`` duplicate of the author's last event, or of one in this batch
+        (both None where the event is neither of this batch nor the stream's head) ·
+        ``(2, code, detail)`` refused (detail as in ``messages.ResultError``) ·
+        ``(3, index, n, hash, last_seq)`` n below the author's last and not in this batch: look it up, walking
+        author_prev_seq from last_seq; ``index`` is the event's index in its submission.
+        """
+    @property
+    def moved(self) -> list[tuple[StreamHead, StreamHead]]:
+        """(old, new) of every stream that moves, ascending by (user_pk, stream_pk)."""
+    @property
+    def changed_authors(self) -> list[tuple[int, int, int, int, int, bytes]]:
+        """(user_pk, stream_pk, device_pk, last_n, last_seq, last_hash) for streams above AUTHORS_PACKED_MAX.
+
+        All authors of a stream that crosses the limit in this batch, the changed ones of one already above it.
+        """
+    @property
+    def retention_classes(self) -> list[int]:
+        """Classes of the moved streams, ascending."""
+    def copy_bytes(self, retention_class: int, *, excluding: AbstractSet[tuple[int, int]] = ...) -> bytes:
+        """A whole binary COPY stream (header, rows, trailer) for that class' event table.
+
+        ``excluding``: (user_pk, stream_pk) of streams to leave out, a set or frozenset.
+
+        Columns: user_pk int8, stream_pk int8, seq int8, received_at int8 (unix ms), device_pk int8, n int8,
+        author_prev_seq int8 (0: none), expires_at int8 null (unix ms), header, sig, payload null, chain (bytea).
+        """
+    @property
+    def runs(self) -> list[Run]:
+        """One per moved stream, in the order of ``moved``."""
+
+def ingest(submissions: Sequence[Submission], heads: Mapping[tuple[int, str], StreamHead], *, now_ms: int) -> Ingested:
+    """Verify, decide, number, hash, chain and encode a whole batch, in order, in one call without the GIL.
+
+    ``heads``: keyed by (user_pk, stream name), looked up once per stream that the batch names; an event of a stream
+    that is missing gets ``unknown_stream``. received_at = max(now_ms, head's received_at).
+
+    Checks in the order of protocol.md section 3 ("The server checks in this order"): the event's own error from
+    ``Events.parse``; ``bad_signature``; the author number (duplicate, look-up, ``id_reused``, ``out_of_order``); then,
+    for a new event only, ``forbidden`` (kind 0 needs publish, kinds 5 and 6 manage) and ``unprocessable`` (hlc above
+    received_at + 10 min, id's time above ``now_ms`` + 10 min). In a stream that is missing every event counts as new.
+    An event that is refused changes nothing for those after it.
+
+    Signatures are verified once: verdicts are kept in the ``Events``, for the signer they were computed for.
+
+    Raises ValueError where ``now_ms`` is above 2^48 - 1.
+    """
+
+def encode_rows(rows: Sequence[tuple[int, Buffer, int, Buffer, Buffer, Buffer | None]]) -> bytes:
+    """Rows (seq, device_id, received_at_ms, header, sig, payload) from the database as ``EventRow``s, trace nil."""
+
+def verify_chain(
+    user_key: Buffer, stream: str, seq: int, chain: Buffer, rows: Sequence[tuple[int, int, Buffer, Buffer]]
+) -> bytes:
+    """Chain after rows (seq, received_at_ms, header, sig) that follow (seq, chain).
+
+    Raises malformed where a row's seq does not follow, or ``chain`` at seq 0 is not the stream's chain_0.
+    """

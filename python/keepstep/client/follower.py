@@ -1,0 +1,296 @@
+"""What a device does with what the server sends of its streams: verify, store, then acknowledge.
+
+``apply`` takes everything that has arrived and commits it in one transaction. ``$devices`` comes first, for the authors
+of everything else are judged by it. A stream in which a lie is found stops; the others go on.
+
+Calls block on the disk and on cryptography, and belong to the store's one worker thread at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from keepstep.client import crypto
+from keepstep.client.keys import unwrap
+from keepstep.client.payload import PayloadError
+from keepstep.client.store import Alarm
+from keepstep.errors import KeepstepError, ProtocolError, VerificationError
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Position
+from keepstep.protocol.account import AccountLog, decode_account_state
+from keepstep.protocol.chain import decode_head, verify_head
+from keepstep.protocol.messages import CaughtUp, Events, Head, ReadResult, Resumed
+from keepstep.protocol.reader import BehindDevices, StreamVerifier, state_at, state_at_start
+
+if TYPE_CHECKING:
+    from keepstep.client.environment import Environment
+    from keepstep.client.keys import Keyring
+    from keepstep.client.locallog import LocalLog
+    from keepstep.client.store import Store
+    from keepstep.protocol.reader import StreamState, VerifiedEvent
+
+Arrived = Events | CaughtUp | Head | Resumed | ReadResult
+"""What the server says of one stream."""
+Start = Literal["start", "end"]
+RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
+"""Streams without which a device cannot go on; whoever stops it for that records the alarm."""
+HLC_AHEAD_MS_MAX: Final = 10 * 60 * 1000
+"""An hlc further ahead of this device's clock than this is not followed (protocol.md section 3)."""
+HLC_COUNTER_BITS: Final = 16
+
+
+@dataclass(slots=True, eq=False)
+class Followed:
+    """A stream this device reads.
+
+    Attributes:
+        name: the stream.
+        start: where reading begins where nothing was read yet.
+        verifier: ``None`` until the server has answered where the end is.
+        promised_seq: what the server had promised when it was last asked for the stream.
+        failure: why it stopped.
+    """
+
+    name: str
+    start: Start
+    verifier: StreamVerifier | None
+    promised_seq: int = 0
+    failure: KeepstepError | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one ``apply`` did.
+
+    Attributes:
+        acks: positions that are on the disk now.
+        caught_up: streams of which everything is there.
+        authors: this device's own last event in streams whose resumption was answered.
+        missing: (stream, seq) of payloads to read once more.
+        behind: a page waits for ``$devices`` to reach this seq.
+        waiting: what was not taken because of that.
+        failed: streams that stopped.
+        keys_changed: a content key came.
+    """
+
+    acks: dict[str, Position] = field(default_factory=dict)
+    caught_up: list[str] = field(default_factory=list)
+    authors: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    missing: list[tuple[str, int]] = field(default_factory=list)
+    behind: int | None = None
+    waiting: list[Arrived] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    keys_changed: bool = False
+
+
+class Follower:
+    """The verified streams of one device.
+
+    Args:
+        store: the device's file.
+        log: its events.
+        keyring: takes the content keys that ``$keys`` brings.
+        environment: clock.
+        settle: writes down what the server acknowledged, as part of each transaction here: acknowledged and shown is
+            compared whichever comes first.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        log: LocalLog,
+        keyring: Keyring,
+        environment: Environment,
+        settle: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._log = log
+        self._keyring = keyring
+        self._environment = environment
+        self._settle = settle
+        account = store.account()
+        state = None if account is None else decode_account_state(account)
+        self.account = AccountLog(crypto, store.identity.user_key, state)
+        self._states = log.streams()
+        self.followed: dict[str, Followed] = {}
+        self.follow(DEVICES_STREAM, "start")
+        self.follow(KEYS_STREAM, "start")
+
+    def position(self, stream: str) -> Position:
+        """How far a stream is verified and stored."""
+        return self._state(stream).position
+
+    def follow(self, stream: str, start: Start) -> Followed:
+        """Read a stream from now on; ``start`` counts where nothing of it was read yet."""
+        followed = self.followed.get(stream)
+        if followed is None:
+            known = stream in self._states or start == "start"
+            verifier = self._verifier(stream, self._state(stream)) if known else None
+            followed = self.followed[stream] = Followed(stream, start, verifier)
+        return followed
+
+    def ask_from(self, stream: str) -> tuple[int, bytes] | Start:
+        """What to subscribe to a followed stream with, now."""
+        followed = self.followed[stream]
+        followed.promised_seq = max(promise.seq for promise in self._promises(stream))
+        if followed.verifier is None:
+            return followed.start
+        position = self.position(stream)
+        return (position.seq, position.chain)
+
+    def _state(self, stream: str) -> StreamState:
+        state = self._states.get(stream)
+        return state or state_at_start(crypto, self._store.identity.user_key, stream)
+
+    def _verifier(self, stream: str, state: StreamState) -> StreamVerifier:
+        identity = self._store.identity
+        return StreamVerifier(
+            crypto,
+            user_key=identity.user_key,
+            server_key=identity.server_key,
+            stream=stream,
+            account=self.account,
+            state=state,
+            chain_at=lambda seq: self._log.chain_at(stream, seq),
+        )
+
+    # -- what has arrived -----------------------------------------------------------------------------------------
+
+    def apply(self, arrived: Sequence[Arrived], *, devices_complete: bool = False) -> Outcome:
+        """Verify and store, in one transaction.
+
+        Args:
+            arrived: in order of arrival.
+            devices_complete: ``$devices`` was read to its head after all of these had arrived.
+
+        Raises:
+            StoreError: the disk is full: nothing of it was taken.
+            VerificationError: the server acknowledged another history than it has shown.
+        """
+        outcome = Outcome()
+        waiting: set[str] = set()
+        with self._store.transaction():
+            self._settle()
+            for message in sorted(arrived, key=_precedence):
+                followed = self.followed.get(message.stream)
+                if followed is None or followed.failure is not None:
+                    continue
+                if message.stream in waiting:
+                    outcome.waiting.append(message)
+                    continue
+                try:
+                    self._apply(followed, message, outcome, devices_complete=devices_complete)
+                except BehindDevices as behind:
+                    waiting.add(message.stream)
+                    outcome.waiting.append(message)
+                    outcome.behind = max(outcome.behind or 0, behind.seq)
+                except (VerificationError, ProtocolError) as failure:
+                    followed.failure = failure
+                    outcome.failed.append(message.stream)
+                    if isinstance(failure, VerificationError) and message.stream not in RESERVED_STREAMS:
+                        self._alarm(failure)
+        return outcome
+
+    def _apply(self, followed: Followed, message: Arrived, outcome: Outcome, *, devices_complete: bool) -> None:
+        if isinstance(message, Resumed):
+            self._resumed(followed, message, outcome)
+            return
+        verifier = followed.verifier
+        if verifier is None:
+            raise VerificationError("events came before the answer to the subscription", stream=followed.name)
+        if isinstance(message, Events):
+            self._page(verifier, message, outcome, devices_complete=devices_complete)
+        elif isinstance(message, CaughtUp):
+            before = verifier.state.missing.keys()
+            missing = verifier.caught_up(message.head)
+            self._log.expire(followed.name, before - set(missing))
+            outcome.missing += [(followed.name, seq) for seq in missing]
+            outcome.caught_up.append(followed.name)
+            self._save(followed.name, verifier, ())
+        elif isinstance(message, Head):
+            verifier.note(message.head)
+            self._save(followed.name, verifier, ())
+        else:
+            events = verifier.reread(message.rows)
+            self._states[followed.name] = verifier.state
+            self._log.fill(followed.name, verifier.state, events)
+
+    def _resumed(self, followed: Followed, message: Resumed, outcome: Outcome) -> None:
+        name = followed.name
+        if message.answer == "unknown_position":
+            raise VerificationError("the server does not hold what this device has verified", stream=name)
+        if message.answer != "contiguous":
+            raise ProtocolError(message.answer, f"the server does not let this device read {name}")
+        verifier = followed.verifier
+        if verifier is None:
+            verifier = followed.verifier = self._verifier_at_end(name, message)
+        verifier.resumed(message.head)
+        head_seq = 0 if message.head is None else decode_head(message.head[0]).seq
+        if head_seq < followed.promised_seq:
+            raise VerificationError("the log went back behind what the server acknowledged", stream=name, seq=head_seq)
+        self._save(name, verifier, ())
+        outcome.authors[name] = message.author
+
+    def _verifier_at_end(self, name: str, message: Resumed) -> StreamVerifier:
+        if message.head is None:
+            return self._verifier(name, self._state(name))
+        try:
+            head = verify_head(crypto, self._store.identity.server_key, message.head)
+        except ProtocolError as exc:
+            raise VerificationError("a head does not verify", stream=name) from exc
+        return self._verifier(name, state_at(Position(head.seq, head.chain)))
+
+    def _page(self, verifier: StreamVerifier, page: Events, outcome: Outcome, *, devices_complete: bool) -> None:
+        events = verifier.feed(page.rows, page.chain, devices_complete=devices_complete)
+        self._check_promises(page.stream, events)
+        self._save(page.stream, verifier, events)
+        outcome.acks[page.stream] = verifier.position
+        if page.stream == KEYS_STREAM:
+            outcome.keys_changed = self._take_keys(events) or outcome.keys_changed
+        latest_hlc = max((event.header.hlc for event in events), default=0)
+        if latest_hlc >> HLC_COUNTER_BITS <= self._environment.now_ms() + HLC_AHEAD_MS_MAX:
+            self._store.raise_hlc(latest_hlc)
+
+    def _check_promises(self, stream: str, events: Sequence[VerifiedEvent]) -> None:
+        """What was promised is what the server shows."""
+        promises = self._promises(stream)
+        for event in events:
+            for position in promises:
+                if position.seq == event.seq and position.chain != event.chain:
+                    raise VerificationError("not the history that was shown before", stream=stream, seq=event.seq)
+
+    def _promises(self, stream: str) -> list[Position]:
+        """What the server has acknowledged to this device, and what its enroller knew."""
+        handed_over = [self._store.identity.handed_over] if stream == DEVICES_STREAM else []
+        return [self._store.receipt(stream), *handed_over]
+
+    def _take_keys(self, events: Sequence[VerifiedEvent]) -> bool:
+        identity = self._store.identity
+        added = []
+        for event in events:
+            try:
+                key = event.payload and unwrap(
+                    event.payload, device_id=identity.device_id, box_secret=identity.box_secret
+                )
+            except PayloadError as exc:
+                self._alarm(VerificationError(str(exc), stream=KEYS_STREAM, seq=event.seq))
+                continue
+            if key and self._keyring.add(key):
+                added.append(key)
+        self._store.add_content_keys(added)
+        return bool(added)
+
+    def _save(self, stream: str, verifier: StreamVerifier, events: Sequence[VerifiedEvent]) -> None:
+        state = self._states[stream] = verifier.state
+        self._log.save(stream, state, events)
+        if stream == DEVICES_STREAM and events:
+            self._store.save_account(self.account.state.encode())
+
+    def _alarm(self, failure: VerificationError) -> None:
+        self._store.add_alarm(Alarm(self._environment.now_ms(), failure.stream, failure.seq, failure.reason))
+
+
+def _precedence(message: Arrived) -> int:
+    """``$devices`` first, then ``$keys``; sorting keeps the order within a stream."""
+    return {DEVICES_STREAM: 0, KEYS_STREAM: 1}.get(message.stream, 2)

@@ -1,0 +1,389 @@
+"""A device's one file: a SQLite database with its keys, outbox, received events and positions.
+
+Everything a device may not lose is in here, so every transaction is on the disk before it counts (WAL with
+``synchronous = FULL``). The file holds secret keys and is readable by its owner only (mode 0600, its directory
+0700). Whoever opens it holds it alone: two processes on one device would number events twice.
+
+The calls block on the disk; ``device`` makes them in a worker thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from keepstep.client.files import make_private, move_into_place
+from keepstep.client.payload import ContentKey
+from keepstep.errors import ClientError, StoreError
+from keepstep.model import Capability, Position
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+SCHEMA_VERSION: Final = 1
+BUSY_TIMEOUT_S: Final = 0.5
+"""How long to wait for another process to let go of the file, seconds."""
+ALARMS_MAX: Final = 1000
+"""Alarms kept, the newest; a server that lies all the time fills no disk."""
+
+_SCHEMA: Final = """
+CREATE TABLE device (
+    only INTEGER PRIMARY KEY CHECK (only = 1),
+    name TEXT NOT NULL,
+    user_key BLOB NOT NULL,
+    device_id BLOB NOT NULL,
+    device_secret BLOB NOT NULL,
+    box_secret BLOB NOT NULL,
+    capabilities INTEGER NOT NULL,
+    device_url TEXT NOT NULL,
+    rest_url TEXT NOT NULL,
+    server_key BLOB NOT NULL,
+    genesis BLOB,                       -- as signed, until the server has accepted it
+    account BLOB,                       -- the devices of the user, as far as $devices is verified
+    handed_over_seq INTEGER NOT NULL,   -- $devices as the enrolling device knew it: the log must pass through here
+    handed_over_chain BLOB NOT NULL,
+    hlc INTEGER NOT NULL,               -- the highest one given or seen
+    epoch INTEGER NOT NULL              -- the highest one the server showed
+) STRICT;
+CREATE TABLE content_keys (
+    content_epoch BLOB PRIMARY KEY,
+    after_seq INTEGER NOT NULL,
+    content_key BLOB NOT NULL,
+    index_key BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE streams (
+    name TEXT PRIMARY KEY,
+    seq INTEGER NOT NULL,               -- verified and stored up to here
+    chain BLOB NOT NULL,
+    reader BLOB NOT NULL,               -- what verification carries from page to page
+    kept_bytes INTEGER NOT NULL         -- of its rows in events
+) STRICT, WITHOUT ROWID;
+CREATE TABLE events (                   -- exact bytes, as received and verified
+    stream TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    device_id BLOB NOT NULL,
+    received_at_ms INTEGER NOT NULL,
+    header BLOB NOT NULL,
+    sig BLOB NOT NULL,
+    payload BLOB,
+    problem TEXT,                       -- why there is no payload, where there is none
+    chain BLOB NOT NULL,
+    PRIMARY KEY (stream, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE cursors (                  -- how far an application is, with state it commits together
+    name TEXT NOT NULL,
+    stream TEXT NOT NULL,
+    seq INTEGER NOT NULL,
+    state BLOB NOT NULL,
+    PRIMARY KEY (name, stream)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE own (                      -- this device as an author
+    stream TEXT PRIMARY KEY,
+    last_n INTEGER NOT NULL,            -- given out
+    last_hash BLOB NOT NULL,
+    accepted_n INTEGER NOT NULL,        -- acknowledged by the server
+    accepted_hash BLOB NOT NULL,
+    receipt_seq INTEGER NOT NULL,       -- the last place the server said it gave to an event of ours
+    receipt_chain BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE outbox (
+    entry INTEGER PRIMARY KEY AUTOINCREMENT,
+    stream TEXT NOT NULL,
+    n INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    header BLOB NOT NULL,
+    sig BLOB NOT NULL,
+    payload BLOB NOT NULL,
+    sent INTEGER NOT NULL,              -- 1 before the first send
+    UNIQUE (stream, n)
+) STRICT;
+CREATE TABLE superseded (               -- earlier signings under a number, which may still arrive
+    stream TEXT NOT NULL,
+    n INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    entry INTEGER NOT NULL,             -- of the outbox: the event that was signed so
+    PRIMARY KEY (stream, n, hash)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE alarms (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms INTEGER NOT NULL,
+    stream TEXT NOT NULL,
+    seq INTEGER,
+    reason TEXT NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a device is and which server it belongs to.
+
+    Attributes:
+        name: what its user calls it; the server sees it sealed only.
+        user_key: the user id, 32 bytes.
+        device_id: 16 bytes.
+        device_secret: Ed25519 seed, 32 bytes, secret.
+        box_secret: X25519 secret, 32 bytes.
+        capabilities: as enrolled.
+        device_url: ``ws://`` or ``wss://`` address, without the key.
+        rest_url: ``http://`` or ``https://`` address of the same server.
+        server_key: the pinned server identity key, 32 bytes.
+        handed_over: ``$devices`` as known at enrolment.
+    """
+
+    name: str
+    user_key: bytes
+    device_id: bytes
+    device_secret: bytes
+    box_secret: bytes
+    capabilities: Capability
+    device_url: str
+    rest_url: str
+    server_key: bytes
+    handed_over: Position
+
+    def __repr__(self) -> str:
+        return f"Identity({self.name!r}, {self.device_id.hex()})"
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A lie of the server or of an author, or a sign that this device was copied or set back."""
+
+    at_ms: int
+    stream: str
+    seq: int | None
+    reason: str
+
+
+class Store:
+    """The open file. Use ``create_store`` or ``open_store``; close it when done."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._closed = False
+        self.identity = self._load_identity()
+
+    def close(self) -> None:
+        """Let go of the file; idempotent."""
+        self._closed = True
+        self._connection.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; on the disk when the block ends.
+
+        Raises:
+            StoreError: the disk is full or the file is damaged; nothing was changed.
+        """
+        connection = self._open()
+        with _plain_errors(self.path):
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def rows(self, sql: str, *parameters: Any) -> list[Any]:
+        """Every row of a query. Raises StoreError after ``close``."""
+        return self._open().execute(sql, parameters).fetchall()
+
+    def row(self, sql: str, *parameters: Any) -> Any:
+        """The first row of a query, or ``None``. Raises StoreError after ``close``."""
+        return self._open().execute(sql, parameters).fetchone()
+
+    def execute(self, sql: str, *parameters: Any) -> int:
+        """Run a statement of a transaction; returns the id of an inserted row, else a number without meaning."""
+        return self._open().execute(sql, parameters).lastrowid or 0
+
+    def execute_many(self, sql: str, parameters: Iterable[tuple[Any, ...]]) -> None:
+        """Run a statement of a transaction for each tuple."""
+        self._open().executemany(sql, parameters)
+
+    def _open(self) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreError("the device was closed")
+        return self._connection
+
+    def content_keys(self) -> list[ContentKey]:
+        """Every content epoch this device has the key of."""
+        return [
+            ContentKey(*row)
+            for row in self.rows("SELECT content_epoch, after_seq, content_key, index_key FROM content_keys")
+        ]
+
+    def add_content_keys(self, keys: Iterable[ContentKey]) -> None:
+        """Keep content keys; one that is there keeps the highest ``after``. Part of a transaction."""
+        self.execute_many(
+            "INSERT INTO content_keys VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (content_epoch) DO UPDATE SET after_seq = max(after_seq, excluded.after_seq)",
+            ((key.content_epoch, key.after, key.content_key, key.index_key) for key in keys),
+        )
+
+    def hlc(self) -> int:
+        """The highest hybrid logical clock given or seen."""
+        return int(self.row("SELECT hlc FROM device")[0])
+
+    def raise_hlc(self, hlc: int) -> None:
+        """Part of a transaction; never lowers it."""
+        self.execute("UPDATE device SET hlc = max(hlc, ?)", hlc)
+
+    def epoch(self) -> int:
+        """The highest epoch the server showed."""
+        return int(self.row("SELECT epoch FROM device")[0])
+
+    def raise_epoch(self, epoch: int) -> None:
+        """Part of a transaction; never lowers it."""
+        self.execute("UPDATE device SET epoch = max(epoch, ?)", epoch)
+
+    def genesis(self) -> bytes | None:
+        """The signed genesis that the server has not been known to accept."""
+        genesis: bytes | None = self.row("SELECT genesis FROM device")[0]
+        return genesis
+
+    def forget_genesis(self) -> None:
+        """It is accepted. Part of a transaction."""
+        self.execute("UPDATE device SET genesis = NULL")
+
+    def account(self) -> bytes | None:
+        """The account log as far as ``$devices`` is verified."""
+        account: bytes | None = self.row("SELECT account FROM device")[0]
+        return account
+
+    def save_account(self, account: bytes) -> None:
+        """Part of a transaction."""
+        self.execute("UPDATE device SET account = ?", account)
+
+    def hand_over(self, position: Position) -> None:
+        """Pin ``$devices`` as the enrolling device knows it. Part of a transaction."""
+        self.execute("UPDATE device SET handed_over_seq = ?, handed_over_chain = ?", position.seq, position.chain)
+
+    def receipt(self, stream: str) -> Position:
+        """The last place that the server said it gave to an event of this device; seq 0 where there is none."""
+        row = self.row("SELECT receipt_seq, receipt_chain FROM own WHERE stream = ?", stream)
+        return Position(0, b"") if row is None else Position(*row)
+
+    def add_alarm(self, alarm: Alarm) -> None:
+        """Keep an alarm for the user. Part of a transaction."""
+        newest = self.execute(
+            "INSERT INTO alarms (at_ms, stream, seq, reason) VALUES (?, ?, ?, ?)",
+            alarm.at_ms, alarm.stream, alarm.seq, alarm.reason,
+        )  # fmt: skip
+        self.execute("DELETE FROM alarms WHERE id <= ?", newest - ALARMS_MAX)
+
+    def alarms(self) -> list[Alarm]:
+        """Every alarm kept, oldest first."""
+        return [Alarm(*row) for row in self.rows("SELECT at_ms, stream, seq, reason FROM alarms ORDER BY id")]
+
+    def _load_identity(self) -> Identity:
+        row = self.row(
+            "SELECT name, user_key, device_id, device_secret, box_secret, capabilities, device_url, rest_url,"
+            " server_key, handed_over_seq, handed_over_chain FROM device"
+        )
+        if row is None:
+            raise StoreError(f"{self.path} is not a device's file: nobody's keys are in it")
+        name, user_key, device_id, device_secret, box_secret, capabilities, device_url, rest_url, server_key = row[:9]
+        return Identity(
+            name=name,
+            user_key=user_key,
+            device_id=device_id,
+            device_secret=device_secret,
+            box_secret=box_secret,
+            capabilities=Capability(capabilities),
+            device_url=device_url,
+            rest_url=rest_url,
+            server_key=server_key,
+            handed_over=Position(*row[9:]),
+        )
+
+
+def create_store(path: Path, identity: Identity, *, genesis: bytes | None, content_keys: Iterable[ContentKey]) -> Store:
+    """Make a device's file; complete on the disk when this returns, or not there.
+
+    Args:
+        path: where; its directory is made if needed.
+        identity: who the device is.
+        genesis: for a user's first device.
+        content_keys: what it may read at once.
+
+    Raises:
+        ClientError: something is there already, or the place cannot be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists():
+        raise ClientError(f"{path} exists already")
+    beside = path.with_name(path.name + ".new")
+    for suffix in ("", "-wal", "-journal"):
+        beside.with_name(beside.name + suffix).unlink(missing_ok=True)
+    make_private(beside)
+    with _plain_errors(path), contextlib.closing(_connect(beside)) as connection:
+        connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        connection.execute(
+            "INSERT INTO device VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0, 0)",
+            (
+                identity.name, identity.user_key, identity.device_id, identity.device_secret, identity.box_secret,
+                int(identity.capabilities), identity.device_url, identity.rest_url, identity.server_key, genesis,
+                identity.handed_over.seq, identity.handed_over.chain,
+            ),
+        )  # fmt: skip
+        store = Store(beside, connection)
+        with store.transaction():
+            store.add_content_keys(content_keys)
+    # Closing has moved everything out of the write-ahead log, so the one file is the whole store.
+    move_into_place(beside, path)
+    return open_store(path)
+
+
+def open_store(path: Path) -> Store:
+    """Open a device's file and hold it alone.
+
+    Raises:
+        ClientError: it is not there, not one, of a newer version, or in use by another process.
+    """
+    if not path.is_file():
+        raise ClientError(f"there is no device at {path}")
+    with _plain_errors(path):
+        connection = _connect(path)
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version != SCHEMA_VERSION:
+                raise ClientError(f"{path} was made by another version of keepstep (its format is {version})")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("COMMIT")
+            return Store(path, connection)
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        # Exclusive, before the first access: one process, and no shared-memory file.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """SQLite's errors as messages for people."""
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        if exc.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreError(f"{path} is in use by another process: one device, one program at a time") from exc
+        raise StoreError(f"{path} cannot be used: {exc}") from exc
+    except sqlite3.DatabaseError as exc:
+        raise StoreError(f"{path} is not a device's file, or it is damaged: {exc}") from exc

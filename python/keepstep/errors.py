@@ -1,0 +1,173 @@
+"""Every error keepstep can answer, in one table: code, meaning, retry rule, close code, HTTP status.
+
+The table is the single source for the wire (protocol.md section 4 "Errors and closing"), for REST and for
+``docs/reference/errors.md``. A peer only ever sees a code and its fixed text, never internals.
+
+Close codes 4000-4499 tell a device to reconnect (after ``retry_after_ms`` where given), 4500-4999 tell it
+not to by itself.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+
+class Retry(enum.Enum):
+    """What a peer does after an error."""
+
+    NEVER = "never"
+    """The same bytes will never be accepted."""
+    LATER = "later"
+    """The same bytes may be accepted after ``retry_after_ms``."""
+    RECOVER = "recover"
+    """Accepted once the peer has done what the error's details name (for example resend from last_n + 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """One row of the error table.
+
+    Attributes:
+        code: the stable name on the wire, at most 32 ASCII characters.
+        meaning: the fixed text a peer is given.
+        retry: what the peer does next.
+        close_code: the WebSocket close code when the error ends a connection.
+        http_status: the status when REST answers it.
+    """
+
+    code: str
+    meaning: str
+    retry: Retry
+    close_code: int
+    http_status: int
+
+
+_ROWS: Final = (
+    # -- the peer's bytes are at fault: the same bytes are never accepted
+    ErrorCode("malformed", "the message does not have the documented form", Retry.NEVER, 4500, 400),
+    ErrorCode("too_large", "the message or event is above a documented size limit", Retry.NEVER, 4501, 413),
+    ErrorCode("bad_signature", "a signature does not verify", Retry.NEVER, 4502, 422),
+    ErrorCode("auth_failed", "the device could not be authenticated", Retry.NEVER, 4503, 401),
+    ErrorCode("forbidden", "the device may not do this", Retry.NEVER, 4504, 403),
+    ErrorCode(
+        "unsupported", "this server does not support that version, suite, kind or message", Retry.NEVER, 4505, 501
+    ),
+    ErrorCode("unexpected", "that message is not allowed in this state", Retry.NEVER, 4506, 409),
+    ErrorCode("id_reused", "another event is stored under this author number", Retry.NEVER, 4508, 409),
+    ErrorCode("conflict", "the stream's head is not the base the event names", Retry.NEVER, 4509, 409),
+    ErrorCode("unprocessable", "the event could not be stored as it is", Retry.NEVER, 4510, 422),
+    ErrorCode("unknown_stream", "there is no such stream", Retry.NEVER, 4511, 404),
+    ErrorCode("revoked", "this device has been revoked", Retry.NEVER, 4512, 401),
+    ErrorCode("replaced", "the same device connected again; do not reconnect by yourself", Retry.NEVER, 4513, 409),
+    ErrorCode("cloned", "this device connects from more than one place", Retry.NEVER, 4514, 409),
+    ErrorCode("registration_closed", "this server does not register new accounts", Retry.NEVER, 4515, 403),
+    # -- the peer can mend it
+    ErrorCode("out_of_order", "the author number does not follow the author's last one", Retry.RECOVER, 4000, 409),
+    ErrorCode("unknown_position", "the log does not hold that position", Retry.RECOVER, 4001, 409),
+    # One damaged record must not keep a device away for good: whoever can touch the wire can damage one.
+    ErrorCode("bad_record", "a record did not open: lost, replayed, reordered or forged", Retry.RECOVER, 4002, 400),
+    # -- the server's state: the same bytes may be accepted later
+    ErrorCode("unavailable", "the server cannot do this right now", Retry.LATER, 4100, 503),
+    ErrorCode("rate_limited", "too many requests", Retry.LATER, 4101, 429),
+    ErrorCode("too_many_connections", "the server or this address has too many connections", Retry.LATER, 4102, 503),
+    ErrorCode("timeout", "the peer did not act within the documented time", Retry.LATER, 4103, 408),
+    ErrorCode("draining", "the server is going down; reconnect after the given time", Retry.LATER, 4104, 503),
+    ErrorCode("limit_exceeded", "a documented limit of the account or session is reached", Retry.LATER, 4105, 429),
+    ErrorCode("internal", "the server met an error of its own", Retry.LATER, 4106, 500),
+)
+
+ERRORS: Final[dict[str, ErrorCode]] = {row.code: row for row in _ROWS}
+
+
+def reference() -> str:
+    """``docs/reference/errors.md``: the whole table, from this file."""
+    lines = [
+        "# Errors",
+        "",
+        "Every error a peer can be given: in a result, in an `error` message, as a WebSocket close code, or as the",
+        "HTTP status of a problem document. To the peer goes the code and its fixed text, nothing else.",
+        "",
+        "- `never`: the same bytes will never be accepted.",
+        "- `recover`: accepted once the peer has done what the error's details name.",
+        "- `later`: may be accepted after the time given.",
+        "",
+        "Close codes 4000-4499 ask a device to reconnect, 4500-4999 tell it not to by itself.",
+        "",
+        "| code | meaning | retry | close code | HTTP |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{row.code}` | {row.meaning} | {row.retry.value} | {row.close_code} | {row.http_status} |" for row in _ROWS
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class KeepstepError(Exception):
+    """Base of every error keepstep raises on purpose."""
+
+
+class ProtocolError(KeepstepError):
+    """The peer sent something the protocol does not allow, or the server refuses it (remote's fault).
+
+    Attributes:
+        code: a key of ``ERRORS``.
+        detail: a fixed, internals-free sentence for logs and the local user; never sent to the peer.
+        retry_after_ms: when to try again, for ``Retry.LATER`` codes; ``None`` where unknown.
+    """
+
+    def __init__(self, code: str, detail: str = "", *, retry_after_ms: int | None = None) -> None:
+        assert code in ERRORS, code
+        super().__init__(f"{code}: {detail or ERRORS[code].meaning}")
+        self.code = code
+        self.detail = detail
+        self.retry_after_ms = retry_after_ms
+
+    @property
+    def row(self) -> ErrorCode:
+        """The row of the error table this error carries."""
+        return ERRORS[self.code]
+
+
+class Unavailable(ProtocolError):
+    """A part the server depends on is away; nothing was stored that was not answered as stored."""
+
+    def __init__(self, detail: str = "", *, retry_after_ms: int | None = 1_000) -> None:
+        super().__init__("unavailable", detail, retry_after_ms=retry_after_ms)
+
+
+class ConfigError(KeepstepError):
+    """The configuration cannot be used; the message lists every problem (exit code 78)."""
+
+
+class StartupError(KeepstepError):
+    """The server cannot start as asked; the message says what to do in plain words (exit code 1)."""
+
+
+class ClientError(KeepstepError):
+    """The device library cannot do what it was asked to; the message says why, and what to do, in plain words."""
+
+
+class StoreError(ClientError):
+    """A device's file cannot be used: the disk is full, the file is damaged, or another process holds it."""
+
+
+class VerificationError(KeepstepError):
+    """A device found that the log, a head or an event does not verify: the server or an author lies.
+
+    Attributes:
+        stream: the stream in which it was found.
+        seq: the position, where known.
+        evidence: the heads, with the server's signatures, that prove it to others; empty where nothing proves it.
+    """
+
+    def __init__(
+        self, reason: str, *, stream: str, seq: int | None = None, evidence: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        where = f"{stream}#{seq}" if seq is not None else stream
+        super().__init__(f"{where}: {reason}")
+        self.reason = reason
+        self.stream = stream
+        self.seq = seq
+        self.evidence = evidence

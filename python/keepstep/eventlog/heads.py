@@ -1,0 +1,92 @@
+"""The heads this node remembers, so that a batch needs no read before its compare and set."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from keepstep._keepstep import StreamHead
+    from keepstep.eventlog.store import StreamKey
+
+LANE_BATCHES: Final = 16
+"""Batches for which a stream that another node wrote keeps to the locking lane: who writes once writes again."""
+LANE_STREAMS_MAX: Final = 4096
+"""Streams in the lane at a time; the one that came first leaves it."""
+
+
+class HeadCache:
+    """Heads of the streams used last, and which streams other nodes are writing too. For use in any thread.
+
+    A remembered head may be stale: it is only ever an offer to the store's compare and set, or confirmed by a read.
+
+    Args:
+        streams_max: how many heads; the one used longest ago goes first.
+    """
+
+    def __init__(self, *, streams_max: int) -> None:
+        self._streams_max = streams_max
+        self._heads: OrderedDict[StreamKey, StreamHead] = OrderedDict()
+        self._lane: OrderedDict[StreamKey, int] = OrderedDict()
+        self._generation = 0
+        self._lock = Lock()
+
+    def get(self, keys: Iterable[StreamKey], *, generation: int) -> dict[StreamKey, StreamHead]:
+        """The heads remembered of ``keys``; none from before the store's ``generation``."""
+        found = {}
+        with self._lock:
+            self._turn(generation)
+            for key in keys:
+                head = self._heads.get(key)
+                if head is not None:
+                    self._heads.move_to_end(key)
+                    found[key] = head
+        return found
+
+    def put(self, heads: Iterable[StreamHead], *, generation: int) -> None:
+        """Remember committed heads; not those of a generation that is over."""
+        with self._lock:
+            if generation < self._generation:
+                return
+            self._turn(generation)
+            for head in heads:
+                key = (head.user_pk, head.name)
+                self._heads[key] = head
+                self._heads.move_to_end(key)
+            while len(self._heads) > self._streams_max:
+                self._heads.popitem(last=False)
+
+    def drop(self, keys: Iterable[StreamKey]) -> None:
+        """Forget heads that are in doubt."""
+        with self._lock:
+            for key in keys:
+                self._heads.pop(key, None)
+
+    def contend(self, keys: Iterable[StreamKey]) -> None:
+        """Another node wrote these streams: forget their heads, and keep them in the lane for a while."""
+        with self._lock:
+            for key in keys:
+                self._heads.pop(key, None)
+                self._lane[key] = LANE_BATCHES
+                self._lane.move_to_end(key)
+            while len(self._lane) > LANE_STREAMS_MAX:
+                self._lane.popitem(last=False)
+
+    def takes_the_lane(self, keys: Collection[StreamKey]) -> bool:
+        """Whether a batch of these streams goes to the locking lane; counts as one of their batches in it."""
+        with self._lock:
+            if not self._lane:
+                return False
+            contended = [key for key in keys if key in self._lane]
+            for key in contended:
+                self._lane[key] -= 1
+                if self._lane[key] == 0:
+                    del self._lane[key]
+        return bool(contended)
+
+    def _turn(self, generation: int) -> None:
+        if generation != self._generation:
+            self._heads.clear()
+            self._generation = generation

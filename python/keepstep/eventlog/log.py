@@ -1,0 +1,208 @@
+"""``interfaces.EventLog`` over any store: the Trio side of appending, and reading by position."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from keepstep import _keepstep
+from keepstep.errors import ProtocolError
+from keepstep.eventlog.append import Appending
+from keepstep.eventlog.genesis import create_account
+from keepstep.eventlog.heads import HeadCache
+from keepstep.interfaces import Appended, Page, StreamInfo
+from keepstep.model import KEY_BYTES, Position
+from keepstep.protocol.chain import chain_0
+from keepstep.tail import Tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from keepstep._keepstep import Run, Submission
+    from keepstep.eventlog.store import Backend, Reader, Store, StreamKey, StreamRow
+    from keepstep.interfaces import AccountChange, Genesis
+    from keepstep.model import DevicePk, UserPk
+    from keepstep.protocol.messages import Result
+
+REMEMBERED_HEADS_MAX: Final = 100_000
+"""Heads this node remembers, about 1 KiB each with their authors."""
+STREAMS_PER_USER_MAX: Final = 10_000
+TAIL_BYTES_MAX: Final = 64 * 1024 * 1024
+TAIL_STREAM_BYTES_MAX: Final = 4 * 1024 * 1024
+"""What the settings of the same names have by default."""
+
+
+class StoredLog:
+    """The append-only log per stream.
+
+    Args:
+        backend: where it is kept.
+        streams_per_user_max: streams a user may have, ``$devices`` and ``$keys`` among them.
+        tail_bytes_max: memory for the newest events of all streams, bytes.
+        tail_stream_bytes_max: the share of one stream, bytes.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        streams_per_user_max: int = STREAMS_PER_USER_MAX,
+        tail_bytes_max: int = TAIL_BYTES_MAX,
+        tail_stream_bytes_max: int = TAIL_STREAM_BYTES_MAX,
+    ) -> None:
+        self._backend = backend
+        self._streams_per_user_max = streams_per_user_max
+        self._heads = HeadCache(streams_max=REMEMBERED_HEADS_MAX)
+        self._generation = backend.generation()
+        self._listeners: list[Callable[[Sequence[Run]], None]] = []
+        self.tail = Tail(bytes_max=tail_bytes_max, stream_bytes_max=tail_stream_bytes_max)
+
+    def subscribe_commits(self, listener: Callable[[Sequence[Run]], None]) -> None:
+        """Call ``listener`` in the Trio thread after each commit with what it added; it must not block or raise."""
+        self._listeners.append(listener)
+
+    async def create_account(self, genesis: Genesis, *, now_ms: int) -> Result:
+        """Create user, first device, ``$devices``, ``$keys`` and append the genesis event, in one transaction.
+
+        A cancellation waits for the outcome.
+
+        Raises:
+            Unavailable: the outcome is not that it was stored, or it is unknown even after looking.
+        """
+        result, runs = await self._backend.write(lambda store: create_account(store, genesis, now_ms=now_ms))
+        self._announce(runs)
+        return result
+
+    async def append(
+        self, batch: Sequence[Submission], *, now_ms: int, account_change: AccountChange | None = None
+    ) -> Appended:
+        """Verify, order and store a batch durably: when it returns, every accepted event has been fsynced.
+
+        Called for one user by one task at a time. A cancellation waits for the outcome.
+
+        Raises:
+            Unavailable: nothing of the batch was stored; or, ``OutcomeUnknown``, nothing can be learned of it now, and
+                the same events sent again are stored or answered as duplicates, whichever is right.
+        """
+
+        def work(store: Store) -> Appending:
+            return Appending(
+                store=store,
+                heads=self._heads,
+                streams_per_user_max=self._streams_per_user_max,
+                batch=batch,
+                now_ms=now_ms,
+                change=account_change,
+            )
+
+        outcome = await self._backend.write(lambda store: work(store).run())
+        self._announce(outcome.runs)
+        return Appended(outcome.results, outcome.suspects)
+
+    async def read(
+        self, user_pk: UserPk, stream: str, *, after: int, events_max: int, bytes_max: int, now_ms: int
+    ) -> Page:
+        """Events after a position, from the in-memory tail when that reaches, from the database when not.
+
+        Cancel-safe. A page from the tail comes without a checkpoint: sending it has one.
+
+        Raises:
+            ProtocolError: ``unknown_stream``; ``unknown_position`` where ``after`` is above the head; ``internal``
+                where the log has a hole, which nothing may step over.
+            Unavailable: the database is needed and away.
+        """
+        key = (int(user_pk), stream)
+        self._check_generation()
+        page = self.tail.page(key, after, events_max=events_max, bytes_max=bytes_max, now_ms=now_ms)
+        if page is not None:
+            return page
+
+        def work(reader: Reader) -> Page:
+            row = _known(reader, user_pk, stream, up_to=after)
+            if after == row.head_seq:
+                return Page(after, b"", 0, after, row.head_chain, after)
+            rows, chain = reader.page(row, after=after, events_max=events_max, bytes_max=bytes_max, now_ms=now_ms)
+            last_seq = after + len(rows)
+            if not rows or (rows[0][0], rows[-1][0]) != (after + 1, last_seq):
+                raise ProtocolError("internal", "the log has a hole")
+            return Page(after, _keepstep.encode_rows(rows), len(rows), last_seq, chain, max(row.head_seq, last_seq))
+
+        page = await self._backend.read(work)
+        self._check_generation()
+        if self.tail.last_seq(key) > page.head_seq:
+            # The snapshot is older than what this node has committed since: not an answer to "caught up".
+            page = replace(page, head_seq=self.tail.last_seq(key))
+        return page
+
+    async def chain_at(self, user_pk: UserPk, stream: str, seq: int) -> bytes:
+        """The chain at ``seq`` (chain_0 at 0). Cancel-safe; raises as ``read``."""
+
+        def work(reader: Reader) -> bytes:
+            row = _known(reader, user_pk, stream, up_to=seq)
+            if seq == 0:
+                return chain_0(_keepstep, row.user_key, stream)
+            chain = row.head_chain if seq == row.head_seq else reader.chain(row, seq)
+            if chain is None:
+                raise ProtocolError("internal", "the log has a hole")
+            return chain
+
+        return await self._backend.read(work)
+
+    async def author(self, user_pk: UserPk, stream: str, device_pk: DevicePk) -> tuple[int, bytes]:
+        """(last_n, last_hash) of a device in a stream; (0, 32 zero bytes) where it never wrote.
+
+        Cancel-safe; raises as ``read``.
+        """
+
+        def work(reader: Reader) -> tuple[int, bytes]:
+            return reader.author(_known(reader, user_pk, stream), device_pk) or (0, bytes(KEY_BYTES))
+
+        return await self._backend.read(work)
+
+    async def stream(self, user_pk: UserPk, name: str) -> StreamInfo:
+        """Head of one stream. Cancel-safe; raises as ``read``."""
+        row = await self._backend.read(lambda reader: _known(reader, user_pk, name))
+        self._drop_overtaken([row])
+        return _info(row)
+
+    async def streams(self, user_pk: UserPk) -> list[StreamInfo]:
+        """All streams of a user: ``$devices``, ``$keys``, then by name. Cancel-safe; raises as ``read``."""
+        rows = await self._backend.read(lambda reader: reader.streams(user_pk))
+        self._drop_overtaken(rows)
+        return [_info(row) for row in rows]
+
+    def _drop_overtaken(self, rows: Sequence[StreamRow]) -> None:
+        """Forget the tails that another node has gone beyond: they would answer that there is nothing new."""
+        for row in rows:
+            if row.head_seq > self.tail.last_seq((int(row.user_pk), row.name)):
+                self.tail.drop((int(row.user_pk), row.name))
+
+    def _announce(self, runs: list[tuple[StreamKey, Run]]) -> None:
+        """Take what was committed into the tail and tell the listeners."""
+        self._check_generation()
+        for key, run in runs:
+            self.tail.append(key, run)
+        if runs:
+            added = [run for _, run in runs]
+            for listener in self._listeners:
+                listener(added)
+
+    def _check_generation(self) -> None:
+        """Forget what was remembered of a database that is not the one it was."""
+        if self._backend.generation() != self._generation:
+            self._generation = self._backend.generation()
+            self.tail.clear()
+
+
+def _known(reader: Reader, user_pk: UserPk, name: str, *, up_to: int = 0) -> StreamRow:
+    """The stream. Raises ``unknown_stream``, or ``unknown_position`` where it does not reach ``up_to``."""
+    row = reader.stream(user_pk, name)
+    if row is None:
+        raise ProtocolError("unknown_stream")
+    if up_to > row.head_seq:
+        raise ProtocolError("unknown_position")
+    return row
+
+
+def _info(row: StreamRow) -> StreamInfo:
+    return StreamInfo(row.user_pk, row.stream_pk, row.name, Position(row.head_seq, row.head_chain))

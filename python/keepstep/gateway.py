@@ -1,0 +1,401 @@
+"""Device connections from the upgraded socket to the end of the session (protocol.md sections 2 and 4).
+
+One nursery per connection. A stranger gets one deadline up to ``active`` and costs little until then; a device that
+connects again replaces its earlier session; draining lets what is under way finish.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from keepstep import _keepstep
+from keepstep.errors import ProtocolError, Unavailable
+from keepstep.interfaces import ConnectionClosed
+from keepstep.model import DEVICES_STREAM, SESSION_ID_BYTES
+from keepstep.protocol.handshake import ServerHandshake
+from keepstep.protocol.messages import MESSAGE_BYTES_MAX, PUBLISH_BYTES_MAX, Ready, Subscribe
+from keepstep.session import Session, SessionLimits
+from keepstep.subscriber import Subscriber, SubscriberLimits
+from keepstep.telemetry import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keepstep.heads import HeadSigner
+    from keepstep.identity import Identity
+    from keepstep.interfaces import Accounts, Clock, Connection, EventLog, Randomness, StreamInfo
+    from keepstep.model import DevicePk, Principal, UserPk
+    from keepstep.protocol.messages import ClientAuthCore, SignedHead
+    from keepstep.protocol.session import ServerSession
+    from keepstep.publish import Publisher
+    from keepstep.relay import Relay
+    from keepstep.telemetry import Log, Metrics
+
+SUITES: Final = (1, 2)
+"""Record suites in order of preference; AES-256-GCM first, which processors have instructions for."""
+HANDSHAKES_AT_ONCE: Final = 16
+"""Proofs that are checked and looked up at the same time, so that a rush of them never delays active sessions."""
+TIMEOUT_CHECKS: Final = 8
+"""Looks at the sessions' timeouts within the shortest of them: each ends at most an eighth of that too late."""
+CLEANUP_TIMEOUT_S: Final = 5.0
+"""How long recording the end of a session may take."""
+RECONNECT_AFTER_MS_MIN: Final = 500
+RECONNECT_AFTER_MS_MAX: Final = 5_000
+"""Draining spreads the devices' return over this span."""
+REPLACED_MAX: Final = 5
+REPLACED_WINDOW_S: Final = 600.0
+"""protocol.md section 2: a device that replaces itself "more than five" times "in ten minutes is `cloned`"."""
+REPLACED_DEVICES_MAX: Final = 10_000
+"""Devices whose replacements are remembered; beyond it the oldest are forgotten."""
+NORMAL_CLOSE: Final = 1000
+"""WebSocket's own code for a device that said bye."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLimits:
+    """What connections may cost.
+
+    Attributes:
+        handshake_timeout_s: from the accepted socket to ``active``.
+        session: of each session.
+        subscriber: of each session's positions.
+    """
+
+    handshake_timeout_s: float
+    session: SessionLimits
+    subscriber: SubscriberLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the gateway needs of the rest of the server; ``clock`` is the one ``received_at`` follows."""
+
+    log: EventLog
+    accounts: Accounts
+    identity: Identity
+    publisher: Publisher
+    relay: Relay
+    signer: HeadSigner
+    clock: Clock
+    randomness: Randomness
+    metrics: Metrics
+    logger: Log
+    probe: Callable[[str], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Record:
+    """What is known of a connection so far, for its log line and for recording its end."""
+
+    principal: Principal | None = None
+    session_id: bytes | None = None
+    session_no: int = 0
+    session: Session | None = None
+    reason: str = "stopped"
+
+
+class Gateway:
+    """Every device connection of this process.
+
+    Args:
+        server_secret: the seed of the server's identity key, 32 bytes.
+        services: see ``Services``.
+        limits: see ``GatewayLimits``.
+    """
+
+    def __init__(self, server_secret: bytes, services: Services, limits: GatewayLimits) -> None:
+        self._server_secret = server_secret
+        self._services = services
+        self._limits = limits
+        self._by_device: dict[tuple[UserPk, DevicePk], Session] = {}
+        self._sessions: set[Session] = set()
+        self._connections = 0
+        self._left = trio.Event()
+        self._replaced: OrderedDict[tuple[UserPk, DevicePk], deque[float]] = OrderedDict()
+        self._strangers: set[trio.CancelScope] = set()
+        self._handshakes = trio.CapacityLimiter(HANDSHAKES_AT_ONCE)
+        self._draining = False
+
+    def is_draining(self) -> bool:
+        """Whether the server is going down."""
+        return self._draining
+
+    @property
+    def sessions(self) -> int:
+        """Active sessions."""
+        return len(self._sessions)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after the sessions' timeouts, until cancelled."""
+        session = self._limits.session
+        interval_s = min(session.idle_timeout_s, session.send_timeout_s) / TIMEOUT_CHECKS
+        task_status.started()
+        while True:
+            await trio.sleep(interval_s)
+            for each in tuple(self._sessions):
+                each.check_timeouts()
+
+    async def handle(self, connection: Connection) -> None:
+        """Serve one upgraded connection to its end and close it. Never raises but on cancellation."""
+        self._connections += 1
+        try:
+            await self._handle(connection)
+        finally:
+            self._connections -= 1
+            self._left.set()
+
+    async def _handle(self, connection: Connection) -> None:
+        record = _Record()
+        logger = self._services.logger.bind(address=connection.address)
+        try:
+            reason = await self._serve(connection, record)
+        except Exception as error:  # a fault of ours ends this connection, not the server
+            self._services.metrics.faults.inc()
+            logger.error("connection_fault", **describe(error))
+            reason = ProtocolError("internal")
+        finally:
+            with trio.move_on_after(CLEANUP_TIMEOUT_S, shield=True):
+                await self._record_end(record)
+        if reason is None:
+            await connection.close(NORMAL_CLOSE, "")
+        else:
+            await connection.close(reason.row.close_code, reason.code)
+
+    async def _serve(self, connection: Connection, record: _Record) -> ProtocolError | None:
+        """Handshake and session; why it ended, ``None`` where the device left."""
+        metrics = self._services.metrics
+        try:
+            session, core = await self._admit(connection, record)
+        except ProtocolError as error:
+            record.reason = error.code
+            metrics.handshakes.labels(error.code).inc()
+            self._services.logger.info("handshake_refused", address=connection.address, code=error.code)
+            return error
+        except ConnectionClosed:
+            metrics.handshakes.labels("lost").inc()
+            return None
+        metrics.handshakes.labels("ready").inc()
+        metrics.handshake_seconds.observe(trio.current_time() - connection.accepted_at_s)
+        return await self._run(session, core, record)
+
+    # -- handshake --------------------------------------------------------------------------------------------------
+
+    async def _admit(self, connection: Connection, record: _Record) -> tuple[Session, ClientAuthCore]:
+        """The handshake up to ``active``, under one deadline; the session is in its device's place."""
+        with trio.CancelScope(deadline=connection.accepted_at_s + self._limits.handshake_timeout_s) as scope:
+            self._strangers.add(scope)
+            try:
+                if self._draining:
+                    raise ProtocolError("draining")
+                return await self._shake_hands(connection, record)
+            finally:
+                self._strangers.discard(scope)
+        raise ProtocolError("draining" if self._draining else "timeout")
+
+    async def _shake_hands(self, connection: Connection, record: _Record) -> tuple[Session, ClientAuthCore]:
+        services = self._services
+        handshake = ServerHandshake(
+            _keepstep,
+            server_secret=self._server_secret,
+            ephemeral_secret=services.randomness.bytes(32),
+            nonce=services.randomness.bytes(32),
+            server_time_ms=services.clock.now_ms(),
+            epoch=services.signer.epoch,
+            suites=SUITES,
+        )
+        await connection.send([handshake.receive_hello(await connection.receive())])
+        data = await connection.receive()
+        async with self._handshakes:
+            core = handshake.receive_auth(data)
+            principal = await services.identity.authenticate(core)
+            devices = await services.log.stream(principal.user_pk, DEVICES_STREAM)
+            session_id = services.randomness.bytes(SESSION_ID_BYTES)
+            record.principal = principal
+            record.session_no = await services.accounts.open_session(
+                principal, session_id, now_ms=services.clock.now_ms()
+            )
+            record.session_id = session_id
+        heads = [] if core.resume == "none" else [self._sign(principal, devices)]
+        ready = Ready(session_id, record.session_no, self._told_limits(), [], heads)
+        sealed, protocol = handshake.ready(ready, now_s=services.clock.monotonic_s())
+        record.session = session = self._session(connection, protocol, record, principal, devices)
+        connection.authenticated()
+        await connection.send([sealed])
+        return session, core
+
+    def _sign(self, principal: Principal, devices: StreamInfo) -> SignedHead:
+        head = devices.head
+        return self._services.signer.sign(principal.user_key, DEVICES_STREAM, seq=head.seq, chain=head.chain)
+
+    def _told_limits(self) -> dict[str, int]:
+        """``Ready.limits``."""
+        session = self._limits.session
+        return {
+            "message_bytes": MESSAGE_BYTES_MAX,
+            "publish_events": session.publish_events_max,
+            "publish_bytes": PUBLISH_BYTES_MAX,
+            "inflight_publishes": session.inflight_publishes_max,
+            "unacked_bytes": self._limits.subscriber.unacked_bytes_max,
+            "payload_bytes": session.payload_bytes_max,
+        }
+
+    def _session(
+        self,
+        connection: Connection,
+        protocol: ServerSession,
+        record: _Record,
+        principal: Principal,
+        devices: StreamInfo,
+    ) -> Session:
+        """A session in its device's place, which an earlier one leaves."""
+        services = self._services
+        self._take_place(principal, record.session_no)
+
+        def follow(wake: Callable[[], None]) -> Subscriber:
+            return Subscriber(
+                services.log,
+                services.accounts,
+                services.signer,
+                services.clock,
+                principal=principal,
+                limits=self._limits.subscriber,
+                wake=wake,
+                count=services.metrics.relayed_events.inc,
+            )
+
+        session = Session(
+            connection,
+            protocol,
+            principal=principal,
+            session_no=record.session_no,
+            follow=follow,
+            log=services.log,
+            publisher=services.publisher,
+            clock=services.clock,
+            limits=self._limits.session,
+            metrics=services.metrics,
+            probe=services.probe,
+        )
+        self._sessions.add(session)
+        self._by_device[principal.user_pk, principal.device_pk] = session
+        services.relay.add(session.subscriber, devices_pk=devices.stream_pk, devices_changed=session.devices_changed)
+        return session
+
+    def _take_place(self, principal: Principal, session_no: int) -> None:
+        """End the device's earlier session.
+
+        Raises:
+            ProtocolError: ``replaced``: a later one is there already; ``cloned``: too many took each other's place.
+        """
+        device = principal.user_pk, principal.device_pk
+        earlier = self._by_device.get(device)
+        if earlier is None:
+            return
+        if earlier.session_no > session_no:
+            raise ProtocolError("replaced")
+        times = self._replaced.setdefault(device, deque())
+        self._replaced.move_to_end(device)
+        if len(self._replaced) > REPLACED_DEVICES_MAX:
+            self._replaced.popitem(last=False)
+        now_s = self._services.clock.monotonic_s()
+        while times and times[0] <= now_s - REPLACED_WINDOW_S:
+            times.popleft()
+        if len(times) >= REPLACED_MAX:
+            raise ProtocolError("cloned")
+        times.append(now_s)
+        earlier.end(ProtocolError("replaced"))
+
+    # -- session ----------------------------------------------------------------------------------------------------
+
+    async def _run(self, session: Session, core: ClientAuthCore, record: _Record) -> ProtocolError | None:
+        principal = session.principal
+        logger = self._services.logger.bind(user_pk=principal.user_pk, device_pk=principal.device_pk)
+        logger.info("session_open", session_no=session.session_no)
+        try:
+            if core.resume == "all":
+                session.subscriber.subscribe(Subscribe("all"))
+            elif core.resume != "none":
+                session.subscriber.subscribe(Subscribe({DEVICES_STREAM: core.resume[0]}))
+            if self._draining:
+                session.drain(self._reconnect_after_ms())
+            await session.run()
+            end = session.end_reason
+            record.reason = end.code if end is not None else "bye" if session.said_bye else "lost"
+            return end
+        except Exception:
+            record.reason = "fault"
+            raise
+        finally:
+            self._services.metrics.session_ends.labels(record.reason).inc()
+            logger.info("session_closed", session_no=session.session_no, code=record.reason)
+
+    async def _record_end(self, record: _Record) -> None:
+        """Let a session's place go, and record its end; without the database the record stays open.
+
+        The caller shields it and bounds its time.
+        """
+        session = record.session
+        if session is not None:
+            device = session.principal.user_pk, session.principal.device_pk
+            if self._by_device.get(device) is session:
+                del self._by_device[device]
+            self._sessions.discard(session)
+            self._services.relay.remove(session.subscriber)
+        if record.session_id is None:
+            return
+        try:
+            if session is not None:
+                await self._save_acks(session)
+            await self._services.accounts.close_session(
+                record.session_id, now_ms=self._services.clock.now_ms(), reason=record.reason
+            )
+        except Unavailable:
+            self._services.logger.warning("session_end_not_recorded", session_no=record.session_no)
+
+    async def save_acks(self) -> None:
+        """Record the acknowledged positions of every session. Raises Unavailable."""
+        for session in tuple(self._sessions):
+            await self._save_acks(session)
+
+    async def _save_acks(self, session: Session) -> None:
+        acks = session.subscriber.unsaved_acks
+        if acks:
+            await self._services.accounts.save_acks(session.principal, acks)
+            session.subscriber.acks_saved(acks)
+
+    # -- going down -------------------------------------------------------------------------------------------------
+
+    def _reconnect_after_ms(self) -> int:
+        span = RECONNECT_AFTER_MS_MAX - RECONNECT_AFTER_MS_MIN
+        return RECONNECT_AFTER_MS_MIN + int.from_bytes(self._services.randomness.bytes(4), "big") % span
+
+    async def drain(self) -> None:
+        """Send strangers away, let sessions finish what is under way, return when every connection is closed.
+
+        The caller bounds the time, and has stopped accepting.
+        """
+        self._draining = True
+        self._services.metrics.draining.set(1)
+        for scope in tuple(self._strangers):
+            scope.cancel()
+        for session in tuple(self._sessions):
+            session.drain(self._reconnect_after_ms())
+        await self._wait_until_left()
+
+    async def dismiss(self) -> None:
+        """End the sessions that have not drained, with what is answered by now; return when every connection is closed.
+
+        The caller bounds the time.
+        """
+        for session in tuple(self._sessions):
+            session.end(ProtocolError("draining"))
+        await self._wait_until_left()
+
+    async def _wait_until_left(self) -> None:
+        while self._connections:
+            self._left = trio.Event()
+            await self._left.wait()

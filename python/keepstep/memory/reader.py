@@ -1,0 +1,83 @@
+"""``eventlog.store.Reader`` over a ``MemoryDatabase``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keepstep.eventlog.store import ROW_BYTES_MAX, StreamRow
+from keepstep.model import RetentionClass, StreamPk, UserPk
+
+if TYPE_CHECKING:
+    from keepstep._keepstep import StreamHead
+    from keepstep.memory.database import MemoryDatabase, UserRow
+    from keepstep.model import DevicePk
+
+
+class MemoryReader:
+    """The reading side.
+
+    Args:
+        database: the tables.
+    """
+
+    def __init__(self, database: MemoryDatabase) -> None:
+        self._database = database
+
+    def stream(self, user_pk: UserPk, name: str) -> StreamRow | None:
+        """As ``Reader.stream``."""
+        user = self._database.users.get(user_pk)
+        head = user.head(name) if user is not None else None
+        return _row(user, head) if user is not None and head is not None else None
+
+    def streams(self, user_pk: UserPk) -> list[StreamRow]:
+        """As ``Reader.streams``."""
+        user = self._database.users.get(user_pk)
+        if user is None:
+            return []
+        return [_row(user, head) for head in sorted(user.heads.values(), key=_order)]
+
+    def page(
+        self, stream: StreamRow, *, after: int, events_max: int, bytes_max: int, now_ms: int
+    ) -> tuple[list[tuple[int, bytes, int, bytes, bytes, bytes | None]], bytes]:
+        """As ``Reader.page``."""
+        devices = self._database.users[stream.user_pk].devices
+        rows: list[tuple[int, bytes, int, bytes, bytes, bytes | None]] = []
+        size_bytes, chain = 0, b""
+        for row in self._database.events[stream.user_pk, stream.stream_pk][after : after + events_max]:
+            expired = row.expires_at_ms is not None and row.expires_at_ms <= now_ms
+            payload = None if expired else row.payload
+            size_bytes += ROW_BYTES_MAX + len(row.header) + len(payload or b"")
+            if rows and size_bytes > bytes_max:
+                break
+            device_id = devices[row.device_pk].entry.device_id
+            rows.append((row.seq, device_id, row.received_at_ms, row.header, row.sig, payload))
+            chain = row.chain
+        return rows, chain
+
+    def chain(self, stream: StreamRow, seq: int) -> bytes | None:
+        """As ``Reader.chain``."""
+        events = self._database.events[stream.user_pk, stream.stream_pk]
+        return events[seq - 1].chain if 1 <= seq <= len(events) else None
+
+    def author(self, stream: StreamRow, device_pk: DevicePk) -> tuple[int, bytes] | None:
+        """As ``Reader.author``."""
+        known = self._database.users[stream.user_pk].heads[stream.stream_pk].author(device_pk)
+        return (known[0], known[2]) if known is not None else None
+
+
+def _row(user: UserRow, head: StreamHead) -> StreamRow:
+    return StreamRow(
+        UserPk(head.user_pk),
+        user.user_key,
+        StreamPk(head.stream_pk),
+        head.name,
+        RetentionClass(head.retention_class),
+        head.seq,
+        head.chain,
+    )
+
+
+def _order(head: StreamHead) -> tuple[bool, int, str]:
+    """``$devices``, ``$keys``, then by name."""
+    reserved = head.name.startswith("$")
+    return (not reserved, head.stream_pk if reserved else 0, head.name)

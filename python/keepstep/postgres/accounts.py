@@ -1,0 +1,115 @@
+"""``interfaces.Accounts`` over PostgreSQL: users, devices, sessions, ack positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from keepstep.model import Capability, DeviceEntry, DevicePk, Principal, UserPk
+from keepstep.postgres.arrays import bigints, byteas, texts
+from keepstep.postgres.queries import query
+
+if TYPE_CHECKING:
+    from keepstep.postgres.pool import Connection, Database
+
+T = TypeVar("T")
+
+REASON_CHARACTERS_MAX: Final = 64
+"""Longest reason that is recorded for the end of a session; the rest is cut off."""
+
+
+class PostgresAccounts:
+    """Users, devices and sessions. All methods raise Unavailable while the database is away.
+
+    Args:
+        database: where they are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # A session is closed by whoever opened it: its key is remembered here, so that no index on ids is needed.
+        self._open: dict[bytes, tuple[UserPk, DevicePk, int]] = {}
+
+    async def principal(self, user_key: bytes, device_id: bytes) -> Principal | None:
+        """The live device, or ``None`` for an unknown user or device. Cancel-safe."""
+        rows = await self._rows("find_principal", user_id=user_key, device_id=device_id)
+        if not rows:
+            return None
+        user_pk, device_pk, device_key, capabilities, expires_at_ms = rows[0]
+        return Principal(
+            UserPk(user_pk),
+            user_key,
+            DevicePk(device_pk),
+            device_id,
+            device_key,
+            Capability(capabilities),
+            expires_at_ms,
+        )
+
+    async def devices(self, user_pk: UserPk) -> list[tuple[DevicePk, DeviceEntry]]:
+        """All devices of a user, in order of enrolment. Cancel-safe."""
+        rows = await self._rows("read_devices", user_pk=int(user_pk))
+        return [
+            (
+                DevicePk(device_pk),
+                DeviceEntry(device_id, device_key, box_key, Capability(capabilities), issued_at, expires_at, label),
+            )
+            for device_pk, device_id, device_key, box_key, capabilities, issued_at, expires_at, label in rows
+        ]
+
+    async def open_session(self, principal: Principal, session_id: bytes, *, now_ms: int) -> int:
+        """Record a session; returns the device's next ``session_no``, which fences its older sessions.
+
+        A cancellation waits for the record. Where the answer is lost a number may be left out; none is given twice.
+        """
+        rows = await self._rows(
+            "open_session",
+            user_pk=int(principal.user_pk),
+            device_pk=int(principal.device_pk),
+            session_id=session_id,
+            now_ms=now_ms,
+        )
+        session_no = int(rows[0][0])
+        self._open[session_id] = (principal.user_pk, principal.device_pk, session_no)
+        return session_no
+
+    async def close_session(self, session_id: bytes, *, now_ms: int, reason: str) -> None:
+        """Record the end of a session that was opened here; of another one nothing is recorded.
+
+        A cancellation waits for the record.
+        """
+        key = self._open.pop(session_id, None)
+        if key is None:
+            return
+        user_pk, device_pk, session_no = key
+        arguments = {
+            "user_pk": int(user_pk),
+            "device_pk": int(device_pk),
+            "session_no": session_no,
+            "now_ms": now_ms,
+            "reason": reason[:REASON_CHARACTERS_MAX],
+        }
+        await self._ask(lambda connection: connection.execute(query("close_session"), arguments))
+
+    async def save_acks(self, principal: Principal, positions: dict[str, tuple[int, bytes]]) -> None:
+        """Move ack positions up, never down; streams that are not there are left out. Cancel-safe."""
+        arguments = {
+            "user_pk": int(principal.user_pk),
+            "device_pk": int(principal.device_pk),
+            "names": texts(list(positions)),
+            "seqs": bigints([seq for seq, _ in positions.values()]),
+            "chains": byteas([chain16 for _, chain16 in positions.values()]),
+        }
+        await self._ask(lambda connection: connection.execute(query("save_acks"), arguments))
+
+    async def acks(self, principal: Principal) -> dict[str, int]:
+        """The device's ack positions by stream name. Cancel-safe."""
+        return dict(await self._rows("read_acks", user_pk=int(principal.user_pk), device_pk=int(principal.device_pk)))
+
+    async def _rows(self, statement: str, /, **arguments: object) -> list[Any]:
+        return await self._ask(
+            lambda connection: list[Any](connection.execute(query(statement), arguments, binary=True).fetchall())
+        )
+
+    async def _ask(self, ask: Callable[[Connection], T]) -> T:
+        return await self._database.accounts.run(lambda lease: lease.ask(ask))

@@ -1,0 +1,117 @@
+"""Opening the database of the settings: started where it is ours, migrated, checked, with its pools."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import psycopg
+import trio
+
+from keepstep.errors import StartupError
+from keepstep.postgres import embedded, migrate
+from keepstep.postgres.accounts import PostgresAccounts
+from keepstep.postgres.breaker import BreakerState
+from keepstep.postgres.durability import Durability, check_durability
+from keepstep.postgres.log import PostgresLog
+from keepstep.postgres.maintenance import PostgresMaintenance
+from keepstep.postgres.pool import Database, Limits
+
+if TYPE_CHECKING:
+    from keepstep.config import Settings
+    from keepstep.interfaces import Clock, Threads
+
+_VERSION_UNIT: Final = 10_000
+"""PostgreSQL tells its version as major * 10000 + minor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open database.
+
+    Attributes:
+        log: the event log in it.
+        accounts: users, devices and sessions in it.
+        maintenance: its housekeeping.
+        database: for what its breaker says.
+        durability: what it promises.
+        place: which one it is, in words, without credentials.
+    """
+
+    log: PostgresLog
+    accounts: PostgresAccounts
+    maintenance: PostgresMaintenance
+    database: Database
+    durability: Durability
+    place: str
+
+    def is_away(self) -> bool:
+        """Whether calls fail at once because the database did not answer."""
+        return self.database.breaker.state is not BreakerState.CLOSED
+
+    def tail_bytes(self) -> int:
+        """What the newest events take up in memory, bytes."""
+        return self.log.tail.size_bytes
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings, *, clock: Clock, threads: Threads, probe: Callable[[str], None]
+) -> AsyncIterator[Opened]:
+    """The database for as long as the block runs.
+
+    Raises:
+        StartupError: it cannot be used; the message says why. In an exception group where the database is our own.
+    """
+    limiter = trio.CapacityLimiter(1)
+    async with AsyncExitStack() as stack:
+        if settings.database_url is None:
+            url = await stack.enter_async_context(embedded.running(settings))
+        else:
+            url = settings.database_url.get_secret_value()
+        await threads.run(lambda: migrate.up(url), limiter=limiter)
+        durability = await threads.run(lambda: _check(url, settings), limiter=limiter)
+        limits = Limits(
+            pipelines=settings.pipelines,
+            read_connections=settings.read_connections,
+            statement_timeout_ms=settings.statement_timeout_ms,
+            lock_timeout_ms=settings.lock_timeout_ms,
+            connect_timeout_s=settings.database_connect_timeout_s,
+        )
+        database = Database(url, threads=threads, clock=clock, limits=limits)
+        stack.callback(database.close)
+        log = PostgresLog(
+            database,
+            streams_per_user_max=settings.streams_per_user_max,
+            tail_bytes_max=settings.tail_bytes_max,
+            tail_stream_bytes_max=settings.tail_stream_bytes_max,
+            probe=probe,
+        )
+        yield Opened(
+            log,
+            PostgresAccounts(database),
+            PostgresMaintenance(database),
+            database,
+            durability,
+            _place(settings, url, durability),
+        )
+
+
+def _check(url: str, settings: Settings) -> Durability:
+    try:
+        with psycopg.connect(url, connect_timeout=settings.database_connect_timeout_s) as connection:
+            return check_durability(connection, unsafe=settings.unsafe)
+    except psycopg.Error as error:
+        raise StartupError(f"the database cannot be used: {type(error).__name__}") from error
+
+
+def _place(settings: Settings, url: str, durability: Durability) -> str:
+    major, minor = divmod(durability.version, _VERSION_UNIT)
+    version = f"PostgreSQL {major}.{minor}"
+    if settings.database_url is None:
+        return f"{version}, its own in {settings.data_dir / 'postgres'}"
+    parts = urlsplit(url)
+    return f"{version} at {parts.hostname or 'localhost'}{f':{parts.port}' if parts.port else ''}{parts.path}"

@@ -1,0 +1,276 @@
+"""Connections to PostgreSQL, the threads that use them, and what is known of the database behind them.
+
+psycopg blocks, so every piece of work runs in a worker thread, one connection each, behind a limiter of the pool's
+size: whoever has a thread has a connection, and nobody waits for one while holding the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+import psycopg
+import trio
+from psycopg.pq import TransactionStatus
+
+from keepstep.postgres import arrays
+from keepstep.postgres.breaker import Breaker
+from keepstep.postgres.faults import away, ends_connection
+from keepstep.postgres.queries import query
+
+if TYPE_CHECKING:
+    from keepstep.interfaces import Clock, Threads
+
+T = TypeVar("T")
+Connection = psycopg.Connection[tuple[object, ...]]
+
+IDLE_IN_TRANSACTION_MS: Final = 10_000
+"""After this a transaction whose client is gone gives its rows back."""
+TCP_USER_TIMEOUT_MS: Final = 10_000
+"""After this a connection whose packets are not acknowledged is dead, on both sides."""
+
+_SETTINGS: Final = {
+    "default_transaction_isolation": "read committed",  # the compare and set of the heads relies on it
+    "jit": "off",  # no statement is worth compiling
+    "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
+    "tcp_user_timeout": str(TCP_USER_TIMEOUT_MS),
+}
+_KEYED_SETTINGS: Final = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "cpu_index_tuple_cost": "10",  # what reads a whole index costs more than any number of look-ups
+}
+"""Every statement goes through a key; statistics that are behind must not tempt the planner to anything else."""
+_ORDERED_SETTINGS: Final = {"enable_bitmapscan": "off", "default_transaction_read_only": "on"}
+"""Pages are read in the order of their key, which a bitmap scan would have to sort."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which database this is, and of which past."""
+
+    system: int
+    timeline: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a database may take, each from the setting of that name."""
+
+    pipelines: int = 2
+    read_connections: int = 4
+    statement_timeout_ms: int = 15_000
+    lock_timeout_ms: int = 2_000
+    connect_timeout_s: int = 5
+
+
+ACCOUNT_CONNECTIONS: Final = 2
+"""Connections for handshakes, acks and housekeeping: short statements that never keep the log waiting."""
+
+
+class Database:
+    """One PostgreSQL database: three pools, one breaker, one identity.
+
+    Args:
+        conninfo: a connection string or URL, as libpq takes it.
+        threads: the hop to worker threads.
+        clock: for the breaker.
+        limits: connections and timeouts.
+
+    Attributes:
+        breaker: its ``state`` is a metric.
+        append: for appending: one connection for each pipeline and one for new accounts.
+        read: for reading the log.
+        accounts: for everything else.
+    """
+
+    def __init__(self, conninfo: str, *, threads: Threads, clock: Clock, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
+        self._conninfo = conninfo
+        self._limits = limits
+        self._identity: Identity | None = None
+        self._generation = 0
+        self._identity_lock = Lock()
+        self.breaker = Breaker(clock)
+        self.append = Pool(self, threads, name="append", size=limits.pipelines + 1, settings=_KEYED_SETTINGS)
+        self.read = Pool(
+            self, threads, name="read", size=limits.read_connections, settings=_KEYED_SETTINGS | _ORDERED_SETTINGS
+        )
+        self.accounts = Pool(self, threads, name="accounts", size=ACCOUNT_CONNECTIONS, settings=_KEYED_SETTINGS)
+
+    @property
+    def generation(self) -> int:
+        """Goes up when a new connection shows another system, timeline or epoch than the one before."""
+        return self._generation
+
+    def close(self) -> None:
+        """Close the idle connections; those in use are closed when their work is done."""
+        for pool in (self.append, self.read, self.accounts):
+            pool.close()
+
+    def connect(self, name: str, settings: dict[str, str]) -> Connection:
+        """A new connection, set up and checked to lead to the database it always was. Blocks.
+
+        Raises:
+            psycopg.Error: there is none to be had.
+        """
+        connection = psycopg.connect(
+            self._conninfo,
+            autocommit=True,
+            connect_timeout=self._limits.connect_timeout_s,
+            application_name=f"keepstep {name}",
+            tcp_user_timeout=TCP_USER_TIMEOUT_MS,
+        )
+        try:
+            arrays.register(connection)
+            connection.prepare_threshold = 0
+            timeouts = {
+                "statement_timeout": str(self._limits.statement_timeout_ms),
+                "lock_timeout": str(self._limits.lock_timeout_ms),
+            }
+            values = _SETTINGS | timeouts | settings
+            connection.execute(query("apply_settings"), {"names": list(values), "values": list(values.values())})
+            row = connection.execute(query("identity"), binary=True).fetchone()
+            assert row is not None
+            self._recognise(Identity(*cast("tuple[int, str, int]", row)))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _recognise(self, identity: Identity) -> None:
+        with self._identity_lock:
+            if self._identity is not None and identity != self._identity:
+                self._generation += 1
+            self._identity = identity
+
+
+class Lease:
+    """A connection lent to one thread for one piece of work, replaced on request when it breaks.
+
+    Attributes:
+        fresh: whether the connection was opened for this work; one from the pool may have died since its last use.
+        lost: whether the database was found to be away, and not found again since.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._connection: Connection | None = pool.take()
+        self.fresh = False
+        self.lost = False
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, opened if there is none. Raises psycopg.Error."""
+        if self._connection is None:
+            self.lost = True
+            self._connection = self._pool.connect()
+            self.fresh = True
+            self.lost = False
+        return self._connection
+
+    def ask(self, ask: Callable[[Connection], T]) -> T:
+        """Ask something that may be asked twice: of a new connection where the one from the pool had died."""
+        try:
+            return ask(self.connection)
+        except psycopg.Error as error:
+            was_fresh = self.fresh
+            if not self.discard_if_lost(error) or was_fresh:
+                raise
+            return ask(self.connection)
+
+    def discard_if_lost(self, error: psycopg.Error) -> bool:
+        """Drop the connection if it did not survive an error; returns whether there is none any more."""
+        if self._connection is not None and (self._connection.closed or ends_connection(error)):
+            self._connection.close()
+            self._connection = None
+            self.lost = True
+        return self._connection is None
+
+    def give_back(self) -> None:
+        """Return the connection to the pool, unless it is in no state for it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._pool.put(connection)
+
+
+class Pool:
+    """Connections of one purpose.
+
+    Args:
+        database: whose connections.
+        threads: the hop to worker threads.
+        name: of the purpose; PostgreSQL shows it.
+        size: connections and threads.
+        settings: what their sessions are set to.
+    """
+
+    def __init__(self, database: Database, threads: Threads, *, name: str, size: int, settings: dict[str, str]) -> None:
+        self._database = database
+        self._threads = threads
+        self._name = name
+        self._settings = settings
+        self._idle: list[Connection] = []
+        self._closed = False
+        self.limiter = trio.CapacityLimiter(size)
+
+    async def run(self, work: Callable[[Lease], T]) -> T:
+        """Run ``work`` in a worker thread with a connection. A cancellation waits for its end.
+
+        Raises:
+            Unavailable: the database is away, or the breaker says so without asking.
+        """
+        breaker = self._database.breaker
+        breaker.enter()
+        failed: bool | None = None  # until a thread was free
+
+        def job() -> T:
+            nonlocal failed
+            with self._lease() as lease:
+                try:
+                    return work(lease)
+                except psycopg.Error as error:
+                    lease.discard_if_lost(error)
+                    raise away(error) from error
+                finally:
+                    failed = lease.lost
+
+        try:
+            return await self._threads.run(job, limiter=self.limiter)
+        finally:
+            breaker.leave(failed=failed)
+
+    def connect(self) -> Connection:
+        """A new connection. Blocks; raises psycopg.Error."""
+        return self._database.connect(self._name, self._settings)
+
+    def take(self) -> Connection | None:
+        """An idle connection, the one used last; it may have died since."""
+        return self._idle.pop() if self._idle else None
+
+    def put(self, connection: Connection) -> None:
+        """Take a connection back, or close it where it cannot be used again."""
+        if self._closed or connection.info.transaction_status is not TransactionStatus.IDLE:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close what is idle now, and what comes back later."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def _lease(self) -> Iterator[Lease]:
+        lease = Lease(self)
+        try:
+            yield lease
+        finally:
+            lease.give_back()

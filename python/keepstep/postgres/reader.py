@@ -1,0 +1,74 @@
+"""``eventlog.store.Reader`` over PostgreSQL. Everything here may be asked twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from keepstep.eventlog.store import ROW_BYTES_MAX, StreamRow
+from keepstep.model import RetentionClass, StreamPk, UserPk
+from keepstep.postgres.heads import load_heads
+from keepstep.postgres.queries import query
+
+if TYPE_CHECKING:
+    from keepstep.model import DevicePk
+    from keepstep.postgres.pool import Connection
+
+
+class PostgresReader:
+    """The reading side; its methods raise psycopg.Error.
+
+    Args:
+        connection: in autocommit: each statement has a snapshot of its own.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def stream(self, user_pk: UserPk, name: str) -> StreamRow | None:
+        """As ``Reader.stream``."""
+        rows = self._rows("read_stream", None, user_pk=int(user_pk), name=name)
+        return _stream_row(rows[0]) if rows else None
+
+    def streams(self, user_pk: UserPk) -> list[StreamRow]:
+        """As ``Reader.streams``."""
+        return [_stream_row(row) for row in self._rows("read_streams", None, user_pk=int(user_pk))]
+
+    def page(
+        self, stream: StreamRow, *, after: int, events_max: int, bytes_max: int, now_ms: int
+    ) -> tuple[list[tuple[int, bytes, int, bytes, bytes, bytes | None]], bytes]:
+        """As ``Reader.page``."""
+        rows = self._rows(
+            "read_page",
+            stream.retention_class,
+            user_pk=int(stream.user_pk),
+            stream_pk=int(stream.stream_pk),
+            after=after,
+            events_max=events_max,
+            bytes_max=bytes_max,
+            now_ms=now_ms,
+            row_bytes=ROW_BYTES_MAX,
+        )
+        return [row[:6] for row in rows], rows[-1][6] if rows else b""
+
+    def chain(self, stream: StreamRow, seq: int) -> bytes | None:
+        """As ``Reader.chain``."""
+        rows = self._rows(
+            "read_chain", stream.retention_class, user_pk=int(stream.user_pk), stream_pk=int(stream.stream_pk), seq=seq
+        )
+        return cast("bytes", rows[0][0]) if rows else None
+
+    def author(self, stream: StreamRow, device_pk: DevicePk) -> tuple[int, bytes] | None:
+        """As ``Reader.author``."""
+        head = load_heads(self._connection, [(stream.user_pk, stream.name)]).heads[stream.user_pk, stream.name]
+        known = head.author(device_pk)
+        return (known[0], known[2]) if known is not None else None
+
+    def _rows(self, statement: str, retention_class: int | None, /, **arguments: object) -> list[Any]:
+        return self._connection.execute(query(statement, retention_class), arguments, binary=True).fetchall()
+
+
+def _stream_row(row: Any) -> StreamRow:
+    user_pk, user_key, stream_pk, name, retention_class, head_seq, head_chain = row
+    return StreamRow(
+        UserPk(user_pk), user_key, StreamPk(stream_pk), name, RetentionClass(retention_class), head_seq, head_chain
+    )

@@ -1,0 +1,145 @@
+"""``eventlog.store`` over PostgreSQL: heads by compare and set, events by COPY, outcomes that are known."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import psycopg
+
+from keepstep.eventlog.store import WALK_EVENTS_MAX, Found, Loaded, Lookup, StreamKey, TryAgain
+from keepstep.model import UserPk
+from keepstep.postgres.arrays import bigints
+from keepstep.postgres.faults import away, fault, misses_partition
+from keepstep.postgres.heads import load_heads
+from keepstep.postgres.partitions import make_partitions, partitions_of
+from keepstep.postgres.queries import query
+from keepstep.postgres.transaction import PostgresTransaction
+
+if TYPE_CHECKING:
+    from keepstep.postgres.pool import Connection, Database, Lease
+
+T = TypeVar("T")
+
+
+class PostgresStore:
+    """The writing side, on one connection at a time.
+
+    Args:
+        database: whose identity counts.
+        lease: the connection.
+        probe: called with "before_commit" and "after_commit"; what it raises takes the place of what would follow.
+        pause: waits that many seconds, between looks at a transaction whose outcome is not known yet.
+    """
+
+    def __init__(
+        self, database: Database, lease: Lease, *, probe: Callable[[str], None], pause: Callable[[float], None]
+    ) -> None:
+        self._database = database
+        self._lease = lease
+        self._probe = probe
+        self._pause = pause
+        self._generation = database.generation
+
+    def generation(self) -> int:
+        """As ``Store.generation``: of the connection that is used from here on."""
+        try:
+            self._lease.connection  # noqa: B018  # opening it tells which database it leads to
+        except psycopg.Error as error:
+            raise away(error) from error
+        self._generation = self._database.generation
+        return self._generation
+
+    def load(self, keys: Collection[StreamKey]) -> Loaded:
+        """As ``Store.load``."""
+        return self._ask(lambda connection: load_heads(connection, keys))
+
+    @contextmanager
+    def begin(self) -> Iterator[PostgresTransaction]:
+        """As ``Store.begin``."""
+        self._ask(lambda connection: connection.execute("BEGIN", prepare=False))
+        transaction = PostgresTransaction(self._lease, probe=self._probe, pause=self._pause)
+        try:
+            yield transaction
+        except psycopg.Error as error:
+            transaction.roll_back()
+            self._lease.discard_if_lost(error)
+            if misses_partition(error):
+                self._add_partitions(transaction)
+                raise TryAgain from error
+            raise fault(error) from error
+        finally:
+            transaction.roll_back()
+
+    def find(self, lookups: Sequence[Lookup]) -> Mapping[Lookup, Found]:
+        """As ``Store.find``: the lookups that start at the same event are one walk."""
+        by_class: defaultdict[int, list[Lookup]] = defaultdict(list)
+        for lookup in lookups:
+            by_class[lookup.retention_class].append(lookup)
+        found: dict[Lookup, Found] = {}
+        for retention_class, group in by_class.items():
+            found |= self._ask(lambda connection, c=retention_class, g=group: _find(connection, c, g))  # type: ignore[misc]
+        return found
+
+    def user_pk(self, user_key: bytes) -> UserPk | None:
+        """As ``Store.user_pk``."""
+        row = self._ask(lambda connection: connection.execute(query("find_user"), {"user_id": user_key}).fetchone())
+        return None if row is None else UserPk(cast("int", row[0]))
+
+    def _ask(self, ask: Callable[[Connection], T]) -> T:
+        """Ask outside a transaction, on a new connection where the old one had died.
+
+        Raises:
+            TryAgain: the new one leads to a database that is not the one whose heads were remembered.
+            Unavailable: there is none.
+        """
+
+        def guarded(connection: Connection) -> T:
+            if self._database.generation != self._generation:
+                self._generation = self._database.generation
+                raise TryAgain
+            return ask(connection)
+
+        try:
+            return self._lease.ask(guarded)
+        except psycopg.Error as error:
+            self._lease.discard_if_lost(error)
+            raise away(error) from error
+
+    def _add_partitions(self, transaction: PostgresTransaction) -> None:
+        """Make what the job that makes partitions ahead of time has not made."""
+        needed = [
+            partition
+            for retention_class, received_at_ms in sorted(transaction.needs)
+            for partition in partitions_of(retention_class, received_at_ms)
+        ]
+        try:
+            make_partitions(self._lease.connection, needed)
+        except psycopg.Error as error:
+            self._lease.discard_if_lost(error)
+            raise away(error) from error
+
+
+def _find(connection: Connection, retention_class: int, lookups: Sequence[Lookup]) -> dict[Lookup, Found]:
+    walks: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
+    for lookup in lookups:
+        walks[lookup.user_pk, lookup.stream_pk, lookup.from_seq].append(lookup.n)
+    user_pks, stream_pks, from_seqs = zip(*walks, strict=True)
+    arguments = {
+        "user_pks": bigints(user_pks),
+        "stream_pks": bigints(stream_pks),
+        "from_seqs": bigints(from_seqs),
+        "low_ns": bigints([min(numbers) for numbers in walks.values()]),
+        "high_ns": bigints([max(numbers) for numbers in walks.values()]),
+        "steps_max": WALK_EVENTS_MAX,
+    }
+    rows = connection.execute(query("find_events", retention_class), arguments, binary=True).fetchall()
+    wanted = set(lookups)
+    found = {}
+    for user_pk, stream_pk, from_seq, n, *event in cast("Iterable[Any]", rows):
+        lookup = Lookup(user_pk, stream_pk, retention_class, from_seq, n)
+        if lookup in wanted:
+            found[lookup] = Found(*event)
+    return found

@@ -1,0 +1,130 @@
+"""Events: their headers, what is signed, and which kind may go where (protocol.md section 3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from keepstep.errors import ProtocolError
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind
+from keepstep.protocol.codec import decode_strict, encode, message_type
+from keepstep.protocol.messages import INTEGER_MAX, U64, Bytes16, Bytes32, StreamName, WirePosition
+from keepstep.validation import parse_event_id
+
+if TYPE_CHECKING:
+    from keepstep.protocol.primitives import Primitives
+
+HEADER_BYTES_MAX: Final = 512
+"""Largest header, bytes: every field at its largest makes less."""
+VERSION: Final = 1
+"""The first element of a header."""
+EVENT_PREFIX: Final = b"keepstep/v1/event\0"
+NO_PREV: Final = bytes(16)
+"""``prev`` of an author's first event in a stream."""
+
+TTL_S_MAX: Final = 100 * 365 * 24 * 60 * 60
+"""A hundred years of 365 days: with it no sum of a time and a ttl is above ``INTEGER_MAX``."""
+TtlSeconds = Annotated[int, Meta(ge=1, le=TTL_S_MAX)]
+AuthorNumber = Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
+
+
+class Header(Struct, frozen=True, array_like=True, tag=VERSION, kw_only=True):
+    """The signed part of an event: ``[1, kind, id, stream, n, prev, base, seen, devices_seen, key, hlc, ttl_s, ...]``.
+
+    Attributes:
+        kind: what the event is; a ``model.Kind`` or one of a later version.
+        id: UUIDv7, 16 bytes; a label for people and logs only.
+        stream: the stream's name.
+        n: the author's number in this stream: 1, 2, 3 ...
+        prev: first 16 bytes of the hash of the author's event n - 1 in this stream; zeros for n = 1.
+        base: ``None``, ``(seq, chain)``, or n - 1 for 'my own previous event'; ignored by the policy ``append``.
+        seen: ``(seq, chain)`` of this stream that the author had verified; ``(0, chain_0)`` where nothing.
+        devices_seen: the same of ``$devices``.
+        key: 16 bytes that name what is written, in streams of the policy ``latest``.
+        hlc: unix milliseconds times 2^16, plus a counter.
+        ttl_s: seconds after received_at at which the payload goes, 1 to ``TTL_S_MAX``, or ``None`` for never.
+        payload_len: bytes.
+        payload_hash: BLAKE3 of the payload.
+    """
+
+    kind: U64
+    id: Bytes16
+    stream: StreamName
+    n: AuthorNumber
+    prev: Bytes16
+    base: WirePosition | int | None  # no bound here: msgspec 0.22 crashes on a tuple beside a bounded integer
+    seen: WirePosition
+    devices_seen: WirePosition
+    key: Bytes16 | None
+    hlc: U64
+    ttl_s: TtlSeconds | None
+    payload_len: U64
+    payload_hash: Bytes32
+
+    def encode(self) -> bytes:
+        """The bytes that are signed, stored, and travel."""
+        return encode(self)
+
+
+_HEADER: Final = msgspec.msgpack.Decoder(Header)
+
+
+def decode_header(data: bytes) -> Header:
+    """Decode a header strictly; which kind may go where is ``check_placement``'s.
+
+    Raises:
+        ProtocolError: ``unsupported`` for another version of the header, ``malformed`` or ``too_large``.
+    """
+    if message_type(data) not in (None, VERSION):
+        raise ProtocolError("unsupported", "this version does not have that form of header")
+    header = decode_strict(_HEADER, data, "an event header", bytes_max=HEADER_BYTES_MAX)
+    if isinstance(header.base, int) and not 0 <= header.base <= INTEGER_MAX:
+        raise ProtocolError("malformed", "the base of an event is not an author number")
+    parse_event_id(header.id)
+    return header
+
+
+def signing_input(user_key: bytes, device_id: bytes, header: bytes) -> bytes:
+    """What an event's author signs."""
+    return EVENT_PREFIX + user_key + device_id + header
+
+
+def sign_event(primitives: Primitives, *, secret: bytes, user_key: bytes, device_id: bytes, header: bytes) -> bytes:
+    """The author's signature over an encoded header, 64 bytes."""
+    return primitives.ed25519_sign(secret, signing_input(user_key, device_id, header))
+
+
+def verify_event(
+    primitives: Primitives, *, device_key: bytes, user_key: bytes, device_id: bytes, header: bytes, sig: bytes
+) -> None:
+    """Raises ``ProtocolError`` ``bad_signature`` (or ``malformed`` for a key that is none)."""
+    primitives.ed25519_verify(device_key, signing_input(user_key, device_id, header), sig)
+
+
+def encode_event(*, header: bytes, sig: bytes, payload: bytes | None, trace: bytes | None = None) -> bytes:
+    """One event of a publish message: ``[header, sig, payload | nil, trace | nil]``."""
+    return encode([header, sig, payload, trace])
+
+
+_RESERVED_KINDS: Final = {DEVICES_STREAM: Kind.ACCOUNT, KEYS_STREAM: Kind.KEYS}
+
+
+def check_placement(header: Header) -> None:
+    """Check that this version has the event's kind, and that it goes into its stream.
+
+    Raises:
+        ProtocolError: ``unsupported`` for kinds other than 0, 5, 6; ``unknown_stream`` for reserved names other than
+            ``$devices`` and ``$keys``; ``malformed`` where the kind does not belong into the stream, and for a ttl in
+            a reserved stream, which is kept for ever.
+    """
+    if header.kind not in (Kind.APPLICATION, Kind.ACCOUNT, Kind.KEYS):
+        raise ProtocolError("unsupported", "this version does not have that kind of event")
+    reserved = header.stream.startswith("$")
+    if reserved and header.stream not in _RESERVED_KINDS:
+        raise ProtocolError("unknown_stream", "this version does not have that reserved stream")
+    if header.kind != _RESERVED_KINDS.get(header.stream, Kind.APPLICATION):
+        raise ProtocolError("malformed", "that kind of event does not go into that stream")
+    if reserved and header.ttl_s is not None:
+        raise ProtocolError("malformed", "an event of a reserved stream has no ttl")

@@ -1,0 +1,527 @@
+"""What a device checks of every stream it reads, sans-I/O (protocol.md section 3): pages in, verified events out.
+
+Three things can be wrong. What only a lying or broken server can cause (a gap, another chain, bytes that are not those
+an author signed for) raises ``VerificationError`` and stops the stream. What an author alone can cause (a signature
+that this device's library refuses, an event that its author was not allowed to write) keeps its place in the chain,
+and its payload is withheld. A missing payload is judged once the device has caught up.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from keepstep.errors import KeepstepError, ProtocolError, VerificationError
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Capability, Position
+from keepstep.protocol.account import AccountEvent
+from keepstep.protocol.chain import chain_0, chain_next, event_hash
+from keepstep.protocol.codec import decode_strict, encode
+from keepstep.protocol.event import NO_PREV, Header, check_placement, decode_header, verify_event
+from keepstep.protocol.messages import U64, Bytes16, Bytes32, SignedHead
+from keepstep.protocol.witness import HEADS_MAX, HeadWitness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from keepstep.protocol.account import AccountLog
+    from keepstep.protocol.chain import Head
+    from keepstep.protocol.messages import EventRow
+    from keepstep.protocol.primitives import Primitives
+
+AUTHORS_MAX: Final = 4096
+"""Devices that may have written into one stream."""
+MISSING_MAX: Final = 4096
+"""Payloads that may be missing without a visible reason until the device has caught up."""
+CHAINS_MAX: Final = 256
+"""Chains kept in memory for comparing ``seen``; older ones are asked of the device's store."""
+STATE_BYTES_MAX: Final = 2 * 1024 * 1024
+
+
+class Problem(enum.Enum):
+    """Why an event comes without its payload."""
+
+    BAD_SIGNATURE = "bad_signature"
+    """The author's signature is refused: only the key's own holder, or a server that forges, can cause that."""
+    NOT_ALLOWED = "not_allowed"
+    """The author was no live device with that capability at the ``devices_seen`` it named."""
+    INVALID = "invalid"
+    """The event breaks a rule that its author should have kept."""
+    UNSUPPORTED = "unsupported"
+    """A kind or an operation of a later version."""
+    EXPIRED = "expired"
+    """Its ttl is over, by the time of a signed head."""
+    MISSING = "missing"
+    """It is gone and this device cannot see why yet."""
+    WITHHELD = "withheld"
+    """It is gone without a reason: the server withholds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedEvent:
+    """An event in its verified place.
+
+    Attributes:
+        seq: its place in the stream.
+        chain: the chain there, for the device's store.
+        device_id: its author.
+        received_at_ms: unix milliseconds, when the server took it.
+        header: decoded.
+        header_bytes: as signed.
+        sig: the author's signature.
+        hash: identifies the event.
+        payload: as the author signed for it; ``None`` where there is a ``problem``.
+        problem: why there is no payload.
+    """
+
+    seq: int
+    chain: bytes
+    device_id: bytes
+    received_at_ms: int
+    header: Header
+    header_bytes: bytes
+    sig: bytes
+    hash: bytes
+    payload: bytes | None
+    problem: Problem | None
+
+
+class Author(Struct, frozen=True, array_like=True):
+    """Where an author is in a stream."""
+
+    n: U64
+    prev: Bytes16
+    devices_seen_seq: U64
+
+
+class Missing(Struct, frozen=True, array_like=True):
+    """A payload that is gone: what its event was, and until when it should have been there (nil: for ever)."""
+
+    chain: Bytes32
+    hash: Bytes32
+    device_id: Bytes16
+    received_at_ms: U64
+    expires_at_ms: U64 | None
+
+
+class StreamState(Struct, frozen=True, array_like=True, tag=1):
+    """Everything a ``StreamVerifier`` carries from page to page, as simple values.
+
+    Attributes:
+        seq: up to which the stream is verified.
+        chain: there.
+        whole: whether it was read from its first event on, so that every author must begin at n = 1.
+        received_at_ms: of the event at ``seq``; it never steps back.
+        authors: by device id.
+        missing: by seq.
+        heads: the signed heads that are remembered.
+    """
+
+    seq: U64
+    chain: Bytes32
+    whole: bool
+    received_at_ms: U64
+    authors: Annotated[dict[Bytes16, Author], Meta(max_length=AUTHORS_MAX)]
+    missing: Annotated[dict[U64, Missing], Meta(max_length=MISSING_MAX)]
+    heads: Annotated[list[SignedHead], Meta(max_length=HEADS_MAX)]
+
+    def encode(self) -> bytes:
+        """As bytes, for a store."""
+        return encode(self)
+
+    @property
+    def position(self) -> Position:
+        """``seq`` and ``chain``."""
+        return Position(self.seq, self.chain)
+
+
+_STATE: Final = msgspec.msgpack.Decoder(StreamState)
+
+
+def decode_state(data: bytes) -> StreamState:
+    """What ``StreamState.encode`` gave. Raises ``ProtocolError`` ``malformed``, ``too_large``."""
+    return decode_strict(_STATE, data, "a reader's state", bytes_max=STATE_BYTES_MAX)
+
+
+def state_at_start(primitives: Primitives, user_key: bytes, stream: str) -> StreamState:
+    """Before the first event of a stream."""
+    return StreamState(0, chain_0(primitives, user_key, stream), True, 0, {}, {}, [])
+
+
+def state_at(position: Position) -> StreamState:
+    """At a position whose past is not read: authors are taken as they are found."""
+    return StreamState(position.seq, position.chain, False, 0, {}, {}, [])
+
+
+class BehindDevices(KeepstepError):
+    """An event names a position in ``$devices`` that the device has not read: read there first, then feed again.
+
+    Attributes:
+        seq: the position to reach in ``$devices``.
+    """
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(f"an event knows $devices up to {seq}: that has to be read first")
+        self.seq = seq
+
+
+class _Page:
+    """The state while one page is fed; it becomes the verifier's when the whole page has verified."""
+
+    def __init__(self, state: StreamState, account: AccountLog, chains: dict[int, bytes]) -> None:
+        self.seq = state.seq
+        self.chain = state.chain
+        self.received_at_ms = state.received_at_ms
+        self.authors = dict(state.authors)
+        self.missing = dict(state.missing)
+        self.account = account
+        self.chains = dict(chains)
+
+
+class StreamVerifier:
+    """Follows one stream.
+
+    Args:
+        primitives: the cryptography.
+        user_key: the user id, 32 bytes.
+        server_key: the pinned server identity key, 32 bytes.
+        stream: the stream's name.
+        account: the account log; for ``$devices`` itself this object feeds it, for all others it only asks it.
+        state: where to go on from.
+        chain_at: looks the chain at a seq up in the device's store; ``None`` where it is not held.
+    """
+
+    def __init__(
+        self,
+        primitives: Primitives,
+        *,
+        user_key: bytes,
+        server_key: bytes,
+        stream: str,
+        account: AccountLog,
+        state: StreamState,
+        chain_at: Callable[[int], bytes | None] = lambda _: None,
+    ) -> None:
+        self._primitives = primitives
+        self._user_key = user_key
+        self._stream = stream
+        self._account = account
+        self._state = state
+        self._chain_at = chain_at
+        self._chain_0 = chain_0(primitives, user_key, stream)
+        self._chains: dict[int, bytes] = {state.seq: state.chain}
+        self._witness = HeadWitness(
+            primitives, user_key=user_key, server_key=server_key, stream=stream, heads=state.heads
+        )
+        self._capability = Capability.MANAGE if stream == KEYS_STREAM else Capability.PUBLISH
+        assert stream != DEVICES_STREAM or account.position == state.position
+
+    @property
+    def state(self) -> StreamState:
+        """Everything to store, as simple values."""
+        return msgspec.structs.replace(self._state, heads=self._witness.signed)
+
+    @property
+    def position(self) -> Position:
+        """Up to where the stream is verified."""
+        return self._state.position
+
+    def _lie(self, reason: str, seq: int) -> VerificationError:
+        return VerificationError(reason, stream=self._stream, seq=seq)
+
+    # -- pages
+
+    def feed(self, rows: Sequence[EventRow], chain: bytes, *, devices_complete: bool = False) -> list[VerifiedEvent]:
+        """Verify the next page; all of it, or nothing changes.
+
+        Args:
+            rows: as ``messages.Events`` carries them.
+            chain: the chain after the last of them, as the server states it.
+            devices_complete: ``$devices`` was read to its head after this page had arrived.
+
+        Returns:
+            one event per row, in order; store them and ``state`` together.
+
+        Raises:
+            BehindDevices: ``$devices`` has to be read further first; not with ``devices_complete``.
+            VerificationError: the server lies or is broken; the stream must not be read on.
+        """
+        own = self._stream == DEVICES_STREAM
+        page = _Page(self._state, self._account.copy() if own else self._account, self._chains)
+        headers = [self._header(row[3], row[0]) for row in rows]
+        if not own:
+            self._check_devices_known(rows, headers, devices_complete=devices_complete)
+        events = [self._row(page, row, header) for row, header in zip(rows, headers, strict=True)]
+        if page.chain != chain:
+            raise self._lie("the page does not end in the chain that the server states", page.seq)
+        self._state = msgspec.structs.replace(
+            self._state,
+            seq=page.seq,
+            chain=page.chain,
+            received_at_ms=page.received_at_ms,
+            authors=page.authors,
+            missing=page.missing,
+        )
+        self._chains = page.chains
+        if own:
+            self._account.adopt(page.account)
+        return events
+
+    def _check_devices_known(
+        self, rows: Sequence[EventRow], headers: Sequence[Header], *, devices_complete: bool
+    ) -> None:
+        """Before anything else: ``$devices`` is read as far as the authors of this page had read it."""
+        known = self._account.position.seq
+        for row, header in zip(rows, headers, strict=True):
+            devices_seen = header.devices_seen[0]
+            if devices_seen <= known:
+                continue
+            if devices_complete:
+                # protocol.md section 1: "so a hidden revocation shows"
+                raise self._lie("an author knows more of $devices than the server shows", row[0])
+            raise BehindDevices(devices_seen)
+
+    def _header(self, data: bytes, seq: int) -> Header:
+        try:
+            return decode_header(data)
+        except ProtocolError as exc:
+            raise self._lie("a header does not have the documented form", seq) from exc
+
+    def _row(self, page: _Page, row: EventRow, header: Header) -> VerifiedEvent:
+        seq, device_id, received_at_ms, header_bytes, sig, payload, _ = row
+        if seq != page.seq + 1:
+            raise self._lie(f"the event after {page.seq} is missing", seq)
+        if header.stream != self._stream:
+            raise self._lie("an event of another stream", seq)
+        if received_at_ms < page.received_at_ms:
+            raise self._lie("the time of reception steps back", seq)
+        self._check_payload(header, payload, seq)
+        hash_ = event_hash(self._primitives, header_bytes, sig)
+        went_back = self._follow_author(page, seq, device_id, header, hash_)
+        ahead = self._check_seen(page, seq, header)
+        if self._stream == DEVICES_STREAM:
+            problem = self._change_account(page, row)
+        else:
+            problem = self._check_author(row, header)
+            if problem is None and (went_back or ahead):
+                problem = Problem.INVALID
+        page.seq, page.received_at_ms = seq, received_at_ms
+        page.chain = chain_next(self._primitives, page.chain, seq, received_at_ms, hash_)
+        page.chains[seq] = page.chain
+        if len(page.chains) > CHAINS_MAX:
+            del page.chains[next(iter(page.chains))]
+        self._witness.check_chain(seq, page.chain)
+        if payload is None and problem is None:
+            problem = self._gone(page, device_id, header, hash_)
+        return VerifiedEvent(
+            seq=seq,
+            chain=page.chain,
+            device_id=device_id,
+            received_at_ms=received_at_ms,
+            header=header,
+            header_bytes=header_bytes,
+            sig=sig,
+            hash=hash_,
+            payload=payload if problem is None else None,
+            problem=problem,
+        )
+
+    def _check_payload(self, header: Header, payload: bytes | None, seq: int) -> None:
+        if payload is not None and (
+            len(payload) != header.payload_len or self._primitives.blake3(payload) != header.payload_hash
+        ):
+            raise self._lie("the payload is not the one that the author signed for", seq)
+
+    def _follow_author(self, page: _Page, seq: int, device_id: bytes, header: Header, hash_: bytes) -> bool:
+        """Author numbers ascend by one and each event names the one before it; whether ``devices_seen`` went back."""
+        last = page.authors.get(device_id)
+        if last is not None:
+            if (header.n, header.prev) != (last.n + 1, last.prev):
+                raise self._lie("an event of the author is missing, repeated or exchanged", seq)
+        elif len(page.authors) == AUTHORS_MAX:
+            raise self._lie("the stream has too many authors", seq)
+        elif self._state.whole and header.n != 1:
+            raise self._lie("an author's first event is missing", seq)
+        elif header.n == 1 and header.prev != NO_PREV:
+            raise self._lie("an author's first event names one before it", seq)
+        highest = max(header.devices_seen[0], last.devices_seen_seq if last is not None else 0)
+        page.authors[device_id] = Author(header.n, hash_[:PREV_BYTES], highest)
+        return header.devices_seen[0] < highest
+
+    def _check_seen(self, page: _Page, seq: int, header: Header) -> bool:
+        """What the author had read is what this device has read, where held; whether it names what comes later."""
+        seen_seq, seen_chain = header.seen
+        devices_seq, devices_chain = header.devices_seen
+        held = self._held(page.chains, seen_seq) if seen_seq < seq else None
+        if held is not None and held != seen_chain:
+            raise self._lie("an author was shown another history of this stream", seq)
+        held = page.account.chain_at(devices_seq)
+        if held is not None and held != devices_chain:
+            raise self._lie("an author was shown another history of $devices", seq)
+        return seen_seq >= seq
+
+    def _check_author(self, row: EventRow, header: Header) -> Problem | None:
+        """The author was allowed to write it and has signed it."""
+        _, device_id, received_at_ms, header_bytes, sig, _, _ = row
+        try:
+            check_placement(header)
+            author = self._account.author(
+                device_id,
+                capability=self._capability,
+                devices_seen=header.devices_seen,
+                received_at_ms=received_at_ms,
+            )
+            verify_event(
+                self._primitives,
+                device_key=author.device_key,
+                user_key=self._user_key,
+                device_id=device_id,
+                header=header_bytes,
+                sig=sig,
+            )
+        except ProtocolError as error:
+            return _PROBLEMS.get(error.code, Problem.INVALID)
+        return None
+
+    def _change_account(self, page: _Page, row: EventRow) -> Problem | None:
+        """An event of ``$devices``: the account log knows every rule, the server's is the same."""
+        seq, device_id, received_at_ms, header_bytes, sig, payload, _ = row
+        if payload is None:
+            raise self._lie("a payload of $devices is missing, which nothing ever removes", seq)
+        event = AccountEvent(device_id, header_bytes, sig, payload, received_at_ms)
+        try:
+            page.account.apply(event)
+        except ProtocolError as error:
+            page.account.skip(event)
+            return _PROBLEMS.get(error.code, Problem.INVALID)
+        return None
+
+    def _gone(self, page: _Page, device_id: bytes, header: Header, hash_: bytes) -> Problem:
+        """A payload is gone: by its ttl, as the time of a signed head shows (never this device's own clock), or not."""
+        expires_at_ms = None if header.ttl_s is None else page.received_at_ms + header.ttl_s * 1000
+        if expires_at_ms is not None and expires_at_ms <= self._witness.time_ms:
+            return Problem.EXPIRED
+        if len(page.missing) == MISSING_MAX:
+            raise self._lie("too many payloads are missing without a visible reason", page.seq)
+        page.missing[page.seq] = Missing(page.chain, hash_, device_id, page.received_at_ms, expires_at_ms)
+        return Problem.MISSING
+
+    # -- heads
+
+    def resumed(self, signed: SignedHead | None) -> None:
+        """Take the head that a subscription is answered with (``messages.Resumed``, ``contiguous``).
+
+        Raises:
+            VerificationError: the log went back, forked, or contradicts what this device holds.
+        """
+        if signed is None:
+            if self._state.seq or self._witness.signed:
+                raise self._lie("the server no longer has this stream", self._state.seq)
+            return
+        head = self._take(signed)
+        self._witness.check_resumed(head)
+        if head.seq < self._state.seq:
+            raise VerificationError(
+                "the log went back behind what this device has verified",
+                stream=self._stream,
+                seq=head.seq,
+                evidence=(signed,),
+            )
+
+    def note(self, signed: SignedHead) -> None:
+        """Take any other head of this stream, from the server or through another device.
+
+        A head above this device's position is remembered, and compared when the device gets there.
+
+        Raises:
+            VerificationError: it does not verify, proves a fork, or contradicts what this device holds.
+        """
+        self._take(signed)
+
+    def caught_up(self, signed: SignedHead) -> list[int]:
+        """Take the head that says: this device has everything (``messages.CaughtUp``).
+
+        Returns:
+            the seqs whose payloads are gone without a visible reason: read them once more and give them to ``reread``.
+
+        Raises:
+            VerificationError: as ``note``; or the head is not this device's position.
+        """
+        head = self._take(signed)
+        if head.seq != self._state.seq:
+            raise VerificationError(
+                "the server says caught up at another position", stream=self._stream, seq=head.seq, evidence=(signed,)
+            )
+        missing = {
+            seq: each
+            for seq, each in self._state.missing.items()
+            if each.expires_at_ms is None or each.expires_at_ms > self._witness.time_ms
+        }
+        self._state = msgspec.structs.replace(self._state, missing=missing)
+        return list(missing)
+
+    def _take(self, signed: SignedHead) -> Head:
+        head = self._witness.take(signed)
+        held = self._held(self._chains, head.seq) if head.seq <= self._state.seq else None
+        if held is not None and held != head.chain:
+            raise VerificationError(
+                "a signed head is not of the events that were shown",
+                stream=self._stream,
+                seq=head.seq,
+                evidence=(signed,),
+            )
+        return head
+
+    def _held(self, chains: dict[int, bytes], seq: int) -> bytes | None:
+        """The chain at ``seq``, where this device holds it."""
+        return self._chain_0 if seq == 0 else chains.get(seq) or self._chain_at(seq)
+
+    # -- payloads that were missing
+
+    def reread(self, rows: Sequence[EventRow]) -> list[VerifiedEvent]:
+        """Judge the payloads that ``caught_up`` asked for, from a second reading; other rows are passed over.
+
+        Returns:
+            one event per row that was asked for: with its payload, or with the problem ``WITHHELD``.
+
+        Raises:
+            VerificationError: a row is not the one that was verified in its place.
+        """
+        missing = dict(self._state.missing)
+        events: list[VerifiedEvent] = []
+        for seq, device_id, received_at_ms, header_bytes, sig, payload, _ in rows:
+            known = missing.pop(seq, None)
+            if known is None:
+                continue
+            header = self._header(header_bytes, seq)
+            identity = (event_hash(self._primitives, header_bytes, sig), device_id, received_at_ms)
+            if identity != (known.hash, known.device_id, known.received_at_ms):
+                raise self._lie("another event than before in this place", seq)
+            self._check_payload(header, payload, seq)
+            events.append(
+                VerifiedEvent(
+                    seq=seq,
+                    chain=known.chain,
+                    device_id=device_id,
+                    received_at_ms=received_at_ms,
+                    header=header,
+                    header_bytes=header_bytes,
+                    sig=sig,
+                    hash=known.hash,
+                    payload=payload,
+                    problem=None if payload is not None else Problem.WITHHELD,
+                )
+            )
+        self._state = msgspec.structs.replace(self._state, missing=missing)
+        return events
+
+
+_PROBLEMS: Final = {
+    "bad_signature": Problem.BAD_SIGNATURE,
+    "forbidden": Problem.NOT_ALLOWED,
+    "unsupported": Problem.UNSUPPORTED,
+}
+"""What a refusal means to a reader; every other code is a rule broken: ``INVALID``."""

@@ -1,0 +1,231 @@
+"""From a session's submission to its answer: batch, append, acknowledge (protocol.md section 3).
+
+Pipelines are sharded by user, so that one user's events stay in order while one pipeline commits and another waits
+for the disk. A pipeline takes whatever waits, without a timer, appends it in one transaction, and answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, groupby
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from keepstep.errors import ProtocolError, Retry, Unavailable
+from keepstep.identity import OutOfOrder
+from keepstep.model import Kind
+from keepstep.protocol.keys import decode_keys
+from keepstep.protocol.messages import ResultError
+
+if TYPE_CHECKING:
+    from keepstep._keepstep import Events, Submission
+    from keepstep.identity import Identity
+    from keepstep.interfaces import AccountChange, Clock, EventLog
+    from keepstep.model import Principal
+    from keepstep.protocol.messages import Result
+    from keepstep.telemetry import Metrics
+
+EVENT_OVERHEAD_BYTES: Final = 512
+"""Header, signature and framing of an event, counted beside its payload."""
+
+Answer = Callable[["Answered"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of a submission.
+
+    Attributes:
+        results: for ``messages.Accepted``, in order of its events.
+        suspect: it held a bad signature.
+    """
+
+    results: list[Result]
+    suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PublishLimits:
+    """What the pipelines may hold.
+
+    Attributes:
+        pipelines: how many.
+        queue_max: submissions that wait for one pipeline.
+        batch_events_max: events in one transaction.
+        batch_bytes_max: bytes of events in one transaction; a single larger submission still goes.
+    """
+
+    pipelines: int
+    queue_max: int
+    batch_events_max: int
+    batch_bytes_max: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Waiting:
+    """A submission with its way back."""
+
+    principal: Principal
+    submission: Submission
+    answer: Answer
+    submitted_at_s: float
+    events: int = field(init=False)
+    bytes: int = field(init=False)
+    special: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        events = self.submission.events
+        object.__setattr__(self, "events", len(events))
+        object.__setattr__(self, "bytes", events.payload_bytes + len(events) * EVENT_OVERHEAD_BYTES)
+        object.__setattr__(self, "special", _is_special(events))
+
+
+class Publisher:
+    """The pipelines.
+
+    Args:
+        log: what they append to.
+        identity: checks account events.
+        clock: the one ``received_at`` follows.
+        limits: see ``PublishLimits``.
+        metrics: counted into.
+    """
+
+    def __init__(
+        self, log: EventLog, identity: Identity, clock: Clock, *, limits: PublishLimits, metrics: Metrics
+    ) -> None:
+        self._log = log
+        self._identity = identity
+        self._clock = clock
+        self._limits = limits
+        self._metrics = metrics
+        channels = [trio.open_memory_channel[_Waiting](limits.queue_max) for _ in range(limits.pipelines)]
+        self._senders = [sender for sender, _ in channels]
+        self._receivers = [receiver for _, receiver in channels]
+
+    @property
+    def waiting(self) -> int:
+        """Submissions that wait for a pipeline."""
+        return sum(sender.statistics().current_buffer_used for sender in self._senders)
+
+    async def submit(self, principal: Principal, submission: Submission, answer: Answer) -> None:
+        """Hand in a submission; waits while the pipeline's queue is full.
+
+        ``answer`` is called exactly once, from a pipeline, in the order of submission for each user; it must neither
+        block nor raise. Cancel-safe: a cancelled call has handed in nothing.
+        """
+        sender = self._senders[hash(principal.user_pk) % len(self._senders)]
+        waiting = _Waiting(principal, submission, answer, self._clock.monotonic_s())
+        try:
+            sender.send_nowait(waiting)  # saves a turn of the event loop; the caller's next receive is the checkpoint
+        except trio.WouldBlock:
+            await sender.send(waiting)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the pipelines until ``close`` and everything handed in is answered."""
+        async with trio.open_nursery() as nursery:
+            for receiver in self._receivers:
+                nursery.start_soon(self._pipeline, receiver)
+            task_status.started()
+
+    def close(self) -> None:
+        """Nothing more is handed in; ``run`` returns when what waits is answered."""
+        for sender in self._senders:
+            sender.close()
+
+    async def _pipeline(self, receiver: trio.MemoryReceiveChannel[_Waiting]) -> None:
+        held: _Waiting | None = None
+        with receiver:
+            while True:
+                if held is None:
+                    try:
+                        held = await receiver.receive()
+                    except trio.EndOfChannel:
+                        return
+                if held.special:
+                    await self._one_by_one(held)
+                    held = None
+                else:
+                    batch, held = self._take(held, receiver)
+                    await self._append(batch)
+
+    def _take(
+        self, first: _Waiting, receiver: trio.MemoryReceiveChannel[_Waiting]
+    ) -> tuple[list[_Waiting], _Waiting | None]:
+        """What waits and fits in one transaction; and the first that does not belong to it."""
+        batch = [first]
+        events, size = first.events, first.bytes
+        while True:
+            try:
+                following = receiver.receive_nowait()
+            except (trio.WouldBlock, trio.EndOfChannel):
+                return batch, None
+            events += following.events
+            size += following.bytes
+            if following.special or events > self._limits.batch_events_max or size > self._limits.batch_bytes_max:
+                return batch, following
+            batch.append(following)
+
+    async def _append(self, batch: list[_Waiting]) -> None:
+        started_s = self._clock.monotonic_s()
+        try:
+            appended = await self._log.append([waiting.submission for waiting in batch], now_ms=self._clock.now_ms())
+        except Unavailable as error:
+            for waiting in batch:
+                self._answer(waiting, [_refused(error)] * waiting.events, suspect=False)
+            return
+        self._metrics.appended(sum(waiting.events for waiting in batch), self._clock.monotonic_s() - started_s)
+        for index, (waiting, results) in enumerate(zip(batch, appended.results, strict=True)):
+            self._answer(waiting, results, suspect=index in appended.suspects)
+
+    async def _one_by_one(self, waiting: _Waiting) -> None:
+        """A submission with account or key events: each of those is decided on what the one before it left."""
+        results: list[Result] = []
+        suspect = False
+        for group in _groups(waiting.submission.events.split()):
+            batch = [waiting.submission.with_events(events) for events in group]
+            try:
+                change = await self._check(waiting.principal, group[0])
+                appended = await self._log.append(batch, now_ms=self._clock.now_ms(), account_change=change)
+            except OutOfOrder as error:
+                results.append(ResultError("out_of_order", [error.last_n, error.last_hash]))
+            except ProtocolError as error:
+                self._identity.forget(waiting.principal.user_pk)
+                results += [_refused(error)] * len(group)
+                suspect = suspect or error.code == "bad_signature"
+            else:
+                results += chain.from_iterable(appended.results)
+                suspect = suspect or bool(appended.suspects)
+        self._answer(waiting, results, suspect=suspect)
+
+    async def _check(self, principal: Principal, events: Events) -> AccountChange | None:
+        """What the account log or the shape of a key event have to say before the log is asked."""
+        if events.kinds == [Kind.ACCOUNT]:
+            return await self._identity.check_account_event(principal, events.event(0))
+        if events.kinds == [Kind.KEYS]:
+            decode_keys(events.event(0).payload)
+        return None
+
+    def _answer(self, waiting: _Waiting, results: list[Result], *, suspect: bool) -> None:
+        self._metrics.answered(results, self._clock.monotonic_s() - waiting.submitted_at_s)
+        waiting.answer(Answered(results, suspect))
+
+
+def _groups(events: list[Events]) -> Iterator[list[Events]]:
+    """Account and key events alone, the others in runs."""
+    for special, group in groupby(events, key=_is_special):
+        if special:
+            yield from ([one] for one in group)
+        else:
+            yield list(group)
+
+
+def _is_special(events: Events) -> bool:
+    return any(kind in (Kind.ACCOUNT, Kind.KEYS) for kind in events.kinds)
+
+
+def _refused(error: ProtocolError) -> ResultError:
+    """The answer to an event that an error kept from the log."""
+    return ResultError(error.code, [error.retry_after_ms] if error.row.retry is Retry.LATER else [])

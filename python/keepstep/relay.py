@@ -1,0 +1,112 @@
+"""Who is woken by which commit: sessions pull, hints wake (protocol.md section 4).
+
+A commit marks the streams it moved for the subscribers of that user only; what each is sent, it reads from the log
+after its own position (``subscriber``). Two slow timers make up for hints that never came and have heads signed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from keepstep.errors import Unavailable
+from keepstep.model import DEVICES_STREAM, StreamPk, UserPk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from keepstep._keepstep import Run
+    from keepstep.interfaces import EventLog
+    from keepstep.subscriber import Subscriber
+
+
+class Relay:
+    """Every subscriber of this process, by user.
+
+    Args:
+        log: the log; its commits are the hints.
+        head_interval_s: how often a moving stream gets a signed head.
+        reread_interval_s: how often the heads of every user with a session are read anew.
+    """
+
+    def __init__(self, log: EventLog, *, head_interval_s: float, reread_interval_s: float) -> None:
+        self._log = log
+        self._head_interval_s = head_interval_s
+        self._reread_interval_s = reread_interval_s
+        self._by_user: dict[UserPk, dict[Subscriber, Watcher]] = {}
+        log.subscribe_commits(self._committed)
+
+    @property
+    def users(self) -> int:
+        """Users with a session."""
+        return len(self._by_user)
+
+    def add(self, subscriber: Subscriber, *, devices_pk: StreamPk, devices_changed: Callable[[int], None]) -> None:
+        """Wake a subscriber from now on.
+
+        Args:
+            subscriber: a session's.
+            devices_pk: ``$devices`` of its user.
+            devices_changed: told the new head of ``$devices`` where the session does not follow that itself.
+        """
+        watchers = self._by_user.setdefault(subscriber.principal.user_pk, {})
+        watchers[subscriber] = Watcher(devices_pk, devices_changed)
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Wake it no more."""
+        watchers = self._by_user[subscriber.principal.user_pk]
+        del watchers[subscriber]
+        if not watchers:
+            del self._by_user[subscriber.principal.user_pk]
+
+    def _committed(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            # protocol.md section 0.7: only this user's sessions can ever hear of it
+            for subscriber, watcher in self._by_user.get(UserPk(run.user_pk), {}).items():
+                subscriber.committed(StreamPk(run.stream_pk), run.last_seq)
+                if run.stream_pk == watcher.devices_pk and not subscriber.follows(DEVICES_STREAM):
+                    watcher.devices_changed(run.last_seq)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The timers, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sign_heads)
+            nursery.start_soon(self._reread)
+            task_status.started()
+
+    async def _sign_heads(self) -> None:
+        while True:
+            await trio.sleep(self._head_interval_s)
+            for watchers in self._by_user.values():
+                for subscriber in watchers:
+                    subscriber.head_tick()
+
+    async def _reread(self) -> None:
+        """One user after the other, spread over the interval, so that rereading never crowds out anything."""
+        while True:
+            users = list(self._by_user)
+            pause_s = self._reread_interval_s / max(1, len(users))
+            await trio.sleep(pause_s)
+            for user_pk in users:
+                if user_pk in self._by_user:
+                    await self._reread_user(user_pk)
+                    await trio.sleep(pause_s)
+
+    async def _reread_user(self, user_pk: UserPk) -> None:
+        try:
+            streams = await self._log.streams(user_pk)
+        except Unavailable:
+            return  # the next round asks again; readers of the log notice by themselves
+        for subscriber in self._by_user.get(user_pk, {}):
+            subscriber.reread(streams)
+
+
+class Watcher:
+    """What a session wants to know of ``$devices`` without following it."""
+
+    __slots__ = ("devices_changed", "devices_pk")
+
+    def __init__(self, devices_pk: StreamPk, devices_changed: Callable[[int], None]) -> None:
+        self.devices_pk = devices_pk
+        self.devices_changed = devices_changed

@@ -1,0 +1,453 @@
+"""One session's positions in the streams it follows, and how they move (protocol.md section 4)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from keepstep import _keepstep
+from keepstep.errors import ProtocolError, Unavailable
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Position
+from keepstep.pages import encode_events
+from keepstep.protocol.chain import chain_0
+from keepstep.protocol.messages import CaughtUp, Head, Resumed, Subscribe, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from keepstep.heads import HeadSigner
+    from keepstep.interfaces import Accounts, Clock, EventLog, Page, StreamInfo
+    from keepstep.model import Principal, StreamPk
+    from keepstep.protocol.messages import SignedHead
+
+Start = Position | int | Literal["start", "end"]
+"""Where a device wants to go on from; an ``int`` is a position whose chain the device is trusted not to know."""
+
+_Refusal = Literal["forbidden", "unknown_stream", "unknown_position", "limit_exceeded"]
+
+RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
+REREADS_MAX: Final = 3
+"""How often a page that does not continue its position is read anew before the log counts as unavailable."""
+UNACKED_PAGES_MAX: Final = 256
+"""Boundaries of unacknowledged pages remembered per stream; beyond it the newest ones are joined."""
+CHAIN_PREFIX_BYTES: Final = 16
+_NO_AUTHOR: Final = (0, bytes(32))
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberLimits:
+    """What a session may hold.
+
+    Attributes:
+        subscriptions_max: streams followed at a time.
+        page_events_max: events in a page.
+        page_bytes_max: bytes in a page; one event above it still goes.
+        unacked_bytes_max: bytes of events sent and not acknowledged; nothing more is sent above it.
+    """
+
+    subscriptions_max: int
+    page_events_max: int
+    page_bytes_max: int
+    unacked_bytes_max: int
+
+
+@dataclass(slots=True, eq=False)
+class _Subscription:
+    """A followed stream.
+
+    Attributes:
+        name: the stream.
+        start: what the device named, until the resume is answered.
+        at: everything up to here was sent.
+        stream_pk: ``None`` while the stream does not exist.
+        owes_caught_up: the session was behind, and is told when it is not.
+        moved: events were sent since the last signed head.
+        head_due: a signed head is to be sent once the position is the head.
+        unacked: (seq, chain, bytes) of each page that is not acknowledged.
+    """
+
+    name: str
+    start: Start | None
+    at: Position = field(default_factory=lambda: Position(0, b""))
+    stream_pk: StreamPk | None = None
+    owes_caught_up: bool = True
+    moved: bool = False
+    head_due: bool = False
+    acked_seq: int = 0
+    unacked: deque[tuple[int, bytes, int]] = field(default_factory=deque)
+
+
+class Subscriber:
+    """The streams one session follows; live, owned by its session.
+
+    ``pull`` is called by the session's writer alone; everything else only marks what it will find.
+
+    Args:
+        log: the log.
+        accounts: where acknowledged positions are.
+        signer: of heads.
+        clock: the one ``received_at`` follows.
+        principal: the session's device.
+        limits: see ``SubscriberLimits``.
+        wake: tells the session's writer that ``pull`` may have something.
+        count: told how many events each page holds.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        accounts: Accounts,
+        signer: HeadSigner,
+        clock: Clock,
+        *,
+        principal: Principal,
+        limits: SubscriberLimits,
+        wake: Callable[[], None],
+        count: Callable[[int], None],
+    ) -> None:
+        self.principal = principal
+        self._log = log
+        self._accounts = accounts
+        self._signer = signer
+        self._clock = clock
+        self._limits = limits
+        self._wake = wake
+        self._count = count
+        self._subscriptions: dict[str, _Subscription] = {}
+        self._by_pk: dict[StreamPk, _Subscription] = {}
+        self._absent = 0
+        self._ready: OrderedDict[str, None] = OrderedDict()
+        self._refusals: deque[bytes] = deque()
+        self._left: set[str] = set()  # streams that ``all`` does not follow; each was one of the user's
+        self._sent_before: dict[str, int] = {}
+        self._all = False
+        self._list_due = False
+        self._unacked_bytes = 0
+        self._unsaved_acks: dict[str, tuple[int, bytes]] = {}
+
+    # -- what the device asks -----------------------------------------------------------------------------------
+
+    def subscribe(self, message: Subscribe) -> None:
+        """Follow streams; naming one again starts it anew from there."""
+        if message.streams == "all":
+            self._all = True
+            self._list_due = True
+            self._left.clear()
+        else:
+            for name, start in message.streams.items():
+                self._add(name, start if isinstance(start, str) else Position(*start))
+        self._wake()
+
+    @property
+    def refusals(self) -> int:
+        """Refused subscriptions not yet told."""
+        return len(self._refusals)
+
+    def _refuse(self, name: str, answer: _Refusal) -> None:
+        self._refusals.append(encode(Resumed(stream=name, answer=answer, head=None, author=_NO_AUTHOR)))
+
+    def _add(self, name: str, start: Start) -> bool:
+        """Follow a stream; whether it is followed now."""
+        refusal = self._refusal(name)
+        if refusal is not None:
+            self._refuse(name, refusal)
+            return False
+        self._remove(name)
+        self._subscriptions[name] = _Subscription(name, start)
+        self._absent += 1
+        self._mark(name)
+        return True
+
+    def _refusal(self, name: str) -> _Refusal | None:
+        if not self.principal.capabilities & Capability.SUBSCRIBE:
+            return "forbidden"
+        if name.startswith("$") and name not in RESERVED_STREAMS:
+            return "unknown_stream"
+        if name not in self._subscriptions and len(self._subscriptions) >= self._limits.subscriptions_max:
+            return "limit_exceeded"
+        return None
+
+    def unsubscribe(self, names: Sequence[str]) -> None:
+        """Stop following streams; under ``all``, until it is asked for again."""
+        for name in names:
+            if self._all and name in self._subscriptions:
+                self._left.add(name)
+            self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        subscription = self._subscriptions.pop(name, None)
+        if subscription is not None:
+            self._ready.pop(name, None)
+            if subscription.at.seq > self._sent_before.get(name, 0):
+                self._sent_before[name] = subscription.at.seq
+            self._unacked_bytes -= sum(size for _, _, size in subscription.unacked)
+            if subscription.stream_pk is None:
+                self._absent -= 1
+            else:
+                del self._by_pk[subscription.stream_pk]
+
+    def acknowledge(self, positions: Mapping[str, tuple[int, bytes]]) -> None:
+        """The device holds everything up to these positions.
+
+        Raises:
+            ProtocolError: ``malformed``: above what was sent; ``unknown_position``: another chain than was sent.
+        """
+        for name, (seq, chain16) in positions.items():
+            subscription = self._subscriptions.get(name)
+            # protocol.md section 4: "`ack` only moves up, never above what this session was sent"
+            sent_seq = 0 if subscription is None else subscription.at.seq
+            if seq > max(sent_seq, self._sent_before.get(name, 0)):
+                raise ProtocolError("malformed", "an ack above what this session was sent")
+            if subscription is None or not subscription.acked_seq < seq <= sent_seq:
+                continue
+            unacked = subscription.unacked
+            while unacked and unacked[0][0] <= seq:
+                page_seq, chain, size = unacked.popleft()
+                self._unacked_bytes -= size
+                if page_seq == seq and chain[:CHAIN_PREFIX_BYTES] != chain16:
+                    raise ProtocolError("unknown_position", "the device acknowledged another chain than it was sent")
+            subscription.acked_seq = seq
+            self._unsaved_acks[name] = (seq, chain16)
+        self._wake()
+
+    @property
+    def unsaved_acks(self) -> dict[str, tuple[int, bytes]]:
+        """Acknowledged positions that are not saved yet: a copy."""
+        return self._unsaved_acks.copy()
+
+    def acks_saved(self, acks: Mapping[str, tuple[int, bytes]]) -> None:
+        """These are saved now."""
+        for name, position in acks.items():
+            if self._unsaved_acks.get(name) == position:
+                del self._unsaved_acks[name]
+
+    # -- hints --------------------------------------------------------------------------------------------------
+
+    def committed(self, stream_pk: StreamPk, last_seq: int) -> None:
+        """A commit moved a stream of this user to ``last_seq``."""
+        subscription = self._by_pk.get(stream_pk)
+        if subscription is not None:
+            if last_seq > subscription.at.seq:
+                self._mark(subscription.name)
+                self._wake()
+            return
+        # One that was not there when it was subscribed to, or that this session does not follow yet.
+        if self._all or self._absent:
+            self._list_due = True
+            self._wake()
+
+    def reread(self, streams: Sequence[StreamInfo]) -> None:
+        """All streams of this user as the database has them: finds what a lost hint would have told."""
+        for info in streams:
+            subscription = self._subscriptions.get(info.name)
+            if subscription is None:
+                self._list_due = self._list_due or self._all
+            elif info.head.seq > subscription.at.seq:
+                self._mark(info.name)
+        if self._ready or self._list_due:
+            self._wake()
+
+    def head_tick(self) -> None:
+        """A signed head is due on every stream that moved since the last one."""
+        for name, subscription in self._subscriptions.items():
+            if subscription.moved:
+                subscription.head_due = True
+                self._mark(name)
+        if self._ready:
+            self._wake()
+
+    def follows(self, name: str) -> bool:
+        """Whether the session is subscribed to the stream."""
+        return name in self._subscriptions
+
+    def _mark(self, name: str) -> None:
+        self._ready[name] = None
+
+    # -- what to send -------------------------------------------------------------------------------------------
+
+    async def pull(self) -> list[bytes]:
+        """The next messages for this session, encoded; empty when there is nothing to send now.
+
+        Moves the position over what it returns. Cancel-safe in that a cancelled session has no further use for it.
+
+        Raises:
+            Unavailable: the log cannot be read now; what was ready stays ready.
+        """
+        while True:
+            if self._refusals:
+                refusals, self._refusals = list(self._refusals), deque()
+                return refusals
+            if self._list_due:
+                await self._list()
+            name = self._next()
+            if name is None:
+                return []
+            subscription = self._subscriptions[name]
+            try:
+                step = self._page if subscription.start is None else self._resume
+                messages = await step(subscription)
+            except Unavailable:
+                self._mark(name)
+                raise
+            except ProtocolError as error:
+                if error.code not in ("unknown_position", "unknown_stream"):
+                    raise
+                self._lost(subscription, error)
+                continue
+            if messages:
+                return messages
+
+    def _next(self) -> str | None:
+        """Take the next ready stream: reserved ones first, the others in turn; resumes even above the credit."""
+        full = self._unacked_bytes >= self._limits.unacked_bytes_max
+        for name in RESERVED_STREAMS:
+            if name in self._ready and (not full or self._subscriptions[name].start is not None):
+                del self._ready[name]
+                return name
+        if not full:
+            return self._ready.popitem(last=False)[0] if self._ready else None
+        for name in self._ready:
+            if self._subscriptions[name].start is not None:
+                del self._ready[name]
+                return name
+        return None
+
+    async def _list(self) -> None:
+        """Find streams that came into being, and under ``all`` follow them from the acknowledged position."""
+        streams = await self._log.streams(self.principal.user_pk)
+        acks = await self._accounts.acks(self.principal) if self._all else {}
+        self._list_due = False
+        for info in streams:
+            subscription = self._subscriptions.get(info.name)
+            if subscription is not None:
+                if subscription.stream_pk is None:
+                    self._mark(info.name)
+            elif self._all and info.name not in self._left:
+                acked_seq = acks.get(info.name, 0)
+                if acked_seq > info.head.seq:
+                    self._refuse(info.name, "unknown_position")
+                    self._left.add(info.name)
+                elif not self._add(info.name, acked_seq):
+                    self._left.add(info.name)
+
+    async def _resume(self, subscription: _Subscription) -> list[bytes]:
+        """Answer where a stream goes on from."""
+        start = subscription.start
+        assert start is not None
+        name = subscription.name
+        empty = Position(0, chain_0(_keepstep, self.principal.user_key, name))
+        info = await self._find(name)
+        answer: Literal["contiguous", "unknown_position"] = "contiguous"
+        if start == "start":
+            at = empty
+        elif start == "end":
+            at = empty if info is None else info.head
+        elif isinstance(start, int):
+            at = Position(start, await self._log.chain_at(self.principal.user_pk, name, start))
+        else:
+            at = start
+            if not await self._holds(start, info, name, empty):
+                answer = "unknown_position"
+        author = _NO_AUTHOR
+        if info is not None:
+            author = await self._log.author(self.principal.user_pk, name, self.principal.device_pk)
+        if self._subscriptions.get(name) is not subscription:
+            return []  # asked for anew, or not any more, meanwhile
+        if answer == "contiguous":
+            subscription.start = None
+            subscription.at = at
+            subscription.acked_seq = at.seq
+            if info is not None:
+                self._resolve(subscription, info)
+                self._mark(name)
+        else:
+            self._remove(name)
+        head = None if info is None else self._sign(name, info.head)
+        return [encode(Resumed(stream=name, answer=answer, head=head, author=author))]
+
+    async def _find(self, name: str) -> StreamInfo | None:
+        try:
+            return await self._log.stream(self.principal.user_pk, name)
+        except ProtocolError as error:
+            if error.code != "unknown_stream":
+                raise
+            return None
+
+    async def _holds(self, start: Position, info: StreamInfo | None, name: str, empty: Position) -> bool:
+        """Whether the log holds the position a device named."""
+        if start.seq == 0 or info is None:
+            return start == empty
+        if start.seq > info.head.seq:
+            return False
+        return await self._log.chain_at(self.principal.user_pk, name, start.seq) == start.chain
+
+    def _resolve(self, subscription: _Subscription, info: StreamInfo) -> None:
+        subscription.stream_pk = info.stream_pk
+        self._absent -= 1
+        self._by_pk[info.stream_pk] = subscription
+
+    async def _page(self, subscription: _Subscription) -> list[bytes]:
+        """The page after a stream's position, and the signed head where that reaches it."""
+        name = subscription.name
+        if subscription.stream_pk is None:
+            info = await self._find(name)
+            if info is None or self._subscriptions.get(name) is not subscription:
+                return []
+            self._resolve(subscription, info)
+        page = await self._read(subscription)
+        if self._subscriptions.get(name) is not subscription:
+            return []
+        messages: list[bytes] = []
+        if page.count:
+            messages.append(encode_events(name, page))
+            self._sent(subscription, page)
+        if page.last_seq < page.head_seq:
+            subscription.owes_caught_up = True
+            self._mark(name)
+            return messages
+        if subscription.owes_caught_up:
+            messages.append(encode(CaughtUp(stream=name, head=self._sign(name, subscription.at))))
+        elif subscription.head_due:
+            messages.append(encode(Head(stream=name, head=self._sign(name, subscription.at))))
+        else:
+            return messages
+        subscription.owes_caught_up = subscription.head_due = subscription.moved = False
+        return messages
+
+    def _sent(self, subscription: _Subscription, page: Page) -> None:
+        """Move the position over a page and count its bytes as not acknowledged."""
+        subscription.at = Position(page.last_seq, page.chain)
+        subscription.moved = True
+        self._count(page.count)
+        size = len(page.rows)
+        self._unacked_bytes += size
+        if len(subscription.unacked) >= UNACKED_PAGES_MAX:
+            size += subscription.unacked.pop()[2]
+        subscription.unacked.append((page.last_seq, page.chain, size))
+
+    async def _read(self, subscription: _Subscription) -> Page:
+        """A page that continues the position, from whichever source answers."""
+        for _ in range(REREADS_MAX):
+            page = await self._log.read(
+                self.principal.user_pk,
+                subscription.name,
+                after=subscription.at.seq,
+                events_max=self._limits.page_events_max,
+                bytes_max=self._limits.page_bytes_max,
+                now_ms=self._clock.now_ms(),
+            )
+            # protocol.md section 4: "The first seq of a page must be position + 1, from any source; else reread."
+            if page.after == subscription.at.seq and page.last_seq == page.after + page.count:
+                return page
+        raise Unavailable("the log does not continue a position")
+
+    def _lost(self, subscription: _Subscription, error: ProtocolError) -> None:
+        """The log no longer holds a followed stream's position: say so instead of guessing."""
+        if self._subscriptions.get(subscription.name) is subscription:
+            self._remove(subscription.name)
+            self._left.add(subscription.name)
+            self._refuse(subscription.name, "unknown_stream" if error.code == "unknown_stream" else "unknown_position")
+
+    def _sign(self, name: str, head: Position) -> SignedHead:
+        return self._signer.sign(self.principal.user_key, name, seq=head.seq, chain=head.chain)

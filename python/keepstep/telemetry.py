@@ -1,0 +1,237 @@
+"""Every metric and every log field of the server, by name; the only place that knows prometheus_client and structlog.
+
+No key, token or payload can reach a log: a line holds only the fields listed here, never bytes, and of an exception
+only its type and where it was raised, unless it is one of ours, whose text is fixed.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from keepstep.errors import KeepstepError
+from keepstep.protocol.messages import ResultAccepted, ResultDuplicate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
+
+    from prometheus_client.metrics import MetricWrapperBase
+
+    from keepstep.protocol.messages import Result
+
+Log = structlog.typing.FilteringBoundLogger
+
+METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+FRAMES_MAX: Final = 20
+"""Frames of a traceback in a log line, the innermost ones."""
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+LOG_FIELDS: Final[Mapping[str, str]] = {
+    "address": "IP address of a peer",
+    "api_version": "version of the REST interface that was asked",
+    "code": "a code of the error table",
+    "count": "how many, of what the event says",
+    "detail": "a fixed sentence about the event",
+    "device_pk": "row number of a device",
+    "duration_ms": "milliseconds",
+    "error": "type of an exception; of our own also its text",
+    "frames": "where an exception was raised: file, line, function",
+    "host": "address that is listened on",
+    "job": "name of a periodic job",
+    "method": "HTTP method",
+    "offset_ms": "the database's clock minus this machine's, milliseconds",
+    "port": "TCP port that is listened on",
+    "request_id": "id of a REST request, also in its answer",
+    "route": "pattern of a REST path",
+    "session_id": "id of a device session, also in Ready",
+    "session_no": "how many sessions the device has had",
+    "status": "HTTP status",
+    "user_pk": "row number of a user",
+    "version": "version of keepstep",
+}
+"""Every field a log line may have beside ``event``, ``level``, ``logger`` and ``timestamp``."""
+
+
+# A series beside each counter and histogram, of when it was made: twice the size of a scrape for nothing.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """Every metric, in a registry of its own, so that two servers in one process do not share counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._received: dict[type, Counter] = {}
+        self.connections = self._gauge("connections", "Open device sockets.")
+        self.unauthenticated_connections = self._gauge(
+            "unauthenticated_connections", "Device sockets that have not finished their handshake."
+        )
+        self.connections_refused = self._counter(
+            "connections_refused", "Device sockets refused because a cap was reached."
+        )
+        self.sessions = self._gauge("sessions", "Authenticated device sessions.")
+        self.session_users = self._gauge("session_users", "Users with at least one session.")
+        self.handshakes = self._counter(
+            "handshakes", "Handshakes by how they ended: ready, or an error code.", ["result"]
+        )
+        self.handshake_seconds = self._histogram(
+            "handshake_seconds", "From the accepted socket to Ready, seconds.", _SECONDS
+        )
+        self.session_ends = self._counter(
+            "session_ends", "Sessions by how they ended: bye, lost, stopped, fault, or an error code.", ["reason"]
+        )
+        self.messages_received = self._counter("messages_received", "Messages received in sessions, by type.", ["type"])
+        self.received_bytes = self._counter("received_bytes", "Bytes of records received in sessions.")
+        self.sent_records = self._counter("sent_records", "Records sent in sessions.")
+        self.sent_bytes = self._counter("sent_bytes", "Bytes of records sent in sessions.")
+        self.events = self._counter(
+            "events", "Published events by what became of them: accepted, duplicate, or an error code.", ["result"]
+        )
+        self.batch_events = self._histogram("batch_events", "Events in one append.", _EVENTS)
+        self.append_seconds = self._histogram(
+            "append_seconds", "One append to the log, commit included, seconds.", _SECONDS
+        )
+        self.ack_seconds = self._histogram(
+            "ack_seconds", "From a submission's entry into its queue to its answer, seconds.", _SECONDS
+        )
+        self.submissions_waiting = self._gauge("submissions_waiting", "Submissions that wait for a pipeline.")
+        self.tail_bytes = self._gauge("tail_bytes", "Memory that the newest events of all streams take up.")
+        self.database_away = self._gauge(
+            "database_away", "1 while the database is not asked because it did not answer."
+        )
+        self.relayed_events = self._counter("relayed_events", "Events sent to sessions.")
+        self.registrations = self._counter(
+            "registrations", "Registrations by how they ended: created, duplicate, or an error code.", ["result"]
+        )
+        self.jobs = self._counter("jobs", "Runs of periodic jobs.", ["job", "result"])
+        self.expired_payloads = self._counter("expired_payloads", "Payloads dropped because their TTL ran out.")
+        self.partitions_made = self._counter("partitions_made", "Event partitions made ahead of time.")
+        self.clock_offset_seconds = self._gauge(
+            "clock_offset_seconds", "The database's clock minus this machine's, seconds."
+        )
+        self.rest_requests = self._counter("rest_requests", "REST requests.", ["method", "route", "status"])
+        self.rest_seconds = self._histogram("rest_seconds", "REST requests, seconds.", _SECONDS, ["route"])
+        self.faults = self._counter("faults", "Connections and requests ended by a fault of this server.")
+        self.draining = self._gauge("draining", "1 while the server is going down.")
+        self.unsafe = self._gauge("unsafe", "1 where the server was told to go on although commits are not durable.")
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(f"keepstep_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"keepstep_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
+        return Histogram(f"keepstep_{name}", text, labels, registry=self.registry, buckets=buckets)
+
+    def received(self, message: type) -> None:
+        """One message was received in a session."""
+        counter = self._received.get(message)
+        if counter is None:
+            counter = self._received[message] = self.messages_received.labels(message.__name__)
+        counter.inc()
+
+    def appended(self, events: int, seconds: float) -> None:
+        """One append was committed."""
+        self.batch_events.observe(events)
+        self.append_seconds.observe(seconds)
+
+    def answered(self, results: Sequence[Result], seconds: float) -> None:
+        """One submission was answered."""
+        self.ack_seconds.observe(seconds)
+        for result in results:
+            if isinstance(result, ResultAccepted):
+                self.events.labels("accepted").inc(result.count)
+            elif isinstance(result, ResultDuplicate):
+                self.events.labels("duplicate").inc()
+            else:
+                self.events.labels(result.code).inc()
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def reference(self) -> str:
+        """``docs/reference/metrics.md``: every metric and log field, from this file."""
+        lines = ["# Metrics and log fields", "", "`GET /metrics` of the REST port; logs go to standard error.", ""]
+        lines += ["## Metrics", "", "| name | type | labels | meaning |", "|---|---|---|---|"]
+        for metric in sorted(self._all(), key=lambda one: one._name):
+            name = f"{metric._name}_total" if isinstance(metric, Counter) else metric._name
+            labels = ", ".join(metric._labelnames)
+            lines.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")
+        lines += ["", "## Log fields", "", "A log line has no other fields.", "", "| name | meaning |", "|---|---|"]
+        lines += [f"| `{name}` | {meaning} |" for name, meaning in LOG_FIELDS.items()]
+        return "\n".join(lines) + "\n"
+
+    def _all(self) -> list[MetricWrapperBase]:
+        return [value for value in vars(self).values() if isinstance(value, (Counter, Gauge, Histogram))]
+
+
+def configure_logging(level: Literal["debug", "info", "warning", "error"], form: Literal["console", "json"]) -> Log:
+    """The server's log, to standard error; also takes what libraries log, from warnings up.
+
+    Args:
+        level: the least severe line that is written.
+        form: for people or for machines.
+    """
+    renderer: Callable[..., Any] = (
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _only_known_fields,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    log: Log = structlog.get_logger()
+    root = logging.getLogger()
+    root.handlers = [_LibraryHandler(log)]
+    root.setLevel(logging.WARNING)
+    return log
+
+
+def _only_known_fields(_logger: object, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Whatever is not in the list, or is bytes, does not leave."""
+    kept = {"event", "level", "timestamp", *LOG_FIELDS}
+    return {name: value for name, value in fields.items() if name in kept and not isinstance(value, (bytes, bytearray))}
+
+
+class _LibraryHandler(logging.Handler):
+    """Libraries' own log records: who logged and how bad, never their text, which may repeat what a peer sent."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = describe(record.exc_info[1]) if record.exc_info and record.exc_info[1] else {}
+        self._log.warning("library", detail=f"{record.name}: {record.levelname.lower()} in {record.funcName}", **error)
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An exception as the fields ``error`` and ``frames``."""
+    text = str(error) if isinstance(error, KeepstepError) else ""
+    frames = traceback.extract_tb(error.__traceback__)[-FRAMES_MAX:]
+    name = type(error).__name__
+    if isinstance(error, BaseExceptionGroup):
+        name = f"{name} of {', '.join(sorted({type(one).__name__ for one in error.exceptions}))}"
+    return {
+        "error": f"{name}: {text}" if text else name,
+        "frames": [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames],
+    }

@@ -1,0 +1,22 @@
+//! keepstep's cryptography, event encoding and batch ingest, without Python.
+//!
+//! Names and numbers of sections refer to `docs/reference/protocol.md`. Nothing here reads a clock; the only randomness is that of the
+//! batch equation's coefficients, which must be fresh from the operating system.
+
+#![forbid(unsafe_code)]
+
+pub mod aead;
+pub mod agreement;
+pub mod batch;
+pub mod copy;
+pub mod ed25519;
+pub mod error;
+pub mod event;
+pub mod hash;
+pub mod head;
+pub mod header;
+pub mod ingest;
+pub mod msgpack;
+pub mod run;
+
+pub use error::{Error, Result};

@@ -1,0 +1,162 @@
+//! MessagePack, the part the protocol signs and hashes: minimal encodings only, every length checked before it is used.
+
+use crate::error::{Error, Result};
+
+/// Largest integer on the wire: every one fits a PostgreSQL bigint.
+pub const INTEGER_MAX: u64 = i64::MAX as u64;
+
+const NOT_MINIMAL: Error = Error::Malformed("MessagePack: not the minimal encoding");
+const OTHER_TYPE: Error = Error::Malformed("MessagePack: not the documented type");
+const TOO_SHORT: Error = Error::Malformed("MessagePack: the value is cut short");
+
+/// Reads one value after the other from a slice.
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// Starts at the first byte.
+    pub fn new(data: &'a [u8]) -> Self {
+        Self { rest: data }
+    }
+
+    /// Ends: nothing may be left.
+    pub fn end(self) -> Result<()> {
+        if self.rest.is_empty() { Ok(()) } else { Err(Error::Malformed("MessagePack: bytes after the value")) }
+    }
+
+    /// An array's number of elements; they are read next.
+    pub fn array(&mut self) -> Result<u64> {
+        let head = self.byte()?;
+        match head {
+            0x90..=0x9f => Ok(u64::from(head & 0x0f)),
+            0xdc => self.length(2, 16),
+            0xdd => self.length(4, 1 << 16),
+            _ => Err(OTHER_TYPE),
+        }
+    }
+
+    /// An unsigned integer up to `INTEGER_MAX`.
+    pub fn integer(&mut self) -> Result<u64> {
+        let head = self.byte()?;
+        let value = match head {
+            0x00..=0x7f => u64::from(head),
+            0xcc => self.length(1, 1 << 7)?,
+            0xcd => self.length(2, 1 << 8)?,
+            0xce => self.length(4, 1 << 16)?,
+            0xcf => self.length(8, 1 << 32)?,
+            _ => return Err(OTHER_TYPE),
+        };
+        if value > INTEGER_MAX {
+            return Err(Error::Malformed("an integer is above 2^63 - 1"));
+        }
+        Ok(value)
+    }
+
+    /// A byte string.
+    pub fn binary(&mut self) -> Result<&'a [u8]> {
+        let length = match self.byte()? {
+            0xc4 => self.length(1, 0)?,
+            0xc5 => self.length(2, 1 << 8)?,
+            0xc6 => self.length(4, 1 << 16)?,
+            _ => return Err(OTHER_TYPE),
+        };
+        self.take(length)
+    }
+
+    /// A byte string of exactly `N` bytes.
+    pub fn binary_of<const N: usize>(&mut self) -> Result<[u8; N]> {
+        self.binary()?.try_into().map_err(|_| Error::Malformed("a byte string has another length than documented"))
+    }
+
+    /// A text string's bytes, not checked to be UTF-8.
+    pub fn text(&mut self) -> Result<&'a [u8]> {
+        let head = self.byte()?;
+        let length = match head {
+            0xa0..=0xbf => u64::from(head & 0x1f),
+            0xd9 => self.length(1, 32)?,
+            0xda => self.length(2, 1 << 8)?,
+            0xdb => self.length(4, 1 << 16)?,
+            _ => return Err(OTHER_TYPE),
+        };
+        self.take(length)
+    }
+
+    /// Bytes not read yet.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// Whether nil is next; if so it is read.
+    pub fn nil(&mut self) -> bool {
+        match self.rest.split_first() {
+            Some((0xc0, rest)) => {
+                self.rest = rest;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether an array is next.
+    pub fn at_array(&self) -> bool {
+        matches!(self.rest.first(), Some(0x90..=0x9f | 0xdc | 0xdd))
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        let (&head, rest) = self.rest.split_first().ok_or(TOO_SHORT)?;
+        self.rest = rest;
+        Ok(head)
+    }
+
+    /// A big-endian number of `size` bytes that no shorter form could hold.
+    fn length(&mut self, size: u64, least: u64) -> Result<u64> {
+        let value = self.take(size)?.iter().fold(0, |value, &byte| (value << 8) | u64::from(byte));
+        if value < least { Err(NOT_MINIMAL) } else { Ok(value) }
+    }
+
+    fn take(&mut self, length: u64) -> Result<&'a [u8]> {
+        let length = usize::try_from(length).map_err(|_| TOO_SHORT)?;
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(TOO_SHORT)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+}
+
+/// Appends an unsigned integer.
+pub fn write_integer(output: &mut Vec<u8>, value: u64) {
+    let bytes = value.to_be_bytes();
+    match value {
+        0..=0x7f => output.push(bytes[7]),
+        0x80..=0xff => output.extend_from_slice(&[0xcc, bytes[7]]),
+        0x100..=0xffff => write_head(output, 0xcd, &bytes[6..]),
+        0x1_0000..=0xffff_ffff => write_head(output, 0xce, &bytes[4..]),
+        _ => write_head(output, 0xcf, &bytes),
+    }
+}
+
+/// Appends a byte string; one above 4 GiB, which no message can carry, is refused.
+pub fn write_binary(output: &mut Vec<u8>, value: &[u8]) -> Result<()> {
+    let length = u32::try_from(value.len()).map_err(|_| Error::Argument("a byte string is above 4 GiB"))?.to_be_bytes();
+    match length {
+        [0, 0, 0, short] => output.extend_from_slice(&[0xc4, short]),
+        [0, 0, ..] => write_head(output, 0xc5, &length[2..]),
+        _ => write_head(output, 0xc6, &length),
+    }
+    output.extend_from_slice(value);
+    Ok(())
+}
+
+/// Appends a byte string or nil.
+pub fn write_optional_binary(output: &mut Vec<u8>, value: Option<&[u8]>) -> Result<()> {
+    if let Some(value) = value {
+        return write_binary(output, value);
+    }
+    output.push(0xc0);
+    Ok(())
+}
+
+fn write_head(output: &mut Vec<u8>, head: u8, rest: &[u8]) {
+    output.push(head);
+    output.extend_from_slice(rest);
+}

@@ -1,0 +1,15 @@
+//! What the core crate promises, checked against published vectors, independent formulas and its own inverses.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod batches;
+mod codec;
+mod errors;
+mod events;
+mod heads;
+mod ingesting;
+mod records;
+mod runs;
+mod support;
+mod vectors;
+mod wycheproofs;

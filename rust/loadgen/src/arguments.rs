@@ -1,0 +1,293 @@
+//! What the command line says, and the bounds it must keep.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, ValueEnum};
+
+/// Most events signed beforehand: about 700 bytes each are held in memory.
+const EVENTS_MAX: u64 = 10_000_000;
+const CONNECTIONS_MAX: usize = 50_000;
+const DURATION_S_MAX: u64 = 24 * 60 * 60;
+/// Most events of one publish message (protocol.md section 4).
+const EVENTS_PER_FRAME_MAX: usize = 256;
+/// Most bytes of events in one publish message (protocol.md section 4), less what signature and header take.
+const FRAME_PAYLOAD_BYTES_MAX: usize = 900 * 1024;
+
+const WINDOW_MAX: usize = 1024;
+const WINDOW_CLOSED_LOOP: usize = 4;
+
+/// What the devices do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Workload {
+    /// One device a user, which publishes; nobody subscribes.
+    Publish,
+    /// Three devices a user, which all publish into one stream and all subscribe to it.
+    Relay,
+}
+
+impl Workload {
+    /// Devices of each user.
+    pub(crate) fn devices_per_user(self) -> usize {
+        match self {
+            Self::Publish => 1,
+            Self::Relay => 3,
+        }
+    }
+
+    /// Its name in results.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Relay => "relay",
+        }
+    }
+}
+
+/// Authenticated devices that publish signed events to a keepstep server, and what it took to acknowledge and deliver them.
+///
+/// Prints one JSON object a line: {"phase": …} when a phase begins, and the results as the last line.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "keepstep-loadgen", version)]
+pub(crate) struct Arguments {
+    /// What the devices do
+    #[arg(value_enum)]
+    pub(crate) workload: Workload,
+    /// REST address, where accounts are made: <http://127.0.0.1:8440>
+    #[arg(long)]
+    pub(crate) rest: String,
+    /// Device address with the server's key: <ws://127.0.0.1:8441/v1/connect#KEY>
+    #[arg(long)]
+    pub(crate) device_url: String,
+    /// Connections, one a device; a multiple of 3 for relay
+    #[arg(long, default_value_t = 99)]
+    pub(crate) connections: usize,
+    /// Events in one publish message, 1 to 256
+    #[arg(long, default_value_t = 10)]
+    pub(crate) events_per_frame: usize,
+    /// Bytes of an event's payload
+    #[arg(long, default_value_t = 256)]
+    pub(crate) payload_bytes: usize,
+    /// Publish messages in flight on a connection: 4 in a closed loop, in an open one as many as the server allows
+    #[arg(long)]
+    pub(crate) window: Option<usize>,
+    /// Open loop: events a second over all connections, latency counted from when each was due; without it closed loop
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+    /// Seconds that are measured
+    #[arg(long, default_value_t = 10)]
+    pub(crate) duration_s: u64,
+    /// Seconds of the same load before
+    #[arg(long, default_value_t = 2)]
+    pub(crate) warm_up_s: u64,
+    /// Seconds to wait in the end for acknowledgements and deliveries that are still missing
+    #[arg(long, default_value_t = 30)]
+    pub(crate) finish_s: u64,
+    /// Closed loop: events signed beforehand for all connections; the run ends when they are used up
+    #[arg(long, default_value_t = 1_000_000)]
+    pub(crate) events_max: u64,
+    /// AEAD suite of the records: 1 AES-256-GCM, 2 ChaCha20-Poly1305
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=2))]
+    pub(crate) suite: u64,
+    /// Threads that drive the connections
+    #[arg(long, default_value_t = 1)]
+    pub(crate) threads: usize,
+    /// Write what was observed for `python -m bench.checker`; the file must not exist
+    #[arg(long)]
+    pub(crate) observations: Option<PathBuf>,
+    /// Allow addresses that are not this machine's own: only for a server that is yours to load
+    #[arg(long)]
+    pub(crate) target_is_mine: bool,
+}
+
+/// The parts of `ws://host:port/path#key`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceUrl {
+    /// Without the key.
+    pub(crate) url: String,
+    pub(crate) address: SocketAddr,
+    /// The server's identity key, which devices pin.
+    pub(crate) server_key: [u8; 32],
+}
+
+impl Arguments {
+    /// Checks everything that can be checked before anything is opened.
+    pub(crate) fn check(&self) -> Result<()> {
+        let devices = self.workload.devices_per_user();
+        ensure!((1..=CONNECTIONS_MAX).contains(&self.connections), "--connections is 1 to {CONNECTIONS_MAX}");
+        ensure!(self.connections.is_multiple_of(devices), "--connections is a multiple of {devices} for this workload");
+        ensure!(
+            (1..=EVENTS_PER_FRAME_MAX).contains(&self.events_per_frame),
+            "--events-per-frame is 1 to {EVENTS_PER_FRAME_MAX}"
+        );
+        ensure!(
+            self.payload_bytes * self.events_per_frame <= FRAME_PAYLOAD_BYTES_MAX,
+            "--payload-bytes times --events-per-frame is at most {FRAME_PAYLOAD_BYTES_MAX}"
+        );
+        ensure!((1..=WINDOW_MAX).contains(&self.window()), "--window is 1 to {WINDOW_MAX}");
+        ensure!((1..=DURATION_S_MAX).contains(&self.duration_s), "--duration-s is 1 to {DURATION_S_MAX}");
+        ensure!(self.warm_up_s <= DURATION_S_MAX, "--warm-up-s is at most {DURATION_S_MAX}");
+        ensure!((1..=256).contains(&self.threads), "--threads is 1 to 256");
+        ensure!(self.rate.is_none_or(|rate| rate > 0.0), "--rate is above 0");
+        let events = self.events_to_sign();
+        ensure!((1..=EVENTS_MAX).contains(&events), "that is {events} events to sign; at most {EVENTS_MAX}");
+        self.check_rest()
+    }
+
+    /// Publish messages in flight on a connection, where the server allows as many.
+    pub(crate) fn window(&self) -> usize {
+        let usual = if self.rate.is_some() { WINDOW_MAX } else { WINDOW_CLOSED_LOOP };
+        self.window.unwrap_or(usual)
+    }
+
+    /// Events to sign for all connections together.
+    pub(crate) fn events_to_sign(&self) -> u64 {
+        match self.rate {
+            None => self.events_max,
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in range after")]
+            #[expect(clippy::cast_precision_loss, reason = "at most a day of seconds")]
+            Some(rate) => (rate * (self.duration_s + self.warm_up_s) as f64).ceil() as u64,
+        }
+    }
+
+    /// Publish messages to prepare for each connection.
+    pub(crate) fn frames_per_connection(&self) -> usize {
+        let per_round = (self.connections * self.events_per_frame) as u64;
+        usize::try_from(self.events_to_sign().div_ceil(per_round)).unwrap_or(usize::MAX)
+    }
+
+    fn check_rest(&self) -> Result<()> {
+        let host = self.rest.strip_prefix("http://").context("--rest begins with http://")?;
+        let host = host.trim_end_matches('/');
+        let address = resolve(host, 80).with_context(|| format!("--rest {}", self.rest))?;
+        self.check_target(address.ip())
+    }
+
+    /// The device address, resolved.
+    pub(crate) fn device_address(&self) -> Result<DeviceUrl> {
+        let (url, key) = self.device_url.split_once('#').context("--device-url ends with # and the server's key")?;
+        let host = url.strip_prefix("ws://").context("--device-url begins with ws://")?;
+        let host = host.split_once('/').map_or(host, |(host, _)| host);
+        let address = resolve(host, 80).with_context(|| format!("--device-url {url}"))?;
+        self.check_target(address.ip())?;
+        let server_key = from_hex(key).context("the server's key in --device-url is 64 hex digits")?;
+        Ok(DeviceUrl { url: url.to_owned(), address, server_key })
+    }
+
+    fn check_target(&self, address: IpAddr) -> Result<()> {
+        if !address.is_loopback() && !self.target_is_mine {
+            bail!("{address} is not this machine: --target-is-mine says that you may load it");
+        }
+        Ok(())
+    }
+}
+
+fn resolve(host: &str, default_port: u16) -> Result<SocketAddr> {
+    let found = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+        host.to_socket_addrs()?.next()
+    } else {
+        (host, default_port).to_socket_addrs()?.next()
+    };
+    found.context("the name has no address")
+}
+
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let digits = std::str::from_utf8(digits).ok()?;
+        *byte = u8::from_str_radix(digits, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+
+    fn arguments(more: &[&str]) -> Arguments {
+        let url = format!("ws://127.0.0.1:8441/v1/connect#{KEY}");
+        let base = ["keepstep-loadgen", "relay", "--rest", "http://127.0.0.1:8440", "--device-url", url.as_str()];
+        Arguments::parse_from(base.iter().chain(more))
+    }
+
+    fn refusal(more: &[&str]) -> String {
+        let arguments = arguments(more);
+        match arguments.check().and_then(|()| arguments.device_address()) {
+            Ok(_) => String::new(),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_the_smoke_benchmark() {
+        assert_eq!(refusal(&[]), "");
+        let arguments = arguments(&[]);
+        assert_eq!((arguments.connections, arguments.events_per_frame, arguments.payload_bytes), (99, 10, 256));
+        assert_eq!((arguments.frames_per_connection(), arguments.window()), (1011, WINDOW_CLOSED_LOOP));
+    }
+
+    #[test]
+    fn an_open_loop_signs_what_its_rate_needs() {
+        let arguments = arguments(&["--rate", "1000", "--duration-s", "10", "--warm-up-s", "1", "--connections", "3"]);
+        assert_eq!(arguments.events_to_sign(), 11_000);
+        assert_eq!((arguments.frames_per_connection(), arguments.window()), (367, WINDOW_MAX));
+    }
+
+    #[test]
+    fn numbers_out_of_their_bounds_are_refused_by_name() {
+        for (argument, value) in [
+            ("--connections", "0"),
+            ("--connections", "100"),
+            ("--events-per-frame", "257"),
+            ("--payload-bytes", "100000"),
+            ("--window", "0"),
+            ("--duration-s", "0"),
+            ("--threads", "0"),
+            ("--rate", "0"),
+        ] {
+            assert!(refusal(&[argument, value]).contains(argument), "{argument} {value}");
+        }
+        assert!(refusal(&["--events-max", "10000001"]).contains("at most 10000000"));
+    }
+
+    #[test]
+    fn another_machine_is_refused_unless_it_is_mine() {
+        let url = format!("ws://192.0.2.1:8441/v1/connect#{KEY}");
+        let rest = ["--rest", "http://192.0.2.1:8440"];
+        for target in [&rest[..], &["--device-url", &url]] {
+            let mut more = Vec::from(["keepstep-loadgen", "relay"]);
+            let local = format!("ws://127.0.0.1:1/v1/connect#{KEY}");
+            if target[0] == "--rest" {
+                more.extend(["--device-url", &local]);
+            } else {
+                more.extend(["--rest", "http://127.0.0.1:1"]);
+            }
+            more.extend(target);
+            let arguments = Arguments::parse_from(&more);
+            let checked = arguments.check().and_then(|()| arguments.device_address());
+            assert!(checked.is_err_and(|error| error.to_string().contains("--target-is-mine")));
+            more.push("--target-is-mine");
+            let arguments = Arguments::parse_from(&more);
+            assert!(arguments.check().and_then(|()| arguments.device_address()).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_device_address_needs_the_servers_key() -> Result<()> {
+        let found = arguments(&[]).device_address()?;
+        assert_eq!(found.url, "ws://127.0.0.1:8441/v1/connect");
+        assert_eq!(found.server_key[..3], [0x00, 0x11, 0x22]);
+        for key in ["", "#", "#00", &format!("#{}", "g".repeat(64))] {
+            let mut arguments = arguments(&[]);
+            arguments.device_url = format!("ws://127.0.0.1:8441/v1/connect{key}");
+            assert!(arguments.device_address().is_err(), "{key}");
+        }
+        Ok(())
+    }
+}

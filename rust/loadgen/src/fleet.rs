@@ -1,0 +1,173 @@
+//! Makes the users and devices of a run: accounts by REST, further devices by `$devices` events, then all connections.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use keepstep_core::hash::chain_0;
+use keepstep_core::header::DEVICES_STREAM;
+use keepstep_core::msgpack::{write_binary, write_integer};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::arguments::{Arguments, DeviceUrl};
+use crate::connection::Connection;
+use crate::identity::{Device, Draft, Root, Seen, Signed, capability};
+use crate::wire::{Answer, Cursor, FromServer, from_device, write_array, write_small_map, write_text};
+
+/// The stream that every user's devices publish into.
+pub(crate) const STREAM: &str = "load";
+
+/// Users that are made at the same time: a server bounds connections that are not authenticated yet.
+const CONCURRENT_USERS: usize = 16;
+const CREATE_ACCOUNT_PATH: &str = "/api/v1/accounts";
+const RESPONSE_BYTES_MAX: u64 = 64 * 1024;
+
+/// A user with its connected devices.
+pub(crate) struct User {
+    pub(crate) devices: Vec<Device>,
+    pub(crate) connections: Vec<Connection>,
+    /// Head of `$devices` once all devices are enrolled.
+    pub(crate) devices_seen: Seen,
+}
+
+/// Makes and connects all users.
+pub(crate) async fn connect(arguments: &Arguments, target: &DeviceUrl, time_ms: u64) -> Result<Vec<User>> {
+    let permits = Arc::new(Semaphore::new(CONCURRENT_USERS));
+    let mut tasks = JoinSet::new();
+    for _ in 0..arguments.connections / arguments.workload.devices_per_user() {
+        let (arguments, target, permits) = (arguments.clone(), target.clone(), Arc::clone(&permits));
+        tasks.spawn(async move {
+            let _permit = permits.acquire_owned().await?;
+            make_user(&arguments, &target, time_ms).await
+        });
+    }
+    let mut users = Vec::new();
+    while let Some(user) = tasks.join_next().await {
+        users.push(user??);
+    }
+    Ok(users)
+}
+
+async fn make_user(arguments: &Arguments, target: &DeviceUrl, time_ms: u64) -> Result<User> {
+    let count = arguments.workload.devices_per_user();
+    let root = Root::new()?;
+    let user_key = root.user_key();
+    let devices = (0..count).map(|_| Device::new(user_key)).collect::<Result<Vec<_>>>()?;
+    let first = &devices[0];
+
+    let nothing = Seen { seq: 0, chain: chain_0(&user_key, DEVICES_STREAM) };
+    let payload = root.genesis(first, capability::PUBLISH | capability::SUBSCRIBE | capability::MANAGE, time_ms)?;
+    let genesis = account_event(first, 1, &[0; 32], nothing, time_ms, &payload)?;
+    let mut devices_seen = create_account(arguments, &genesis, payload).await?;
+
+    let mut connections = vec![Connection::open(target, first, arguments.suite).await?];
+    let mut previous = genesis.hash;
+    for (n, device) in (2..).zip(&devices[1..]) {
+        let payload = device.enrolment(capability::PUBLISH | capability::SUBSCRIBE, time_ms)?;
+        let event = account_event(first, n, &previous, devices_seen, time_ms, &payload)?;
+        devices_seen = enrol(&mut connections[0], n, &event, &payload).await?;
+        previous = event.hash;
+    }
+    for device in &devices[1..] {
+        connections.push(Connection::open(target, device, arguments.suite).await?);
+    }
+    if count > 1 {
+        for connection in &mut connections {
+            subscribe(connection).await?;
+        }
+    }
+    Ok(User { devices, connections, devices_seen })
+}
+
+fn account_event(
+    author: &Device,
+    n: u64,
+    previous: &[u8; 32],
+    seen: Seen,
+    time_ms: u64,
+    payload: &[u8],
+) -> Result<Signed> {
+    author.event(&Draft { stream: DEVICES_STREAM, n, previous, seen, devices_seen: seen, time_ms, payload })
+}
+
+/// Posts `[header, sig, payload]`; the answer is `[seq, received_at_ms, chain, signed head]`.
+async fn create_account(arguments: &Arguments, genesis: &Signed, payload: Vec<u8>) -> Result<Seen> {
+    let mut body = Vec::new();
+    write_array(&mut body, 3);
+    write_binary(&mut body, &genesis.header)?;
+    write_binary(&mut body, &genesis.signature)?;
+    write_binary(&mut body, &payload)?;
+    let url = format!("{}{CREATE_ACCOUNT_PATH}", arguments.rest.trim_end_matches('/'));
+    let answer = tokio::task::spawn_blocking(move || post(&url, &body)).await??;
+    let mut cursor = Cursor::new(&answer);
+    ensure!(cursor.array()? >= 3, "the answer to the genesis is not the documented form");
+    let seq = cursor.integer()?;
+    cursor.integer()?;
+    Ok(Seen { seq, chain: cursor.binary_of()? })
+}
+
+fn post(url: &str, body: &[u8]) -> Result<Vec<u8>> {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).build();
+    let agent = ureq::Agent::new_with_config(config);
+    let mut response = agent.post(url).header("Content-Type", "application/msgpack").send(body)?;
+    let status = response.status();
+    let answer = response.body_mut().with_config().limit(RESPONSE_BYTES_MAX).read_to_vec()?;
+    ensure!(status.is_success(), "the genesis was answered {status}: {}", String::from_utf8_lossy(&answer));
+    Ok(answer)
+}
+
+async fn enrol(connection: &mut Connection, rid: u64, event: &Signed, payload: &[u8]) -> Result<Seen> {
+    let mut message = Vec::new();
+    write_publish(&mut message, rid, 1)?;
+    write_event(&mut message, event, payload)?;
+    connection.send(&message).await?;
+    loop {
+        match FromServer::read(&connection.receive().await?)? {
+            FromServer::Accepted { rid: answered, answers } if answered == rid => {
+                let [Answer::Accepted { seq, chain, .. }] = answers[..] else {
+                    bail!("the enrolment was answered {answers:?}");
+                };
+                return Ok(Seen { seq, chain });
+            }
+            FromServer::Error { code } => bail!("the enrolment was answered {code}"),
+            _ => {}
+        }
+    }
+}
+
+async fn subscribe(connection: &mut Connection) -> Result<()> {
+    let mut message = Vec::new();
+    write_array(&mut message, 2);
+    write_integer(&mut message, from_device::SUBSCRIBE);
+    write_small_map(&mut message, 1);
+    write_text(&mut message, STREAM)?;
+    write_text(&mut message, "start")?;
+    connection.send(&message).await?;
+    loop {
+        match FromServer::read(&connection.receive().await?)? {
+            FromServer::Resumed { stream: STREAM, answer: "contiguous" } => return Ok(()),
+            FromServer::Resumed { stream, answer } => bail!("the subscription to {stream} was answered {answer}"),
+            FromServer::Error { code } => bail!("the subscription was answered {code}"),
+            _ => {}
+        }
+    }
+}
+
+/// Begins `[16, rid, [event…]]` for `count` events.
+pub(crate) fn write_publish(output: &mut Vec<u8>, rid: u64, count: usize) -> Result<()> {
+    write_array(output, 3);
+    write_integer(output, from_device::PUBLISH);
+    write_integer(output, rid);
+    write_array(output, u16::try_from(count).context("too many events in one message")?);
+    Ok(())
+}
+
+/// Appends `[header, sig, payload, nil]`.
+pub(crate) fn write_event(output: &mut Vec<u8>, event: &Signed, payload: &[u8]) -> Result<()> {
+    write_array(output, 4);
+    write_binary(output, &event.header)?;
+    write_binary(output, &event.signature)?;
+    write_binary(output, payload)?;
+    output.push(0xc0);
+    Ok(())
+}

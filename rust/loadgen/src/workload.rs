@@ -1,0 +1,526 @@
+//! One device at work: publishes what was prepared, takes answers and deliveries, and checks both.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
+use keepstep_core::hash::{Hash, chain_0, chain_next, event_hash};
+use keepstep_core::header::Header;
+use keepstep_core::msgpack::{write_binary, write_integer};
+use tokio::sync::Notify;
+
+use crate::connection::Connection;
+use crate::fleet::STREAM;
+use crate::observations::{Observations, Observed, Row};
+use crate::prepared::Prepared;
+use crate::report::Measured;
+use crate::schedule::Schedule;
+use crate::wire::{Answer, Cursor, FromServer, from_device, write_array, write_small_map, write_text};
+
+/// A device acknowledges its position when it holds this part of what the server lets it leave unacknowledged.
+const ACK_SHARE: u64 = 8;
+const UNACKED_BYTES_DEFAULT: u64 = 8 * 1024 * 1024;
+const INFLIGHT_DEFAULT: u64 = 64;
+
+/// What the devices of one user know of each other; only the generator does, no device would.
+pub(crate) struct Shared {
+    pub(crate) user_key: [u8; 32],
+    pub(crate) ids: Vec<[u8; 16]>,
+    pub(crate) prepared: Vec<Prepared>,
+    /// By device and publish message: when it was due, nanoseconds since the start, plus one; 0 before it was sent.
+    due_ns: Vec<Vec<AtomicU64>>,
+    /// Devices that still publish or wait for an answer.
+    publishing: AtomicUsize,
+    /// The highest seq that was acknowledged to any of them.
+    acknowledged_seq: AtomicU64,
+    pub(crate) wakers: Vec<Arc<Notify>>,
+}
+
+impl Shared {
+    pub(crate) fn new(user_key: [u8; 32], ids: Vec<[u8; 16]>, prepared: Vec<Prepared>) -> Self {
+        let due_ns = prepared.iter().map(|one| (0..one.frames()).map(|_| AtomicU64::new(0)).collect()).collect();
+        Self {
+            user_key,
+            due_ns,
+            publishing: AtomicUsize::new(prepared.len()),
+            acknowledged_seq: AtomicU64::new(0),
+            wakers: ids.iter().map(|_| Arc::default()).collect(),
+            ids,
+            prepared,
+        }
+    }
+
+    fn publishing_ended(&self) {
+        self.publishing.fetch_sub(1, Ordering::AcqRel);
+        for waker in &self.wakers {
+            waker.notify_one();
+        }
+    }
+}
+
+/// What a worker does and how far it is.
+pub(crate) struct Worker {
+    pub(crate) schedule: Arc<Schedule>,
+    pub(crate) shared: Arc<Shared>,
+    /// Its place among its user's devices.
+    pub(crate) device: usize,
+    /// Its place among all connections.
+    pub(crate) connection: usize,
+    window: usize,
+    events_per_frame: u64,
+    subscribed: bool,
+    observe: bool,
+    next_frame: usize,
+    in_flight: usize,
+    publishing: bool,
+    position: u64,
+    chain: Hash,
+    unacked_bytes: u64,
+    ack_at_bytes: u64,
+    pub(crate) measured: Measured,
+    pub(crate) observations: Observations,
+}
+
+/// What all workers are told alike.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    pub(crate) window: usize,
+    pub(crate) events_per_frame: usize,
+    pub(crate) subscribed: bool,
+    pub(crate) observe: bool,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        schedule: Arc<Schedule>,
+        shared: Arc<Shared>,
+        device: usize,
+        connection: usize,
+        plan: Plan,
+    ) -> Result<Self> {
+        let chain = chain_0(&shared.user_key, STREAM);
+        Ok(Self {
+            schedule,
+            shared,
+            device,
+            connection,
+            window: plan.window,
+            events_per_frame: plan.events_per_frame as u64,
+            subscribed: plan.subscribed,
+            observe: plan.observe,
+            next_frame: 0,
+            in_flight: 0,
+            publishing: true,
+            position: 0,
+            chain,
+            unacked_bytes: 0,
+            ack_at_bytes: UNACKED_BYTES_DEFAULT / ACK_SHARE,
+            measured: Measured::new()?,
+            observations: Observations::default(),
+        })
+    }
+
+    /// Works until everything sent is answered and everything acknowledged is delivered, or the time for it is over.
+    pub(crate) async fn run(mut self, mut connection: Connection) -> Self {
+        let limits = &connection.limits;
+        let inflight_max = usize::try_from(limits.get("inflight_publishes", INFLIGHT_DEFAULT)).unwrap_or(usize::MAX);
+        self.window = self.window.min(inflight_max).max(1);
+        self.ack_at_bytes = limits.get("unacked_bytes", UNACKED_BYTES_DEFAULT) / ACK_SHARE;
+        if let Err(error) = self.work(&mut connection).await {
+            self.measured.error(format!("{error:#}"));
+        }
+        self.end_publishing();
+        if let Err(error) = connection.close().await {
+            self.measured.error(format!("closing: {error:#}"));
+        }
+        self.observations.sent_frames = self.next_frame;
+        self.measured.published = self.next_frame as u64 * self.events_per_frame;
+        self
+    }
+
+    async fn work(&mut self, connection: &mut Connection) -> Result<()> {
+        let waker = Arc::clone(&self.shared.wakers[self.device]);
+        loop {
+            self.publish(connection).await?;
+            if self.done() {
+                return Ok(());
+            }
+            let stop_ns = self.schedule.stop_ns();
+            let stopping = self.schedule.now_ns() >= stop_ns;
+            let until = self.schedule.instant(stop_ns) + if stopping { self.schedule.finish } else { Duration::ZERO };
+            tokio::select! {
+                message = connection.receive() => self.received(connection, &message?).await?,
+                () = waker.notified() => {}
+                () = tokio::time::sleep_until(until.into()) => {
+                    ensure!(!stopping, "not everything was answered and delivered in time");
+                }
+            }
+        }
+    }
+
+    fn done(&mut self) -> bool {
+        if self.in_flight > 0 || (self.publishing && self.schedule.now_ns() < self.schedule.stop_ns()) {
+            return false;
+        }
+        self.end_publishing();
+        !self.subscribed
+            || (self.shared.publishing.load(Ordering::Acquire) == 0
+                && self.position >= self.shared.acknowledged_seq.load(Ordering::Acquire))
+    }
+
+    fn end_publishing(&mut self) {
+        if self.publishing {
+            self.publishing = false;
+            self.shared.publishing_ended();
+        }
+    }
+
+    /// Sends what may be sent now.
+    async fn publish(&mut self, connection: &mut Connection) -> Result<()> {
+        while self.publishing && self.in_flight < self.window {
+            let now_ns = self.schedule.now_ns();
+            let due_ns = self.schedule.due_ns(self.connection, self.next_frame, now_ns);
+            if now_ns < due_ns || due_ns.max(now_ns) >= self.schedule.stop_ns() {
+                return Ok(());
+            }
+            let shared = Arc::clone(&self.shared);
+            let prepared = &shared.prepared[self.device];
+            if self.next_frame == prepared.frames() {
+                self.schedule.stop_now();
+                return Ok(());
+            }
+            self.shared.due_ns[self.device][self.next_frame].store(due_ns + 1, Ordering::Release);
+            if self.schedule.measures(due_ns) {
+                self.measured.late.record(due_ns, now_ns, self.events_per_frame)?;
+            }
+            let frame = self.next_frame;
+            self.next_frame += 1;
+            self.in_flight += 1;
+            connection.send(prepared.frame(frame)).await?;
+        }
+        Ok(())
+    }
+
+    async fn received(&mut self, connection: &mut Connection, message: &[u8]) -> Result<()> {
+        match FromServer::read(message)? {
+            FromServer::Accepted { rid, answers } => self.answered(usize::try_from(rid)?, answers),
+            FromServer::Events { stream, count, rows } => {
+                ensure!(stream == STREAM, "events of another stream");
+                self.delivered(count, rows)?;
+                self.unacked_bytes += message.len() as u64;
+                if self.unacked_bytes >= self.ack_at_bytes {
+                    self.unacked_bytes = 0;
+                    connection.send(&self.ack()?).await?;
+                }
+                Ok(())
+            }
+            FromServer::Error { code } => Err(anyhow!("error {code}")),
+            FromServer::Draining => Err(anyhow!("the server drains")),
+            FromServer::Resumed { .. } | FromServer::Rekey | FromServer::Other => Ok(()),
+        }
+    }
+
+    fn answered(&mut self, frame: usize, answers: Vec<Answer>) -> Result<()> {
+        ensure!(frame < self.next_frame && self.in_flight > 0, "an answer to what was not sent");
+        let now_ns = self.schedule.now_ns();
+        let mut answered = 0;
+        for answer in &answers {
+            match answer {
+                Answer::Accepted { count, seq, .. } => {
+                    ensure!(*count > 0, "an answer for no event");
+                    answered += count;
+                    self.measured.acknowledged_in_all += count;
+                    self.shared.acknowledged_seq.fetch_max(seq + count - 1, Ordering::AcqRel);
+                    let due_ns = self.shared.due_ns[self.device][frame].load(Ordering::Acquire) - 1;
+                    if self.schedule.measures(now_ns) {
+                        self.measured.acknowledged += count;
+                    }
+                    if self.schedule.measures(due_ns) {
+                        self.measured.acknowledge.record(due_ns, now_ns, *count)?;
+                    }
+                }
+                Answer::Duplicate(_) => {
+                    answered += 1;
+                    self.measured.error("duplicate");
+                }
+                Answer::Refused(code) => {
+                    answered += 1;
+                    self.measured.error(code.as_str());
+                }
+            }
+        }
+        ensure!(answered == self.events_per_frame, "{answered} answers to {} events", self.events_per_frame);
+        self.in_flight -= 1;
+        if answers.iter().any(|answer| matches!(answer, Answer::Refused(_))) {
+            // What follows a refused event is out of order: this device has nothing more to say.
+            self.end_publishing();
+        }
+        if self.observe {
+            self.observations.seen.push(Observed::Answered { frame, answers });
+        }
+        Ok(())
+    }
+
+    /// Takes a page: rows must continue the position, equal what was published, and hash to the page's chain.
+    fn delivered(&mut self, count: u64, rows: &[u8]) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let mut cursor = Cursor::new(rows);
+        let mut page = Vec::with_capacity(if self.observe { usize::try_from(count)?.min(rows.len()) } else { 0 });
+        let now_ns = self.schedule.now_ns();
+        let measures_now = self.schedule.measures(now_ns);
+        let first_seq = self.position + 1;
+        for _ in 0..count {
+            ensure!(cursor.array()? == 7, "a row has 7 fields");
+            let seq = cursor.integer()?;
+            ensure!(seq == self.position + 1, "a gap: position {}, delivered {seq}", self.position);
+            let author_id: [u8; 16] = cursor.binary_of()?;
+            let received_at_ms = cursor.integer()?;
+            let (row, hash) = read_event(&shared, &mut cursor, author_id, received_at_ms)?;
+            self.chain = chain_next(&self.chain, seq, received_at_ms, &hash);
+            self.position = seq;
+            if row.other.is_some() {
+                self.measured.error("an event that was not published like that");
+            } else if usize::from(row.author) != self.device {
+                self.measured.delivered_in_all += 1;
+                self.measured.delivered += u64::from(measures_now);
+                let author = usize::from(row.author);
+                let frame = shared.prepared[author].frame_of(usize::try_from(row.n)?);
+                let due_ns = shared.due_ns[author][frame].load(Ordering::Acquire);
+                ensure!(due_ns > 0, "an event was delivered before it was sent");
+                if self.schedule.measures(due_ns - 1) {
+                    self.measured.deliver.record(due_ns - 1, now_ns, 1)?;
+                }
+            }
+            if self.observe {
+                page.push(row);
+            }
+        }
+        let chain = cursor.binary_of()?;
+        if self.observe && count > 0 {
+            self.observations.seen.push(Observed::Received { seq: first_seq, rows: page, chain });
+        }
+        ensure!(chain == self.chain, "a page's chain is not that of its events");
+        Ok(())
+    }
+
+    /// `[17, {stream: [seq, chain16]}]`.
+    fn ack(&self) -> Result<Vec<u8>> {
+        let mut message = Vec::with_capacity(48);
+        write_array(&mut message, 2);
+        write_integer(&mut message, from_device::ACK);
+        write_small_map(&mut message, 1);
+        write_text(&mut message, STREAM)?;
+        write_array(&mut message, 2);
+        write_integer(&mut message, self.position);
+        write_binary(&mut message, &self.chain[..16])?;
+        Ok(message)
+    }
+}
+
+/// Reads the rest of a row: header, signature, payload, trace. What equals the published event is not hashed again.
+fn read_event(
+    shared: &Shared,
+    cursor: &mut Cursor<'_>,
+    author_id: [u8; 16],
+    received_at_ms: u64,
+) -> Result<(Row, Hash)> {
+    let n = number(cursor.rest())?;
+    let author = shared.ids.iter().position(|id| *id == author_id);
+    if let Some(author) = author {
+        let tail = shared.prepared[author].tail(usize::try_from(n)?);
+        if !tail.is_empty() && cursor.rest().starts_with(tail) {
+            cursor.skip(tail.len());
+            let row = Row { author: u16::try_from(author)?, n, received_at_ms, other: None };
+            return Ok((row, *shared.prepared[author].hash(usize::try_from(n)?)));
+        }
+    }
+    let header = cursor.binary()?;
+    let signature: [u8; 64] = cursor.binary_of()?;
+    cursor.value()?;
+    cursor.value()?;
+    let hash = event_hash(header, &signature);
+    let n = Header::decode(header)?.n;
+    Ok((Row { author: 0, n, received_at_ms, other: Some(Box::new((author_id, hash))) }, hash))
+}
+
+/// The author number in an event's header, the fifth field.
+fn number(event: &[u8]) -> Result<u64> {
+    let mut header = Cursor::new(Cursor::new(event).binary()?);
+    header.array()?;
+    header.integer()?;
+    header.integer()?;
+    header.binary()?;
+    header.text()?;
+    header.integer()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Device, Seen};
+    use crate::wire::write_nil;
+
+    const RECEIVED_AT_MS: u64 = 1_760_000_000_000;
+
+    struct Run {
+        worker: Worker,
+        author: Device,
+        /// The chain as the server has it.
+        chain: Hash,
+    }
+
+    /// The second of two devices, with two messages of the first sent already.
+    fn run() -> Result<Run> {
+        let (author, reader) = (Device::new([5; 32])?, Device::new([5; 32])?);
+        let seen = Seen { seq: 2, chain: [1; 32] };
+        let sign = |device: &Device| Prepared::sign(device, seen, 2, 2, 16, RECEIVED_AT_MS);
+        let shared = Shared::new([5; 32], vec![author.id, reader.id], vec![sign(&author)?, sign(&reader)?]);
+        for due_ns in &shared.due_ns[0] {
+            due_ns.store(1, Ordering::Release);
+        }
+        let second = Duration::from_secs(1);
+        let schedule = Arc::new(Schedule::begin(Duration::ZERO, second, second, None, 2));
+        let plan = Plan { window: 4, events_per_frame: 2, subscribed: true, observe: true };
+        let worker = Worker::new(schedule, Arc::new(shared), 1, 1, plan)?;
+        Ok(Run { worker, author, chain: chain_0(&[5; 32], STREAM) })
+    }
+
+    impl Run {
+        /// A page's rows, of the first device's events from `n` on at `seq` on, and the chain after them.
+        fn rows(&mut self, seq: u64, n: usize, count: usize) -> Result<Vec<u8>> {
+            let mut rows = Vec::new();
+            for (seq, n) in (seq..).zip(n..n + count) {
+                write_array(&mut rows, 7);
+                write_integer(&mut rows, seq);
+                write_binary(&mut rows, &self.author.id)?;
+                write_integer(&mut rows, RECEIVED_AT_MS);
+                let prepared = &self.worker.shared.prepared[0];
+                rows.extend_from_slice(prepared.tail(n));
+                self.chain = chain_next(&self.chain, seq, RECEIVED_AT_MS, prepared.hash(n));
+            }
+            write_binary(&mut rows, &self.chain)?;
+            Ok(rows)
+        }
+    }
+
+    #[test]
+    fn deliveries_that_continue_the_position_are_counted_and_observed() -> Result<()> {
+        let mut run = run()?;
+        let (first, second) = (run.rows(1, 1, 3)?, run.rows(4, 4, 1)?);
+        run.worker.delivered(3, &first)?;
+        run.worker.delivered(1, &second)?;
+        assert_eq!((run.worker.position, run.worker.chain), (4, run.chain));
+        assert_eq!((run.worker.measured.delivered_in_all, run.worker.measured.delivered), (4, 4));
+        let [Observed::Received { seq: 1, rows, .. }, Observed::Received { seq: 4, .. }] =
+            &run.worker.observations.seen[..]
+        else {
+            anyhow::bail!("other observations");
+        };
+        assert_eq!(rows.iter().map(|row| (row.author, row.n)).collect::<Vec<_>>(), [(0, 1), (0, 2), (0, 3)]);
+        assert!(run.worker.measured.errors.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn a_gap_ends_the_run() -> Result<()> {
+        let mut run = run()?;
+        let rows = run.rows(2, 1, 1)?;
+        assert!(run.worker.delivered(1, &rows).is_err_and(|error| error.to_string().contains("a gap")));
+        Ok(())
+    }
+
+    #[test]
+    fn another_chain_ends_the_run_and_is_observed() -> Result<()> {
+        let mut run = run()?;
+        let mut rows = run.rows(1, 1, 1)?;
+        *rows.last_mut().ok_or(anyhow!("no rows"))? ^= 1;
+        assert!(run.worker.delivered(1, &rows).is_err_and(|error| error.to_string().contains("chain")));
+        assert_eq!(run.worker.observations.seen.len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn an_event_that_was_not_sent_yet_ends_the_run() -> Result<()> {
+        let mut run = run()?;
+        run.worker.shared.due_ns[0][1].store(0, Ordering::Release);
+        let rows = run.rows(1, 3, 1)?;
+        assert!(run.worker.delivered(1, &rows).is_err_and(|error| error.to_string().contains("before it was sent")));
+        Ok(())
+    }
+
+    #[test]
+    fn a_changed_event_is_an_error_and_observed_as_it_came() -> Result<()> {
+        let mut run = run()?;
+        let other = Prepared::sign(&run.author, Seen { seq: 2, chain: [1; 32] }, 1, 1, 16, RECEIVED_AT_MS)?;
+        let mut rows = Vec::new();
+        write_array(&mut rows, 7);
+        write_integer(&mut rows, 1);
+        write_binary(&mut rows, &run.author.id)?;
+        write_integer(&mut rows, RECEIVED_AT_MS);
+        rows.extend_from_slice(other.tail(1));
+        write_binary(&mut rows, &chain_next(&run.chain, 1, RECEIVED_AT_MS, other.hash(1)))?;
+        run.worker.delivered(1, &rows)?;
+        assert_eq!(run.worker.measured.errors.len(), 1);
+        let [Observed::Received { rows, .. }] = &run.worker.observations.seen[..] else {
+            anyhow::bail!("other observations");
+        };
+        let other_hash = rows[0].other.as_ref().map(|other| other.1);
+        assert_eq!((rows[0].n, other_hash), (1, Some(*other.hash(1))));
+        Ok(())
+    }
+
+    #[test]
+    fn a_deleted_payload_is_read_past() -> Result<()> {
+        let mut run = run()?;
+        let event = run.author.event(&crate::identity::Draft {
+            stream: STREAM,
+            n: 1,
+            previous: &[0; 32],
+            seen: Seen { seq: 0, chain: [0; 32] },
+            devices_seen: Seen { seq: 0, chain: [0; 32] },
+            time_ms: RECEIVED_AT_MS,
+            payload: b"",
+        })?;
+        let mut tail = Vec::new();
+        write_binary(&mut tail, &event.header)?;
+        write_binary(&mut tail, &event.signature)?;
+        write_nil(&mut tail);
+        write_nil(&mut tail);
+        let mut cursor = Cursor::new(&tail);
+        let (row, hash) = read_event(&run.worker.shared, &mut cursor, [7; 16], RECEIVED_AT_MS)?;
+        assert!(cursor.rest().is_empty());
+        assert_eq!((row.other, hash), (Some(Box::new(([7; 16], event.hash))), event.hash));
+        run.worker.end_publishing();
+        Ok(())
+    }
+
+    #[test]
+    fn answers_are_counted_and_a_refusal_ends_the_publishing() -> Result<()> {
+        let mut run = run()?;
+        run.worker.next_frame = 2;
+        run.worker.in_flight = 2;
+        run.worker.shared.due_ns[1][0].store(1, Ordering::Release);
+        let accepted = Answer::Accepted { count: 2, seq: 7, received_at_ms: 1, chain: [0; 32] };
+        run.worker.answered(0, vec![accepted.clone()])?;
+        assert_eq!((run.worker.measured.acknowledged_in_all, run.worker.in_flight), (2, 1));
+        assert_eq!(run.worker.shared.acknowledged_seq.load(Ordering::Acquire), 8);
+        assert!(run.worker.publishing);
+        run.worker.answered(1, vec![Answer::Duplicate(None), Answer::Refused("unavailable".into())])?;
+        assert!(!run.worker.publishing);
+        let errors: Vec<&str> = run.worker.measured.errors.keys().map(String::as_str).collect();
+        assert_eq!(errors, ["duplicate", "unavailable"]);
+        assert!(run.worker.answered(1, vec![accepted]).is_err(), "nothing is in flight");
+        Ok(())
+    }
+
+    #[test]
+    fn an_answer_for_fewer_events_than_were_sent_ends_the_run() -> Result<()> {
+        let mut run = run()?;
+        run.worker.next_frame = 1;
+        run.worker.in_flight = 1;
+        let refused = Answer::Refused("internal".into());
+        assert!(run.worker.answered(0, vec![refused]).is_err());
+        Ok(())
+    }
+}

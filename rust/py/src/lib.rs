@@ -1,0 +1,42 @@
+//! The Python extension `keepstep._keepstep`: converts and releases the GIL, nothing else.
+//!
+//! What it offers is documented in `python/keepstep/_keepstep.pyi`.
+
+#![forbid(unsafe_code)]
+// PyO3 hands arguments over by value, and its convention is to name the lifetime 'py throughout.
+#![allow(clippy::needless_pass_by_value, clippy::elidable_lifetime_names)]
+
+mod buffer;
+mod error;
+mod events;
+mod ingest;
+mod primitives;
+mod records;
+
+/// The module as Python sees it.
+#[pyo3::pymodule]
+mod _keepstep {
+    #[pymodule_export]
+    use crate::events::{Events, ParsedEvent, Submission, encode_rows, verify_chain};
+    #[pymodule_export]
+    use crate::ingest::{Ingested, Run, StreamHead, ingest};
+    #[pymodule_export]
+    use crate::primitives::{
+        DeviceKey, aead_open, aead_seal, blake3, blake3_derive, constant_time_equal, ed25519_generate, ed25519_public,
+        ed25519_sign, ed25519_verify, ed25519_verify_many, hkdf_sha256, hkdf_sha256_expand, x25519, x25519_public,
+    };
+    #[pymodule_export]
+    use crate::records::{RecordOpener, RecordSealer};
+
+    #[pymodule_export]
+    const AUTHORS_PACKED_MAX: usize = keepstep_core::head::AUTHORS_PACKED_MAX;
+    #[pymodule_export]
+    const SOURCE_DIGEST: &str = env!("KEEPSTEP_SOURCE_DIGEST");
+
+    #[pymodule_init]
+    fn init(module: &pyo3::Bound<'_, pyo3::types::PyModule>) -> pyo3::PyResult<()> {
+        use pyo3::types::PyModuleMethods as _;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("BACKEND", keepstep_core::ed25519::backend())
+    }
+}

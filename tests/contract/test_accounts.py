@@ -1,0 +1,106 @@
+"""Users, devices, sessions, ack positions."""
+
+from __future__ import annotations
+
+import pytest
+
+from keepstep.errors import Unavailable
+from keepstep.model import Capability, UserPk
+from tests.support.events import NOW_MS, DeviceFixture, UserFixture
+from tests.support.logs import Place, append, create_account, enrol, principal_of
+
+ADA = UserFixture("ada")
+SESSION = b"s" * 16
+CHAIN16 = b"c" * 16
+
+
+async def test_an_enrolled_device_is_known_by_user_and_id(place: Place) -> None:
+    """With its key and capabilities; unknown users and devices are nobody."""
+    log = place.node()
+    phone = DeviceFixture(ADA, "phone")
+    tablet = DeviceFixture(ADA, "tablet", capabilities=Capability.SUBSCRIBE, expires_at_ms=NOW_MS + 1)
+    await create_account(place, log, phone)
+    await enrol(place, log, phone, tablet)
+
+    principal = await place.accounts.principal(ADA.user_key, tablet.device_id)
+
+    assert principal is not None
+    assert (principal.user_key, principal.device_id) == (ADA.user_key, tablet.device_id)
+    assert (principal.device_key, principal.capabilities) == (tablet.device_key, Capability.SUBSCRIBE)
+    assert principal.expires_at_ms == NOW_MS + 1
+    assert await place.accounts.principal(bytes(32), tablet.device_id) is None
+    assert await place.accounts.principal(ADA.user_key, bytes(16)) is None
+
+
+async def test_devices_are_listed_in_order_of_enrolment(place: Place) -> None:
+    """Each as ``$devices`` lists it."""
+    log = place.node()
+    phone, *others = (DeviceFixture(ADA, name) for name in ("phone", "a", "b"))
+    principal = await create_account(place, log, phone)
+    for device in others:
+        await enrol(place, log, phone, device)
+
+    devices = await place.accounts.devices(principal.user_pk)
+
+    assert devices == [(number, device.entry) for number, device in enumerate([phone, *others], 1)]
+    assert await place.accounts.devices(UserPk(principal.user_pk + 1)) == []
+
+
+async def test_sessions_are_numbered_per_device(place: Place) -> None:
+    """A later session has a higher number, whatever became of the one before."""
+    log = place.node()
+    phone, laptop = DeviceFixture(ADA, "phone"), DeviceFixture(ADA, "laptop")
+    on_phone = await create_account(place, log, phone)
+    on_laptop = await enrol(place, log, phone, laptop)
+
+    numbers = [await place.accounts.open_session(on_phone, SESSION, now_ms=NOW_MS)]
+    await place.accounts.close_session(SESSION, now_ms=NOW_MS + 1, reason="bye")
+    numbers.append(await place.accounts.open_session(on_phone, b"t" * 16, now_ms=NOW_MS + 2))
+    numbers.append(await place.accounts.open_session(on_laptop, b"u" * 16, now_ms=NOW_MS + 3))
+
+    assert numbers == [1, 2, 1]
+
+
+async def test_a_session_ends_once(place: Place) -> None:
+    """Ending it again, or one that nobody opened, is no error: whoever ends it may come twice."""
+    log = place.node()
+    principal = await create_account(place, log, DeviceFixture(ADA, "phone"))
+    await place.accounts.open_session(principal, SESSION, now_ms=NOW_MS)
+
+    await place.accounts.close_session(SESSION, now_ms=NOW_MS + 1, reason="bye")
+    await place.accounts.close_session(SESSION, now_ms=NOW_MS + 2, reason="again")
+    await place.accounts.close_session(b"x" * 16, now_ms=NOW_MS + 2, reason="unknown")
+
+    assert await place.accounts.open_session(principal, b"t" * 16, now_ms=NOW_MS + 3) == 2
+
+
+async def test_acks_only_move_up(place: Place) -> None:
+    """Per device and stream; a stream that is not there is left out."""
+    log = place.node()
+    phone, laptop = DeviceFixture(ADA, "phone"), DeviceFixture(ADA, "laptop")
+    on_phone = await create_account(place, log, phone)
+    on_laptop = await enrol(place, log, phone, laptop)
+    await append(log, on_phone, *phone.events("notes", 5))
+
+    assert await place.accounts.acks(on_phone) == {}
+    await place.accounts.save_acks(on_phone, {"notes": (3, CHAIN16), "$devices": (1, CHAIN16), "nothing": (1, CHAIN16)})
+    await place.accounts.save_acks(on_phone, {"notes": (2, CHAIN16), "$devices": (2, CHAIN16)})
+
+    assert await place.accounts.acks(on_phone) == {"notes": 3, "$devices": 2}
+    assert await place.accounts.acks(on_laptop) == {}
+
+
+async def test_accounts_are_unavailable_while_the_database_is_away(place: Place) -> None:
+    """Every question says so, and works again when it is back."""
+    log = place.node()
+    phone = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, phone)
+    place.go_away()
+
+    with pytest.raises(Unavailable):
+        await place.accounts.principal(ADA.user_key, phone.device_id)
+    with pytest.raises(Unavailable):
+        await place.accounts.open_session(principal, SESSION, now_ms=NOW_MS)
+    place.come_back()
+
+    assert await principal_of(place, phone) == principal

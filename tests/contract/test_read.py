@@ -1,0 +1,199 @@
+"""Reading: pages, positions, heads, what has expired; from the tail and from the database alike."""
+
+from __future__ import annotations
+
+import pytest
+
+from keepstep.errors import ProtocolError, Unavailable
+from keepstep.model import UserPk
+from keepstep.protocol.messages import ResultAccepted
+from tests.support.events import NOW_MS, DeviceFixture, UserFixture
+from tests.support.logs import PAGE_BYTES_MAX, Place, append, create_account, read_all
+
+ADA = UserFixture("ada")
+WITHOUT_TAIL = {"tail_bytes_max": 0, "tail_stream_bytes_max": 0}
+
+
+@pytest.fixture(params=["from the tail", "from the database"])
+def options(request: pytest.FixtureRequest) -> dict[str, int]:
+    """Of the node that reads."""
+    return {} if request.param == "from the tail" else WITHOUT_TAIL
+
+
+async def test_pages_are_bounded_in_events(place: Place, options: dict[str, int]) -> None:
+    """A stream is read in pages of at most that many events."""
+    log = place.node(**options)
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    for _ in range(3):
+        await append(log, principal, *device.events("notes", 5))
+
+    reading = await read_all(log, principal, "notes", events_max=4)
+
+    assert (len(reading.rows), reading.pages) == (15, 4)
+
+
+async def test_pages_are_bounded_in_bytes(place: Place, options: dict[str, int]) -> None:
+    """No page is larger, unless its only event is."""
+    log = place.node(**options)
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    for size in (3_000, 3_000, 3_000, 40_000, 3_000, 3_000):
+        await append(log, principal, device.event("notes", bytes(size)))
+
+    position, counts, sizes = 0, [], []
+    while position < 6:
+        page = await log.read(
+            principal.user_pk, "notes", after=position, events_max=1000, bytes_max=8_000, now_ms=NOW_MS
+        )
+        position = page.last_seq
+        counts.append(page.count)
+        sizes.append(len(page.rows))
+
+    assert counts == [2, 1, 1, 2]
+    assert [size <= 8_000 for size in sizes] == [True, True, False, True]
+
+
+async def test_a_page_begins_anywhere(place: Place, options: dict[str, int]) -> None:
+    """After any position, also inside what one commit added."""
+    log = place.node(**options)
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    events = device.events("notes", 6)
+    await append(log, principal, *events[:3])
+    await append(log, principal, *events[3:])
+
+    for after in range(7):
+        reading = await read_all(log, principal, "notes", after=after)
+        assert reading.hashes == [event.hash for event in events[after:]]
+
+
+async def test_at_the_head_a_page_is_empty(place: Place, options: dict[str, int]) -> None:
+    """It carries the chain there, and says that nothing is missing."""
+    log = place.node(**options)
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    (accepted,) = await append(log, principal, *device.events("notes", 2))
+    assert isinstance(accepted, ResultAccepted)
+
+    page = await log.read(principal.user_pk, "notes", after=2, events_max=10, bytes_max=PAGE_BYTES_MAX, now_ms=NOW_MS)
+    keys = await log.read(principal.user_pk, "$keys", after=0, events_max=10, bytes_max=PAGE_BYTES_MAX, now_ms=NOW_MS)
+
+    assert (page.rows, page.count, page.last_seq, page.chain, page.head_seq) == (b"", 0, 2, accepted.chain, 2)
+    assert (keys.rows, keys.last_seq, keys.chain, keys.head_seq) == (b"", 0, ADA.chain_0("$keys"), 0)
+
+
+async def test_what_is_not_there_is_told_apart(place: Place) -> None:
+    """An unknown stream, and a position that the stream does not reach, for every question."""
+    log = place.node()
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    await append(log, principal, device.event("notes"))
+    user_pk = principal.user_pk
+
+    async def code(stream: str, after: int) -> str:
+        with pytest.raises(ProtocolError) as caught:
+            await log.read(user_pk, stream, after=after, events_max=1, bytes_max=1, now_ms=NOW_MS)
+        return caught.value.code
+
+    assert await code("nothing", 0) == "unknown_stream"
+    assert await code("notes", 2) == "unknown_position"
+    for ask in (log.chain_at(user_pk, "nothing", 0), log.stream(user_pk, "nothing")):
+        with pytest.raises(ProtocolError, match="unknown_stream"):
+            await ask
+    with pytest.raises(ProtocolError, match="unknown_stream"):
+        await log.author(user_pk, "nothing", principal.device_pk)
+    with pytest.raises(ProtocolError, match="unknown_position"):
+        await log.chain_at(user_pk, "notes", 2)
+    assert await log.streams(UserPk(user_pk + 1)) == []
+
+
+async def test_the_chain_is_known_at_every_seq(place: Place) -> None:
+    """At 0 it is what user and name make it; after that it covers every event."""
+    log = place.node()
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    await append(log, principal, *device.events("notes", 3))
+
+    chains = [await log.chain_at(principal.user_pk, "notes", seq) for seq in range(4)]
+
+    assert chains[0] == ADA.chain_0("notes")
+    for after in range(4):
+        assert (await read_all(log, principal, "notes", after=after, chain=chains[after])).chain == chains[3]
+    assert (await log.stream(principal.user_pk, "notes")).head.chain == chains[3]
+
+
+async def test_an_author_learns_its_last_number(place: Place) -> None:
+    """And zeros where it never wrote."""
+    log = place.node()
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    await append(log, principal, *device.events("notes", 3))
+
+    assert await log.author(principal.user_pk, "notes", principal.device_pk) == device.authored["notes"]
+    assert await log.author(principal.user_pk, "$keys", principal.device_pk) == (0, bytes(32))
+
+
+async def test_streams_come_in_their_order(place: Place) -> None:
+    """``$devices``, ``$keys``, then by the bytes of the name, whenever they were created."""
+    log = place.node()
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    await append(log, principal, *(device.event(name) for name in ("b", "B", "a/1", "a-1", "A")))
+
+    names = [info.name for info in await log.streams(principal.user_pk)]
+
+    assert names == ["$devices", "$keys", "A", "B", "a-1", "a/1", "b"]
+
+
+async def test_an_expired_payload_is_never_served(place: Place, options: dict[str, int]) -> None:
+    """From that millisecond on the row comes without it, before and after the clean-up; the chain holds as before."""
+    log = place.node(**options)
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    await append(log, principal, device.event("notes", b"stays"))
+    await append(log, principal, device.event("notes", b"goes", ttl_s=60), device.event("notes", b"last"))
+    expiry_ms = NOW_MS + 60_000
+
+    before = await read_all(log, principal, "notes", now_ms=expiry_ms - 1)
+    after = await read_all(log, principal, "notes", now_ms=expiry_ms)
+    assert await place.maintenance.expire_payloads(now_ms=expiry_ms, rows_max=10) == 1
+    cleaned = await read_all(log, principal, "notes", now_ms=expiry_ms)
+    reset = await read_all(place.node(), principal, "notes", now_ms=expiry_ms - 1)
+
+    assert before.payloads == [b"stays", b"goes", b"last"]
+    assert after.payloads == cleaned.payloads == reset.payloads == [b"stays", None, b"last"]
+    assert before.chain == after.chain == cleaned.chain
+
+
+async def test_a_trace_travels_live_and_is_not_stored(place: Place) -> None:
+    """It is served from the tail only."""
+    log = place.node()
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    await append(log, principal, device.event("notes", trace=b"trace context"))
+
+    live = await read_all(log, principal, "notes")
+    stored = await read_all(place.node(), principal, "notes")
+
+    assert [row[6] for row in live.rows] == [b"trace context"]
+    assert [row[6] for row in stored.rows] == [None]
+    assert live.hashes == stored.hashes
+
+
+async def test_the_tail_serves_while_the_database_is_away(place: Place) -> None:
+    """What it does not reach is unavailable until the database is back."""
+    log = place.node()
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    await append(log, principal, *device.events("notes", 3))
+    place.go_away()
+
+    page = await log.read(principal.user_pk, "notes", after=1, events_max=9, bytes_max=PAGE_BYTES_MAX, now_ms=NOW_MS)
+    with pytest.raises(Unavailable):
+        await log.read(principal.user_pk, "notes", after=3, events_max=9, bytes_max=PAGE_BYTES_MAX, now_ms=NOW_MS)
+    with pytest.raises(Unavailable):
+        await log.streams(principal.user_pk)
+    place.come_back()
+
+    assert (page.count, page.last_seq, page.head_seq) == (2, 3, 3)

@@ -1,0 +1,57 @@
+"""People, a toolchain, a wheel and base images for the operations tests; all are made once and removed in the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ops.machine import Person, clone_toolchain, tool_output
+
+ORDINARY_USER = "keepstep-tester"
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """A folder that every user can enter, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp(prefix="keepstep-ops-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def ordinary(place: Path) -> Iterator[Person]:
+    """A user without any privilege, with a home of its own."""
+    subprocess.run(["userdel", "--force", ORDINARY_USER], check=False, capture_output=True)  # of a run that was killed
+    home = place / "home"
+    tool_output("useradd", "--create-home", "--home-dir", home, "--shell", "/bin/sh", ORDINARY_USER)
+    yield Person(ORDINARY_USER)
+    tool_output("userdel", ORDINARY_USER)
+
+
+@pytest.fixture(scope="session")
+def root() -> Person:
+    """The superuser, with a fresh login's environment."""
+    assert os.geteuid() == 0, "the operations tests need root"
+    return Person("root")
+
+
+@pytest.fixture(scope="session")
+def toolchain(place: Path) -> Path:
+    """The ``bin`` of a Rust toolchain that an ordinary user can read."""
+    return clone_toolchain(place / "rust") / "bin"
+
+
+@pytest.fixture(scope="session")
+def wheel(place: Path) -> Path:
+    """The project's wheel, as ``make wheel`` builds it."""
+    tool_output(Path(sys.executable).with_name("maturin"), "build", "--release", "--locked", "--out", place / "wheels")
+    (built,) = (place / "wheels").glob("*.whl")
+    return built

@@ -1,0 +1,106 @@
+"""A session's positions under a test's control: one device, its subscriber, and what that was sent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from keepstep.client import crypto
+from keepstep.model import Position, Principal, StreamPk
+from keepstep.protocol.chain import Head as HeadState
+from keepstep.protocol.chain import verify_head
+from keepstep.protocol.messages import Events, Subscribe, decode_from_server
+from keepstep.subscriber import Subscriber
+from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, submission
+from tests.support.parts import LIMITS, SERVER_KEY, Parts, limited
+
+
+class Following:
+    """Alice's phone and a subscriber of hers, with what it was sent so far.
+
+    Attributes:
+        wakes: how often the writer was woken.
+    """
+
+    principal: Principal
+    subscriber: Subscriber
+
+    def __init__(self, parts: Parts, phone: DeviceFixture) -> None:
+        self.parts = parts
+        self.phone = phone
+        self.wakes = 0
+        self.events = 0
+
+    @classmethod
+    async def start(cls, parts: Parts | None = None, **changes: Any) -> Following:
+        """``changes`` are limits, or fields of the principal."""
+        parts = parts or Parts()
+        (phone,) = await parts.register("alice")
+        bench = cls(parts, phone)
+        limits = {name: value for name, value in changes.items() if hasattr(LIMITS.subscriber, name)}
+        fields = {name: value for name, value in changes.items() if name not in limits}
+        bench.principal = replace(await parts.principal(phone), **fields)
+        bench.subscriber = Subscriber(
+            parts.log,
+            parts.accounts,
+            parts.signer,
+            parts.clock,
+            principal=bench.principal,
+            limits=limited(**limits).subscriber,
+            wake=bench.wake,
+            count=bench.count,
+        )
+        return bench
+
+    def wake(self) -> None:
+        """The subscriber's."""
+        self.wakes += 1
+
+    def count(self, events: int) -> None:
+        """The subscriber's."""
+        self.events += events
+
+    async def publish(self, stream: str, count: int = 1, **arguments: Any) -> list[SignedEvent]:
+        """Append events one by one, each its own commit."""
+        events = [self.phone.event(stream, f"{stream} {index}".encode(), **arguments) for index in range(count)]
+        for event in events:
+            await self.append(event)
+        return events
+
+    async def append(self, *events: SignedEvent) -> None:
+        """One commit."""
+        await self.parts.log.append([submission(self.principal, *events)], now_ms=NOW_MS)
+
+    def subscribe(self, streams: Any) -> None:
+        """As the device asks."""
+        self.subscriber.subscribe(Subscribe(streams))
+
+    async def pull(self) -> list[Any]:
+        """One turn of the writer."""
+        return [decode_from_server(message) for message in await self.subscriber.pull()]
+
+    async def pull_all(self) -> list[Any]:
+        """Turns until there is nothing to send."""
+        messages: list[Any] = []
+        while turn := await self.pull():
+            messages += turn
+        return messages
+
+    async def head(self, stream: str) -> Position:
+        """Of the log."""
+        return (await self.parts.log.stream(self.principal.user_pk, stream)).head
+
+    async def pk(self, stream: str) -> StreamPk:
+        """Of the stream."""
+        return (await self.parts.log.stream(self.principal.user_pk, stream)).stream_pk
+
+
+def verified(signed: tuple[bytes, bytes] | None) -> HeadState:
+    """The head that the server signed."""
+    assert signed is not None
+    return verify_head(crypto, SERVER_KEY, signed)
+
+
+def seqs(messages: list[Any], stream: str = "notes") -> list[int]:
+    """The seqs of a stream's rows, in order."""
+    return [row[0] for one in messages if isinstance(one, Events) and one.stream == stream for row in one.rows]

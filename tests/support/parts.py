@@ -1,0 +1,194 @@
+"""The server's parts over a database in memory, with clock and randomness that a test owns. No sockets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+import trio
+
+from keepstep import _keepstep
+from keepstep.gateway import Gateway, GatewayLimits, Services
+from keepstep.heads import HeadSigner
+from keepstep.identity import Identity, Registrations
+from keepstep.memory import MemoryAccounts, MemoryDatabase, MemoryLog
+from keepstep.publish import Publisher, PublishLimits
+from keepstep.relay import Relay
+from keepstep.session import SessionLimits
+from keepstep.subscriber import SubscriberLimits
+from keepstep.telemetry import Metrics
+from tests.support.events import NOW_MS, DeviceFixture, UserFixture, secret
+from tests.support.wire import MemoryConnection, WireDevice
+
+if TYPE_CHECKING:
+    from keepstep.model import Principal
+    from keepstep.protocol.handshake import Resume
+
+SERVER_SECRET: Final = secret("server")
+SERVER_KEY: Final = _keepstep.ed25519_public(SERVER_SECRET)
+
+LIMITS: Final = GatewayLimits(
+    handshake_timeout_s=10,
+    session=SessionLimits(
+        inflight_publishes_max=8,
+        publish_events_max=16,
+        payload_bytes_max=1024,
+        read_events_max=100,
+        read_bytes_max=4096,
+        send_timeout_s=30,
+        idle_timeout_s=120,
+    ),
+    subscriber=SubscriberLimits(
+        subscriptions_max=5, page_events_max=4, page_bytes_max=1024 * 1024, unacked_bytes_max=1024 * 1024
+    ),
+)
+PUBLISH_LIMITS: Final = PublishLimits(pipelines=2, queue_max=4, batch_events_max=8, batch_bytes_max=64 * 1024)
+
+
+class TestClock:
+    """Wall clock at a fixed moment plus what a test adds; Trio's clock for seconds."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.at_ms = NOW_MS
+
+    def now_ms(self) -> int:
+        """Unix milliseconds."""
+        return self.at_ms
+
+    def monotonic_s(self) -> float:
+        """Trio's time."""
+        return trio.current_time()
+
+
+class CountedRandomness:
+    """Bytes that look random and are the same in every run."""
+
+    def __init__(self, label: str = "randomness") -> None:
+        self._label = label
+        self._count = 0
+
+    def bytes(self, count: int) -> bytes:
+        """``count`` bytes, others at each call."""
+        self._count += 1
+        return (secret(f"{self._label} {self._count}") * (count // 32 + 1))[:count]
+
+
+@dataclass
+class Parts:
+    """A server's parts; ``running`` starts those that run.
+
+    Attributes:
+        alice: a user with the devices ``phone`` and ``laptop``.
+        probed: what the probe was called with.
+    """
+
+    database: MemoryDatabase = field(default_factory=MemoryDatabase)
+    clock: TestClock = field(default_factory=TestClock)
+    randomness: CountedRandomness = field(default_factory=CountedRandomness)
+    metrics: Metrics = field(default_factory=Metrics)
+    limits: GatewayLimits = LIMITS
+    publish_limits: PublishLimits = PUBLISH_LIMITS
+    log_arguments: dict[str, Any] = field(default_factory=dict)
+    devices_per_user_max: int = 64
+    probed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.log = MemoryLog(self.database, **self.log_arguments)
+        self.accounts = MemoryAccounts(self.database)
+        self.signer = HeadSigner(SERVER_SECRET, epoch=0, clock=self.clock)
+        self.identity = Identity(
+            self.log,
+            self.accounts,
+            Registrations("open", per_address_hour=100, per_hour=100, clock=self.clock),
+            self.clock,
+            devices_per_user_max=self.devices_per_user_max,
+        )
+        self.publisher = Publisher(
+            self.log, self.identity, self.clock, limits=self.publish_limits, metrics=self.metrics
+        )
+        self.relay = Relay(self.log, head_interval_s=60, reread_interval_s=30)
+        services = Services(
+            self.log,
+            self.accounts,
+            self.identity,
+            self.publisher,
+            self.relay,
+            self.signer,
+            self.clock,
+            self.randomness,
+            self.metrics,
+            structlog.get_logger(),
+            self.probed.append,
+        )
+        self.gateway = Gateway(SERVER_SECRET, services, self.limits)
+
+    async def register(self, name: str, *devices: str) -> list[DeviceFixture]:
+        """A user with devices, the first of which made the account and enrolled the others."""
+        user = UserFixture(name)
+        first, *others = [DeviceFixture(user, device) for device in devices or ("phone",)]
+        await self.log.create_account(first.genesis(), now_ms=self.clock.now_ms())
+        for other in others:
+            await self.enrol(first, other)
+        return [first, *others]
+
+    async def enrol(self, author: DeviceFixture, device: DeviceFixture) -> None:
+        """Make a device live, past the publisher; ``devices_seen`` of both is the new head."""
+        from tests.support.events import submission
+
+        principal = await self.principal(author)
+        head = (await self.log.stream(principal.user_pk, "$devices")).head
+        author.seen["$devices"] = head.seq, head.chain
+        event, change = author.enrol(device)
+        appended = await self.log.append(
+            [submission(principal, event)], now_ms=self.clock.now_ms(), account_change=change
+        )
+        assert appended.results[0][0].__class__.__name__ == "ResultAccepted"
+        head = (await self.log.stream(principal.user_pk, "$devices")).head
+        author.seen["$devices"] = device.seen["$devices"] = head.seq, head.chain
+
+    async def principal(self, device: DeviceFixture) -> Principal:
+        """The device as the accounts know it."""
+        principal = await self.accounts.principal(device.user.user_key, device.device_id)
+        assert principal is not None
+        return principal
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[trio.Nursery]:
+        """Publisher, relay and gateway run, and connections may be served in the nursery, until the block ends."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.publisher.run)
+            await nursery.start(self.relay.run)
+            await nursery.start(self.gateway.run)
+            yield nursery
+            nursery.cancel_scope.cancel()
+
+    def serve(self, nursery: trio.Nursery) -> MemoryConnection:
+        """A new connection that the gateway handles."""
+        connection = MemoryConnection()
+        nursery.start_soon(self.gateway.handle, connection)
+        return connection
+
+    async def connect(
+        self, nursery: trio.Nursery, device: DeviceFixture, *, resume: Resume = "none", **changes: Any
+    ) -> WireDevice:
+        """A device's session."""
+        end = self.serve(nursery)
+        return await WireDevice.connect(device, end, SERVER_KEY, resume=resume, **changes)
+
+
+def limited(**changes: Any) -> GatewayLimits:
+    """``LIMITS`` with other values; the fields of ``session`` and ``subscriber`` go by their own names."""
+    session = {name: value for name, value in changes.items() if hasattr(LIMITS.session, name)}
+    subscriber = {name: value for name, value in changes.items() if hasattr(LIMITS.subscriber, name)}
+    rest = {name: value for name, value in changes.items() if name not in session and name not in subscriber}
+    return replace(
+        LIMITS,
+        session=replace(LIMITS.session, **session),
+        subscriber=replace(LIMITS.subscriber, **subscriber),
+        **rest,
+    )

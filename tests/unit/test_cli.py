@@ -1,0 +1,270 @@
+"""The command line: what a person sees, and the exit codes."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import trio
+
+import keepstep
+from keepstep import cli, keys
+from keepstep.errors import ConfigError, ProtocolError, StartupError
+from keepstep.runtime import SystemRandomness
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data_dir: Path) -> Run:
+    """Run a command in this process, with a clean environment: exit code, output, errors."""
+    for name in list(os.environ):
+        if name.startswith("KEEPSTEP_") or name == "DATABASE_URL":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("KEEPSTEP_DATA_DIR", str(data_dir))
+    monkeypatch.setattr("keepstep.telemetry.configure_logging", lambda *_: None)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        written = capsys.readouterr()
+        assert "Traceback" not in written.err
+        return int(caught.value.code or 0), written.out, written.err
+
+    return run
+
+
+def failing(error: BaseException) -> click.Command:
+    """A command that fails."""
+
+    @click.command("failing")
+    def command() -> None:
+        raise error
+
+    return command
+
+
+# -- in general -----------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_packages(run: Run) -> None:
+    """On standard output."""
+    assert run("--version") == (0, f"keepstep, version {keepstep.__version__}\n", "")
+
+
+def test_help_lists_the_commands_of_server_and_device(run: Run) -> None:
+    """In one list."""
+    code, out, _ = run("--help")
+    assert code == 0
+    commands = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.strip()]
+    assert commands == ["check-config", "device", "keys", "migrate", "publish", "serve", "tail"]
+
+
+@pytest.mark.parametrize("arguments", [("unknown",), ("serve", "--unknown"), ("migrate", "down"), ("keys",)])
+def test_wrong_usage_is_code_2(run: Run, arguments: tuple[str, ...]) -> None:
+    """With what is allowed."""
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert "Usage: keepstep" in err + out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (ConfigError("the configuration cannot be used:\n  X"), 78, "keepstep: the configuration cannot be used:\n  X"),
+        (StartupError("port 1 is in use"), 1, "keepstep: port 1 is in use"),
+        (ProtocolError("rate_limited"), 1, "keepstep: rate_limited: too many requests"),
+        (ExceptionGroup("in a nursery", [ExceptionGroup("deeper", [StartupError("no disk")])]), 1, "keepstep: no disk"),
+        (ExceptionGroup("two", [StartupError("a"), ConfigError("b")]), 78, "keepstep: a\nkeepstep: b"),
+        (KeyboardInterrupt(), 130, ""),
+        (BaseExceptionGroup("in a nursery", [KeyboardInterrupt()]), 130, ""),
+        (click.Abort(), 130, ""),
+        (click.UsageError("not so"), 2, "Error: not so"),
+    ],
+)
+def test_every_error_of_ours_is_plain_words_and_a_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, text: str
+) -> None:
+    """Also where it comes out of nurseries."""
+    monkeypatch.setitem(cli.commands.commands, "failing", failing(error))
+    exit_code, out, err = run("failing")
+    assert (exit_code, out) == (code, "")
+    assert text in err
+
+
+def test_a_fault_of_ours_names_places_and_no_contents(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was raised, for a report; not what was being worked on."""
+    monkeypatch.setitem(cli.commands.commands, "failing", failing(ExceptionGroup("", [KeyError("secret")])))
+    code, _, err = run("failing")
+    assert code == 70
+    assert "a fault of keepstep itself: KeyError at " in err
+    assert "secret" not in err
+    assert "please report it" in err
+
+
+def python(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own."""
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_reader_that_stops_reading_is_no_fault() -> None:
+    """``keepstep … | head -0``: nothing on standard error, also where it shows inside a nursery."""
+    done = python(
+        "from keepstep import cli\n"
+        "@cli.commands.command('piped')\n"
+        "def piped():\n"
+        "    print('x' * 100)\n"
+        "    raise ExceptionGroup('in a nursery', [BrokenPipeError()])\n"
+        "cli.main(['piped'])\n"
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_without_the_servers_packages_the_server_says_what_to_install() -> None:
+    """The client library alone is enough for the device's commands."""
+    done = python(
+        "import sys\n"
+        "for name in ('pydantic', 'psycopg', 'structlog'): sys.modules[name] = None\n"
+        "from keepstep.cli import main\n"
+        "for line in ('serve', 'migrate status', 'keys show', 'check-config', 'device --help'):\n"
+        "    try: main(line.split())\n"
+        "    except SystemExit as exc: print('code', exc.code)\n"
+    )
+    assert [line for line in done.stdout.splitlines() if line.startswith("code")] == ["code 1"] * 4 + ["code 0"]
+    assert done.stderr.count('pip install "keepstep[server]"') == 4
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_module_of_another_kind_is_a_fault(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installing the server would not help."""
+
+    def broken() -> None:
+        raise ModuleNotFoundError(name="keepstep.nothing")
+
+    monkeypatch.setattr("keepstep.config.load", broken)
+    assert run("check-config")[0] == 70
+
+
+# -- configuration and keys -----------------------------------------------------------------------------------------
+
+
+def test_check_config_prints_every_setting_and_masks_secrets(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of the variables."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@here/db")
+    code, out, _ = run("check-config")
+    assert code == 0
+    assert "KEEPSTEP_REST_PORT=8440\n" in out
+    assert "KEEPSTEP_DATABASE_URL=**********\n" in out
+    assert "hunter2" not in out
+
+
+@pytest.mark.parametrize("command", [("serve",), ("check-config",), ("keys", "show"), ("migrate", "status")])
+def test_a_wrong_setting_is_code_78(run: Run, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
+    """Before anything opens."""
+    monkeypatch.setenv("KEEPSTEP_REST_PORT", "0")
+    code, _, err = run(*command)
+    assert code == 78
+    assert "KEEPSTEP_REST_PORT=0" in err
+
+
+def test_keys_show_prints_the_public_key(run: Run, data_dir: Path) -> None:
+    """And never the secret; without one it says who makes it."""
+    code, _, err = run("keys", "show")
+    assert (code, "keepstep serve" in err) == (1, True)
+    key = keys.load_or_create(data_dir, SystemRandomness())
+    code, out, err = run("keys", "show")
+    assert (code, out, err) == (0, f"{key.public.hex()}\n", "")
+
+
+# -- migrate --------------------------------------------------------------------------------------------------------
+
+
+def test_migrations_go_up_and_down(run: Run, monkeypatch: pytest.MonkeyPatch, empty_database_url: str) -> None:
+    """Each step says what it did; down asks first."""
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    assert "0001_log  pending" in run("migrate", "status")[1]
+    assert "applied 0001_log" in run("migrate", "up")[1]
+    assert run("migrate", "up")[1] == "nothing to apply\n"
+    assert "0001_log  applied 2" in run("migrate", "status")[1]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert run("migrate", "down", "--to", "0")[0] == 130
+    assert "undone 0001_log" in run("migrate", "down", "--to", "0", "--yes")[1]
+    assert run("migrate", "down", "--to", "0", "--yes")[1] == "nothing to undo\n"
+
+
+def test_a_schema_that_cannot_be_used_is_shown_and_code_1(
+    run: Run, monkeypatch: pytest.MonkeyPatch, database_url: str
+) -> None:
+    """With the problem beside the version."""
+    from keepstep.postgres import migrate
+
+    rows = [migrate.Status(9, "future", None, "unknown to this keepstep")]
+    monkeypatch.setattr(migrate, "status", lambda _url: rows)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    code, out, err = run("migrate", "status")
+    assert (code, "0009_future  pending  PROBLEM: unknown" in out) == (1, True)
+    assert "cannot be used" in err
+
+
+def test_the_embedded_database_is_started_for_migrations(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the settings name no other."""
+    from contextlib import asynccontextmanager
+
+    from keepstep.postgres import embedded, migrate
+
+    urls: list[str] = []
+
+    @asynccontextmanager
+    async def running(_settings: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        yield "postgresql://its/own"
+
+    def up(url: str, **_arguments: object) -> list[object]:
+        urls.append(url)
+        return []
+
+    monkeypatch.setattr(embedded, "running", running)
+    monkeypatch.setattr(migrate, "up", up)
+    assert run("migrate", "up")[0] == 0
+    assert urls == ["postgresql://its/own"]
+
+
+def test_an_unreachable_database_is_said_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its password."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@127.0.0.1:1/db")
+    for command in (("migrate", "up"), ("migrate", "status"), ("serve",)):
+        code, _, err = run(*command)
+        assert code == 1
+        assert "127.0.0.1" in err
+        assert "hunter2" not in err
+
+
+# -- how it was called ----------------------------------------------------------------------------------------------
+
+
+def test_commands_are_printed_as_they_can_be_copied(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By name where that is found, by path where it is not."""
+    program = tmp_path / "bin" / "keepstep"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(program.parent))
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    assert cli._program() == "keepstep"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert cli._program() == "bin/keepstep"
+    monkeypatch.chdir("/")
+    assert cli._program() == str(program).removeprefix("/")
+    monkeypatch.chdir(tmp_path / "bin")
+    monkeypatch.setattr(sys, "argv", ["/elsewhere/keepstep"])
+    assert cli._program() == "/elsewhere/keepstep"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
+    assert cli._program() == "keepstep"
