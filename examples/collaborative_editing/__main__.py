@@ -62,7 +62,8 @@ def _judge(trace: Trace, found: Found, console: Console) -> int:
         f"encrypted, fsynced by the server, verified by {devices} devices",
     )
     console.print(f"  acknowledged    {found.ack}")
-    console.print(f"  delivered       {found.delivery}")
+    if trace.authors > 1:
+        console.print(f"  delivered       {found.delivery}")
     console.print(f"  late device     {found.caught_up_events:,} edits verified in {found.caught_up_seconds:.2f} s")
     console.print(f"  cut-off device  went on with {found.offline_events} edits offline, then resumed")
     same_chain = {copy.position for copy in found.copies} == {head} and head.seq == found.events

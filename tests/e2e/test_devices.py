@@ -95,8 +95,10 @@ async def test_the_outbox_outlives_the_server(database_url: str, data_dir: Path,
     waiting = store.row("SELECT count(*) FROM outbox")[0]
     store.close()
     assert waiting > 0
-    async with running_server(data_dir, database_url=database_url) as server:
-        async with open_device(path, device_url=server.device_url) as laptop:
-            assert await read(laptop, 3000) == list(range(1, 3001))
-            assert (await (await laptop.publish(STREAM, b"3001")).accepted()).seq == 3001
-            assert await laptop.alarms() == []
+    async with (
+        running_server(data_dir, database_url=database_url) as server,
+        open_device(path, device_url=server.device_url) as laptop,
+    ):
+        assert await read(laptop, 3000) == list(range(1, 3001))
+        assert (await (await laptop.publish(STREAM, b"3001")).accepted()).seq == 3001
+        assert await laptop.alarms() == []
