@@ -78,6 +78,7 @@ def load_or_create(data_dir: Path, randomness: Randomness) -> ServerKey:
     path = data_dir / FILE_NAME
     if not path.exists():
         try:
+            data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             _create(path, randomness)
         except OSError as exc:
             raise StartupError(f"the server key {path} cannot be written: {exc.strerror}") from exc

@@ -258,6 +258,7 @@ class _Server:
                         admit=self.admission.enter,
                         limits=limits,
                         connections=connections,
+                        on_fault=self.gateway.report_fault,
                     )
                 )
                 self.logger.info("server_started", version=self.info.version)

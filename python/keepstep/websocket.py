@@ -65,6 +65,7 @@ class Place(Protocol):
 
 Handler = Callable[["WebSocketConnection"], Awaitable[None]]
 Admit = Callable[[str], Place]
+OnFault = Callable[[Exception], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,8 @@ class _WatchingNursery:
 
     async def _watch(self, reader: Callable[[], Awaitable[None]]) -> None:
         try:
-            await reader()
+            with suppress(*_OVER):  # it met a dead peer, or answered on a connection that is closing
+                await reader()
         finally:
             self._stream.deserted = True
             self._stream.on_deserted()
@@ -270,6 +272,7 @@ async def serve(
     admit: Admit,
     limits: Limits,
     connections: trio.Nursery,
+    on_fault: OnFault,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accept sockets until cancelled, upgrade them and run ``handler`` for each in ``connections``.
@@ -282,11 +285,12 @@ async def serve(
         admit: enters a socket of that IP address; raises ``ProtocolError`` to refuse it.
         limits: see ``Limits``.
         connections: where handlers run.
+        on_fault: told of an exception that should not have been, which has ended one connection.
         task_status: started once accepting.
     """
     refusals = trio.CapacityLimiter(REFUSALS_MAX)
     await trio.serve_listeners(
-        partial(_serve_socket, handler=handler, admit=admit, limits=limits, refusals=refusals),
+        partial(_serve_socket, handler=handler, admit=admit, limits=limits, refusals=refusals, on_fault=on_fault),
         list(listeners),
         handler_nursery=connections,
         task_status=task_status,
@@ -294,7 +298,13 @@ async def serve(
 
 
 async def _serve_socket(
-    stream: trio.SocketStream, *, handler: Handler, admit: Admit, limits: Limits, refusals: trio.CapacityLimiter
+    stream: trio.SocketStream,
+    *,
+    handler: Handler,
+    admit: Admit,
+    limits: Limits,
+    refusals: trio.CapacityLimiter,
+    on_fault: OnFault,
 ) -> None:
     """One accepted socket."""
     try:
@@ -302,7 +312,9 @@ async def _serve_socket(
     except OSError:  # gone already
         await trio.aclose_forcefully(stream)
     else:
-        await serve_stream(stream, address, handler=handler, admit=admit, limits=limits, refusals=refusals)
+        await serve_stream(
+            stream, address, handler=handler, admit=admit, limits=limits, refusals=refusals, on_fault=on_fault
+        )
 
 
 async def serve_stream(
@@ -313,6 +325,7 @@ async def serve_stream(
     admit: Admit,
     limits: Limits,
     refusals: trio.CapacityLimiter,
+    on_fault: OnFault,
 ) -> None:
     """One peer's byte stream, from admission to its end; it is closed afterwards.
 
@@ -323,6 +336,7 @@ async def serve_stream(
         admit: as for ``serve``.
         limits: as for ``serve``.
         refusals: one token for each refusal that is being told.
+        on_fault: as for ``serve``.
     """
     accepted_at_s = trio.current_time()
     try:
@@ -341,8 +355,8 @@ async def serve_stream(
                     )
                     await handler(connection)
                 nursery.cancel_scope.cancel()
-        except* _OVER:
-            pass  # trio-websocket's reader met a dead peer
+        except Exception as error:  # what a peer makes a library do ends one connection, not the server
+            on_fault(error)
         finally:
             with trio.CancelScope(shield=True):  # closing a socket by force takes no time
                 await trio.aclose_forcefully(guarded)
@@ -373,7 +387,7 @@ async def _upgrade(
     nursery: trio.Nursery, stream: _GuardedStream, limits: Limits
 ) -> trio_websocket.WebSocketConnection | None:
     """The HTTP upgrade; ``None`` where it did not come about in time or was refused."""
-    with trio.move_on_after(limits.upgrade_timeout_s) as scope:
+    with trio.move_on_after(limits.upgrade_timeout_s) as scope, suppress(*_OVER):
         stream.on_end = scope.cancel
         request = await trio_websocket.wrap_server_stream(
             cast("trio.Nursery", _WatchingNursery(nursery, stream)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ import pytest
 
 from tests.ops.machine import Person, clone_toolchain, tool_output
 
-ORDINARY_USER = "keepstep-tester"
+ORDINARY_USER = f"keepstep-{os.getpid()}"
+"""Of this run alone, so that two of them on one machine do not take away each other's user."""
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,6 @@ def place() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def ordinary(place: Path) -> Iterator[Person]:
     """A user without any privilege, with a home of its own."""
-    subprocess.run(["userdel", "--force", ORDINARY_USER], check=False, capture_output=True)  # of a run that was killed
     home = place / "home"
     tool_output("useradd", "--create-home", "--home-dir", home, "--shell", "/bin/sh", ORDINARY_USER)
     yield Person(ORDINARY_USER)

@@ -16,8 +16,8 @@ import trio
 
 from tests.ops.machine import READY, ROOT, STOPPED, Person, free_ports, fresh_checkout, running, tool_output
 
-BASE: Final = "localhost/keepstep-ops-base"
-IMAGE: Final = "localhost/keepstep-ops"
+BASE: Final = f"localhost/keepstep-ops-base-{os.getpid()}"
+IMAGE: Final = f"localhost/keepstep-ops-{os.getpid()}"
 PACKAGES: Final = "ca-certificates,gcc,libc6-dev,python3,python3-venv"
 IMAGE_UID: Final = 10001
 NO_SANDBOX: Final = ("--isolation", "chroot")

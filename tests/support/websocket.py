@@ -58,6 +58,7 @@ class Server:
     received: list[bytes] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    faults: list[Exception] = field(default_factory=list)
 
     def admit(self, _address: str) -> Place:
         """As ``Admission.enter``."""
@@ -91,6 +92,7 @@ class Server:
                 admit=self.admit,
                 limits=self.limits,
                 refusals=self.refusals,
+                on_fault=self.faults.append,
             )
         )
         return ours

@@ -76,9 +76,16 @@ def test_a_key_that_cannot_be_read_is_said_so(tmp_path: Path) -> None:
 
 
 def test_a_key_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
-    """For instance because there is no such directory."""
+    """For instance because its directory is a file."""
+    (tmp_path / "file").touch()
     with pytest.raises(StartupError, match="cannot be written"):
-        keys.load_or_create(tmp_path / "missing", CountedRandomness())
+        keys.load_or_create(tmp_path / "file", CountedRandomness())
+
+
+def test_the_data_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    """With the directories above it."""
+    keys.load_or_create(tmp_path / "new" / "data", CountedRandomness())
+    assert (tmp_path / "new" / "data").stat().st_mode & 0o777 == 0o700
 
 
 def test_the_first_of_two_servers_that_start_at_once_wins(tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ from tests.support.websocket import (
     upgraded,
 )
 
+GROUP = "Exceptions from Trio nursery"
+
+
 # -- upgrade --------------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +138,45 @@ async def test_an_upgrade_request_is_bounded(autojump_clock: trio.testing.MockCl
         start_s = trio.current_time()
         await read_all(stream)
         assert trio.current_time() == start_s
+
+
+@pytest.mark.parametrize("place", ["upgrade", "reader"])
+async def test_a_fault_in_a_library_ends_one_connection(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Whatever bytes a peer finds that make it raise; the next connection is served."""
+    patched = {"upgrade": "WebSocketRequest.accept", "reader": "WebSocketConnection._handle_ping_event"}[place]
+
+    async def broken(*_arguments: object, **_keywords: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise IndexError("a bug")
+
+    async with serving() as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"trio_websocket.{patched}", broken)
+            stream = server.connect()
+            await stream.send_all((UPGRADE + "\r\n").encode())
+            if place == "reader":
+                await stream.receive_some()
+                await stream.send_all(frame(9, b"ping"))
+            await read_all(stream)
+        assert [repr(fault) for fault in server.faults] == [repr(ExceptionGroup(GROUP, [IndexError("a bug")]))]
+        peer = await server.open()
+        await peer.send_message(b"one")
+        assert await peer.get_message() == b"one"
+
+
+async def test_a_peer_that_is_gone_when_its_upgrade_is_accepted_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It left in between."""
+
+    async def gone(*_arguments: object, **_keywords: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise trio_websocket.ConnectionClosed(None)
+
+    monkeypatch.setattr("trio_websocket.WebSocketRequest.accept", gone)
+    async with serving() as server:
+        stream = server.connect()
+        await stream.send_all((UPGRADE + "\r\n").encode())
+        await read_all(stream)
+        assert not server.faults
 
 
 # -- limits on messages ---------------------------------------------------------------------------------------------
@@ -304,6 +346,7 @@ async def test_sockets_are_accepted_until_cancelled() -> None:
                     admit=admit,
                     limits=LIMITS,
                     connections=connections,
+                    on_fault=server.faults.append,
                     task_status=task_status,
                 )
             stopped.set()
@@ -347,5 +390,6 @@ async def test_a_socket_that_is_gone_before_it_is_served_does_no_harm() -> None:
         admit=lambda _: pytest.fail("admitted"),
         limits=LIMITS,
         refusals=trio.CapacityLimiter(1),
+        on_fault=lambda error: pytest.fail(repr(error)),
     )
     assert stream.closed
