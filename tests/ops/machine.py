@@ -38,10 +38,10 @@ class Person:
     name: str
 
     def processes(self) -> list[str]:
-        """Command lines of everything this person runs."""
+        """Command lines of everything this person runs; what has ended and only waits to be reaped has none."""
         uid = self.account.pw_uid
         found = [one.info for one in psutil.process_iter(["uids", "cmdline"]) if one.info["uids"] is not None]
-        return [" ".join(info["cmdline"] or ["?"]) for info in found if info["uids"].real == uid]
+        return [" ".join(info["cmdline"]) for info in found if info["uids"].real == uid and info["cmdline"]]
 
     @property
     def account(self) -> pwd.struct_passwd:

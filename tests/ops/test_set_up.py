@@ -98,6 +98,8 @@ def test_an_ordinary_user_runs_the_tests_on_a_real_database(checkout: Path, ordi
     done = ordinary.run("make", "environment", folder=checkout, environment=environment)
     assert done.returncode == 0, done.stdout
     suites = ("tests/contract", "tests/integration")
+    # Not below /tmp, where an account of the same name may have left pytest's folder.
+    environment["PYTEST_DEBUG_TEMPROOT"] = ordinary.account.pw_dir
     done = ordinary.run(".venv/bin/python", "-m", "pytest", *suites, folder=checkout, environment=environment)
     assert done.returncode == 0, done.stdout
 
@@ -116,6 +118,8 @@ async def test_the_readmes_session_shows_an_event_travel(wheel_checkout: Path, o
     server_command = (*serve, f"WHEEL={wheel}", f"DATA_DIR={Path(ordinary.account.pw_dir) / 'readme'}")
     # The README uses the default ports, which may be taken on this machine.
     first_device += ["--server", f"http://127.0.0.1:{chosen['KEEPSTEP_REST_PORT']}"]
+    # A person waits for one command before typing the next one; here the tail may begin after the publication.
+    tail += ["--from", "start"]
     async with running(*server_command, person=ordinary, folder=wheel_checkout, environment=environment) as server:
         await server.until(READY)
         for command, typed in ((first_device, f"{PASSPHRASE}\n" * 2), (second_device, "")):
