@@ -94,12 +94,17 @@ class Running:
                 assert await self._more(), f"it ended without printing {text!r}:\n{self.output}"
         return self.output
 
-    async def stop(self, signal_number: int = signal.SIGINT) -> int:
-        """Send a signal as a terminal does, to the whole group; the exit code, everything printed read.
+    async def stop(self) -> int:
+        """Interrupt it as Ctrl-C does, the whole group; the exit code, everything printed read.
 
         ``make`` ends by the signal it got, once its command has ended.
         """
-        os.killpg(self.process.pid, signal_number)
+        os.killpg(self.process.pid, signal.SIGINT)
+        return await self.end()
+
+    async def terminate(self) -> int:
+        """As ``stop``, with SIGTERM to the first process only, as ``kill`` does; ``make`` passes it on."""
+        self.process.terminate()
         return await self.end()
 
     async def end(self) -> int:

@@ -86,7 +86,7 @@ async def test_an_ordinary_user_serves_from_a_fresh_checkout(checkout: Path, ord
         output = await second.until(READY)
         assert not any(word in output for word in WORK), output
         assert server_key(output) == key
-        assert await second.stop(signal.SIGTERM) == -signal.SIGTERM, second.output
+        assert await second.terminate() == -signal.SIGTERM, second.output
         assert STOPPED in second.output
     assert ordinary.processes() == []
     assert data_owners(checkout / "data") == {ordinary.account.pw_uid}
