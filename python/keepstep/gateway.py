@@ -148,17 +148,17 @@ class Gateway:
             self._connections -= 1
             self._left.set()
 
-    def report_fault(self, error: Exception) -> None:
-        """Count and log what ended a connection and should not have been."""
+    def report_fault(self, error: Exception, address: str) -> None:
+        """Count and log what ended a connection from that IP address and should not have been."""
         self._services.metrics.faults.inc()
-        self._services.logger.error("connection_fault", **describe(error))
+        self._services.logger.error("connection_fault", address=address, **describe(error))
 
     async def _handle(self, connection: Connection) -> None:
         record = _Record()
         try:
             reason = await self._serve(connection, record)
         except Exception as error:  # a fault of ours ends this connection, not the server
-            self.report_fault(error)
+            self.report_fault(error, connection.address)
             reason = ProtocolError("internal")
         finally:
             with trio.move_on_after(CLEANUP_TIMEOUT_S, shield=True):

@@ -65,7 +65,7 @@ class Place(Protocol):
 
 Handler = Callable[["WebSocketConnection"], Awaitable[None]]
 Admit = Callable[[str], Place]
-OnFault = Callable[[Exception], None]
+OnFault = Callable[[Exception, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +285,7 @@ async def serve(
         admit: enters a socket of that IP address; raises ``ProtocolError`` to refuse it.
         limits: see ``Limits``.
         connections: where handlers run.
-        on_fault: told of an exception that should not have been, which has ended one connection.
+        on_fault: told of an exception that should not have been, which has ended one connection, and of its IP address.
         task_status: started once accepting.
     """
     refusals = trio.CapacityLimiter(REFUSALS_MAX)
@@ -354,9 +354,12 @@ async def serve_stream(
                         websocket, guarded, limits, place, address=address, accepted_at_s=accepted_at_s
                     )
                     await handler(connection)
+                # A reader that met a fault closes the handler's channel on its way out: cancelled there, it would
+                # lose the fault. It ends in this pass of the scheduler; one that waits for the peer is cancelled.
+                await trio.lowlevel.cancel_shielded_checkpoint()
                 nursery.cancel_scope.cancel()
         except Exception as error:  # what a peer makes a library do ends one connection, not the server
-            on_fault(error)
+            on_fault(error, address)
         finally:
             with trio.CancelScope(shield=True):  # closing a socket by force takes no time
                 await trio.aclose_forcefully(guarded)

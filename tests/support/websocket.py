@@ -58,7 +58,7 @@ class Server:
     received: list[bytes] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
-    faults: list[Exception] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
 
     def admit(self, _address: str) -> Place:
         """As ``Admission.enter``."""
@@ -66,6 +66,10 @@ class Server:
             raise ProtocolError("too_many_connections")
         self.places.append(Place())
         return self.places[-1]
+
+    def note_fault(self, error: Exception, address: str) -> None:
+        """As ``Gateway.report_fault``."""
+        self.faults.append((repr(error), address))
 
     async def echo(self, connection: WebSocketConnection) -> None:
         """Send every message back until the connection ends; close it as its error says."""
@@ -92,7 +96,7 @@ class Server:
                 admit=self.admit,
                 limits=self.limits,
                 refusals=self.refusals,
-                on_fault=self.faults.append,
+                on_fault=self.note_fault,
             )
         )
         return ours

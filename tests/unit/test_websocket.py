@@ -140,8 +140,9 @@ async def test_an_upgrade_request_is_bounded(autojump_clock: trio.testing.MockCl
         assert trio.current_time() == start_s
 
 
-async def test_a_fault_in_a_library_ends_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever bytes a peer finds that make it raise; the next connection is served."""
+@pytest.mark.parametrize("broken_step", ["WebSocketRequest.accept", "WebSocketConnection._handle_ping_event"])
+async def test_a_fault_in_a_library_ends_one_connection(monkeypatch: pytest.MonkeyPatch, broken_step: str) -> None:
+    """Whatever bytes a peer finds that make it raise: the fault is reported, and the next connection is served."""
 
     async def broken(*_arguments: object, **_keywords: object) -> None:
         await trio.lowlevel.checkpoint()
@@ -149,11 +150,13 @@ async def test_a_fault_in_a_library_ends_one_connection(monkeypatch: pytest.Monk
 
     async with serving() as server:
         with monkeypatch.context() as patch:
-            patch.setattr("trio_websocket.WebSocketRequest.accept", broken)
+            patch.setattr(f"trio_websocket.{broken_step}", broken)
             stream = server.connect()
             await stream.send_all((UPGRADE + "\r\n").encode())
-            await read_all(stream)
-        assert [repr(fault) for fault in server.faults] == [repr(ExceptionGroup(GROUP, [IndexError("a bug")]))]
+            if await stream.receive_some():  # upgraded
+                await stream.send_all(frame(9, b"ping"))
+                await read_all(stream)
+        assert server.faults == [(repr(ExceptionGroup(GROUP, [IndexError("a bug")])), "192.0.2.1")]
         peer = await server.open()
         await peer.send_message(b"one")
         assert await peer.get_message() == b"one"
@@ -341,7 +344,7 @@ async def test_sockets_are_accepted_until_cancelled() -> None:
                     admit=admit,
                     limits=LIMITS,
                     connections=connections,
-                    on_fault=server.faults.append,
+                    on_fault=server.note_fault,
                     task_status=task_status,
                 )
             stopped.set()
@@ -385,6 +388,6 @@ async def test_a_socket_that_is_gone_before_it_is_served_does_no_harm() -> None:
         admit=lambda _: pytest.fail("admitted"),
         limits=LIMITS,
         refusals=trio.CapacityLimiter(1),
-        on_fault=lambda error: pytest.fail(repr(error)),
+        on_fault=lambda error, _address: pytest.fail(repr(error)),
     )
     assert stream.closed

@@ -40,7 +40,7 @@ async def one_connection() -> AsyncIterator[tuple[WebSocketConnection, CountedSt
                 admit=lambda _: Place(),
                 limits=LIMITS,
                 refusals=trio.CapacityLimiter(1),
-                on_fault=lambda error: pytest.fail(repr(error)),
+                on_fault=lambda error, _address: pytest.fail(repr(error)),
             )
         )
         peer = await trio_websocket.wrap_client_stream(
