@@ -276,6 +276,7 @@ class ChaosDevice:
         self._observed.write(Refused(self._fixture.device_id, STREAM, n, event.hash, code))
         self.refusals[code] = self.refusals.get(code, 0) + 1
         self._retry_ms = max(self._retry_ms or 0, retry_ms or 0)
+        self._notify()
 
     def _received(self, page: messages.Events) -> None:
         if not page.rows:

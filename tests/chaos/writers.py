@@ -80,6 +80,11 @@ class Writers:
         """As ``Load.progress``."""
         await self._progress.until(self._progress.count + events)
 
+    async def refused(self, code: str) -> None:
+        """Wait until every device had an event refused with that code. Cancel-safe."""
+        for device in self._devices:
+            await device.wait_until(partial(_is_refused, device, code))
+
     async def finish(self) -> None:
         """As ``Load.finish``."""
         assert self._nursery is not None
@@ -117,6 +122,10 @@ class Writers:
 
 def _is_answered(device: ChaosDevice) -> bool:
     return device.unanswered == 0
+
+
+def _is_refused(device: ChaosDevice, code: str) -> bool:
+    return code in device.refusals
 
 
 def _has_read(device: ChaosDevice, seq: int) -> bool:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -15,6 +16,8 @@ from tests.ops.machine import Person, clone_toolchain, tool_output
 
 ORDINARY_USER = f"keepstep-{os.getpid()}"
 """Of this run alone, so that two of them on one machine do not take away each other's user."""
+DISK_BYTES: Final = 200 << 20
+"""A disk on which a cluster just fits."""
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +27,17 @@ def place() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def disk(place: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder = place / "disk"
+    folder.mkdir()
+    tool_output("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder)
+    yield folder
+    tool_output("umount", folder)
+    folder.rmdir()
 
 
 @pytest.fixture(scope="session")

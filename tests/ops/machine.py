@@ -194,3 +194,10 @@ def free_ports(count: int) -> Sequence[int]:
     for listener in sockets:
         listener.close()
     return ports
+
+
+def fill(disk: Path, leaving: int) -> Path:
+    """A file that leaves only some bytes of a disk."""
+    filler = disk / "filler"
+    tool_output("fallocate", "--length", str(shutil.disk_usage(disk).free - leaving), filler)
+    return filler

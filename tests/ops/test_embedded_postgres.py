@@ -18,7 +18,7 @@ import trio
 from keepstep.config import Settings
 from keepstep.postgres import embedded
 from keepstep.postgres.installation import CACHE, PACKAGE
-from tests.ops.machine import ROOT, Person, give, tool_output
+from tests.ops.machine import ROOT, Person, fill, give, tool_output
 from tests.ops.test_set_up import checkout_with_wheel
 
 SCRIPT: Final = """
@@ -39,8 +39,6 @@ except StartupError as error:
     sys.exit(str(error))
 """
 RECOVERY_S: Final = 60
-DISK_BYTES: Final = 200 << 20
-"""A disk on which a cluster just fits."""
 
 
 def start(
@@ -122,24 +120,6 @@ def test_a_data_directory_of_another_user_is_refused(
     assert f"it belongs to user {owner}" in done.stdout
     assert "Traceback" not in done.stdout
     assert list(theirs.iterdir()) == []
-
-
-@pytest.fixture
-def disk(place: Path) -> Iterator[Path]:
-    """A small disk of its own."""
-    folder = place / "disk"
-    folder.mkdir()
-    tool_output("mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder)
-    yield folder
-    tool_output("umount", folder)
-    folder.rmdir()
-
-
-def fill(disk: Path, leaving: int) -> Path:
-    """A file that leaves only some bytes of a disk."""
-    filler = disk / "filler"
-    tool_output("fallocate", "--length", str(shutil.disk_usage(disk).free - leaving), filler)
-    return filler
 
 
 def test_a_full_disk_is_named_when_the_database_is_made(disk: Path, root: Person) -> None:
