@@ -2,8 +2,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-DATA_DIR ?= $(or $(KEEPSTEP_DATA_DIR),data)
+DATA_DIR ?=
 WHEEL ?=
+DIST ?= dist
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
@@ -25,7 +26,7 @@ FLAKE8_ASYNC_RULES := ASYNC101,ASYNC102,ASYNC103,ASYNC104,ASYNC111,ASYNC112,ASYN
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-ops chaos demo bench-smoke lint lint-python lint-rust format wheel lock clean environment
+.PHONY: help serve test test-ops chaos demo bench-smoke bench-enumeration bench-revocation lint lint-python lint-rust format wheel lock clean environment
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +36,7 @@ help: ## this list
 serve: ## set up all it needs, then run a server on an embedded PostgreSQL (data in DATA_DIR, default ./data)
 	@sh scripts/doctor.sh $(if $(WHEEL),wheel,serve)
 	@$(PREPARE) $(if $(WHEEL),--wheel "$(WHEEL)") serve
-	@exec env KEEPSTEP_DATA_DIR="$(abspath $(DATA_DIR))" "$(BIN)/keepstep" serve
+	@exec env $(if $(DATA_DIR),KEEPSTEP_DATA_DIR="$(DATA_DIR)") "$(BIN)/keepstep" serve
 
 # What checks and formats Rust needs two components more than what builds it.
 NEED := serve
@@ -63,6 +64,12 @@ chaos: environment ## kill -9 of server and database under load, then check that
 bench-smoke: environment ## durable, verified, relayed events per second, latencies and cost, durability stated; BENCH_ARGS
 	@$(BIN)/python -m bench.smoke $(BENCH_ARGS)
 
+bench-enumeration: environment ## whether answers to known and unknown users take the same time; BENCH_ARGS='--count 1000'
+	@$(BIN)/python -m bench.enumeration $(BENCH_ARGS)
+
+bench-revocation: environment ## from a revocation to the closed socket, on two servers; BENCH_ARGS='--count 100'
+	@$(BIN)/python -m bench.revocation $(BENCH_ARGS)
+
 lint: environment lint-python lint-rust ## every check that runs nothing
 
 lint-python: environment
@@ -81,8 +88,10 @@ format: environment ## format both languages, and mend what can be mended by its
 	$(BIN)/ruff format --quiet $(PYTHON_FOLDERS)
 	cargo fmt --all
 
+# Not `maturin build --sdist`: it builds the wheel from the source distribution, whose Cargo.lock it may not shorten.
 wheel: environment ## build the wheel and the source distribution into dist/
-	$(BIN)/maturin build --release --locked --sdist --out dist
+	$(BIN)/maturin build --release --locked --out "$(DIST)"
+	$(BIN)/maturin sdist --out "$(DIST)"
 
 lock: environment ## resolve the dependencies anew and write the hash-checked lock files
 	$(UV_COMPILE) pyproject.toml --extra server --output-file requirements.lock

@@ -34,7 +34,7 @@ from keepstep.postgres.cluster import DATABASE, PORT, ROLE
 from keepstep.postgres.durability import Durability, check_durability
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 REPOSITORY: Final = Path(__file__).parents[1]
 OUTPUT: Final = REPOSITORY / "build" / "bench-smoke.json"
@@ -147,8 +147,13 @@ def measure(generator: Path, directory: Path, options: argparse.Namespace, conso
 
 
 @contextlib.contextmanager
-def running_server(directory: Path) -> Iterator[Server]:
-    """``keepstep serve`` with its own database below ``directory``, stopped afterwards. Raises BenchError."""
+def running_server(directory: Path, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """``keepstep serve`` below ``directory``, with its own database, stopped afterwards. Raises BenchError.
+
+    Args:
+        directory: ``data`` in it is the data directory.
+        settings: variables beside those that every benchmark takes.
+    """
     rest_port, device_port = free_ports(2)
     data_dir = directory / "data"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KEEPSTEP_")}
@@ -160,7 +165,7 @@ def running_server(directory: Path) -> Iterator[Server]:
         "KEEPSTEP_REGISTRATIONS_PER_ADDRESS_HOUR": "1000000",
         "KEEPSTEP_REGISTRATIONS_PER_HOUR": "1000000",
         "KEEPSTEP_LOG_LEVEL": "warning",
-    }
+    } | dict(settings or {})
     log = directory / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

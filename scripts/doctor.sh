@@ -102,6 +102,11 @@ check_rust_tools() {
     done
 }
 
+check_curl() {
+    command -v curl >/dev/null 2>&1 || report 'curl' 'the tests run the REST example that is written with it' \
+        'sudo apt-get install -y curl' 'sudo apt-get install -y curl' 'brew install curl'
+}
+
 check_ops() {
     [ "$(id -u)" -eq 0 ] || report 'root' 'these tests make users, mounts and images' \
         'sudo -E make test-ops' 'sudo -E make test-ops' 'not supported: run them in a Debian machine'
@@ -118,7 +123,7 @@ check_python
 case $need in
     wheel) ;;
     serve) check_compiler; check_rust ;;
-    test) check_compiler; check_rust && check_rust_tools ;;
+    test) check_compiler; check_rust && check_rust_tools; check_curl ;;
     ops) check_compiler; check_rust && check_rust_tools; check_ops ;;
     *) echo "usage: $0 wheel|serve|test|ops" >&2; exit 2 ;;
 esac

@@ -8,8 +8,6 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite("tests.support")
 pytest_plugins = ["tests.support.fixtures"]
 
-pytest_plugins = ["tests.support.fixtures"]
-
 # The same examples on every run and machine; a failing one is printed so that it can be pasted into a test.
 settings.register_profile(
     "repeatable",

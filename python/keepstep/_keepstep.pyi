@@ -153,13 +153,10 @@ class RecordOpener:
 
 @final
 class ParsedEvent:
-    """One well-formed event of a publish; all fields as in protocol.md section 3.
-
-    ``base`` and ``key`` are checked in form only.
-    """
+    """One well-formed event of a publish; all fields as in protocol.md section 3."""
     @property
     def kind(self) -> int:
-        """0, 5 or 6."""
+        """0 to 6."""
     @property
     def id(self) -> bytes:
         """16 bytes, a UUID of version 7."""
@@ -179,6 +176,9 @@ class ParsedEvent:
     def devices_seen(self) -> tuple[int, bytes]:
         """[seq, chain] of ``$devices`` that the author had verified."""
     @property
+    def key(self) -> bytes | None:
+        """16 bytes: what is written, for the policy ``latest``."""
+    @property
     def hlc(self) -> int:
         """Unix milliseconds · 2^16 + counter."""
     @property
@@ -192,7 +192,10 @@ class ParsedEvent:
         """64 bytes, not verified by parsing."""
     @property
     def payload(self) -> bytes:
-        """As the header's payload_hash names it."""
+        """As the header's payload_hash names it; empty where it was dropped."""
+    @property
+    def payload_dropped(self) -> bool:
+        """Whether there is none, in an event that was stored before."""
     @property
     def trace(self) -> bytes | None:
         """At most 256 bytes of trace context; relayed, never stored."""
@@ -204,7 +207,7 @@ class ParsedEvent:
 class Events:
     """The events of one publish message, parsed in one pass; a badly formed event is kept with its error."""
     @staticmethod
-    def parse(raw: Buffer, *, events_max: int, payload_bytes_max: int) -> Events:
+    def parse(raw: Buffer, *, events_max: int, payload_bytes_max: int, payloads_may_be_missing: bool = False) -> Events:
         """``raw``: MessagePack ``[[header, sig, payload|nil, trace|nil]...]``, minimal encoding, nothing after it.
 
         Raises malformed (not that form at all, or no event) or too_large (more than ``events_max``). Of what is wrong
@@ -212,8 +215,12 @@ class Events:
         ``too_large`` (payload above ``payload_bytes_max``, trace above 256 bytes); ``malformed`` (signature not 64
         bytes), ``unsupported`` (version of the header), ``malformed`` (header not the documented form: id not a UUIDv7,
         n = 0, ttl not in 1 s to 100 years ...), ``unsupported`` (kind), ``unknown_stream`` (a ``$`` name other than
-        ``$devices`` and ``$keys``), ``malformed`` (kind in the wrong stream, ttl in ``$devices`` or ``$keys``, payload
-        nil or not the one the header names).
+        ``$devices``, ``$keys`` and inboxes), ``malformed`` (kind in the wrong stream, ttl in another event than an
+        application stream's of kind 0, payload nil or not the one the header names), ``malformed`` or ``unsupported``
+        (the payload of a policy).
+
+        ``payloads_may_be_missing`` for events that were stored before, for example in an account's export: a payload
+        of nil is one that was dropped, and stays so in what ``ingest`` makes of the event.
         """
     def __len__(self) -> int:
         """At least 1."""
@@ -226,6 +233,12 @@ class Events:
     @property
     def kinds(self) -> list[int]:
         """Kinds used by the well-formed events, each once, ascending."""
+    @property
+    def devices_seen(self) -> list[tuple[int, bytes]]:
+        """``devices_seen`` of the well-formed events, each position once, in order of first use."""
+    @property
+    def checked_apart(self) -> bool:
+        """Whether an event is of kind 2, 3 or 4: checked against what is stored before it is, and stored alone."""
     def split(self) -> list[Events]:
         """One ``Events`` per event, in order; verdicts already computed are kept."""
     def event(self, index: int) -> ParsedEvent:
@@ -257,10 +270,18 @@ class Submission:
     def device_pk(self) -> int:
         """The device's row number."""
     @property
+    def device_id(self) -> bytes:
+        """The device's UUID, 16 bytes."""
+    @property
+    def capabilities(self) -> int:
+        """The bits of ``model.Capability``."""
+    @property
     def events(self) -> Events:
         """What it was made with."""
     def with_events(self, events: Events) -> Submission:
         """The same device with other events."""
+    def with_capabilities(self, capabilities: int) -> Submission:
+        """The same device and events with other capabilities; verdicts are kept."""
 
 @final
 class StreamHead:
@@ -269,7 +290,7 @@ class StreamHead:
     def create(
         *, user_pk: int, user_key: Buffer, stream_pk: int, name: str, retention_class: int, auth_epoch: int
     ) -> StreamHead:
-        """seq 0, chain_0, no authors."""
+        """Policy ``append``, seq 0, chain_0, no authors."""
     @staticmethod
     def load(
         *,
@@ -277,6 +298,8 @@ class StreamHead:
         stream_pk: int,
         name: str,
         retention_class: int,
+        policy: int = ...,
+        ttl_max_s: int | None = ...,
         seq: int,
         chain: Buffer,
         received_at_ms: int,
@@ -284,7 +307,7 @@ class StreamHead:
         authors_packed: Buffer,
         authors: Sequence[tuple[int, int, int, Buffer]] = ...,
     ) -> StreamHead:
-        """As stored.
+        """As stored; ``policy`` is ``append`` and there is no ``ttl_max_s`` where they are left out.
 
         Above AUTHORS_PACKED_MAX authors ``authors_packed`` is empty and ``authors`` holds ALL rows of the
         authors table for this stream: (device_pk, last_n, last_seq, last_hash). A stream with events always has
@@ -304,6 +327,12 @@ class StreamHead:
     @property
     def retention_class(self) -> int:
         """Which event table its rows live in (``model.RetentionClass``)."""
+    @property
+    def policy(self) -> int:
+        """What becomes of concurrent events (``model.Policy``)."""
+    @property
+    def ttl_max_s(self) -> int | None:
+        """The longest life of an application event, seconds; None where it may live for ever."""
     @property
     def seq(self) -> int:
         """Seq of the last event, 0 for none."""
@@ -392,6 +421,15 @@ class Ingested:
         All authors of a stream that crosses the limit in this batch, the changed ones of one already above it.
         """
     @property
+    def changed_policies(self) -> list[StreamHead]:
+        """New heads of the moved streams whose policy or longest ttl is another one than before."""
+    @property
+    def keyed(self) -> list[tuple[int, int, bytes, int, int, bytes, int]]:
+        """(user_pk, stream_pk, key, seq, hlc, device_id, received_at_ms) of new events that compete for their key.
+
+        Those of kind 0 in streams of the policy ``latest``, in order of ``moved`` and seq.
+        """
+    @property
     def retention_classes(self) -> list[int]:
         """Classes of the moved streams, ascending."""
     def copy_bytes(self, retention_class: int, *, excluding: AbstractSet[tuple[int, int]] = ...) -> bytes:
@@ -414,9 +452,12 @@ def ingest(submissions: Sequence[Submission], heads: Mapping[tuple[int, str], St
 
     Checks in the order of protocol.md section 3 ("The server checks in this order"): the event's own error from
     ``Events.parse``; ``bad_signature``; the author number (duplicate, look-up, ``id_reused``, ``out_of_order``); then,
-    for a new event only, ``forbidden`` (kind 0 needs publish, kinds 5 and 6 manage) and ``unprocessable`` (hlc above
-    received_at + 10 min, id's time above ``now_ms`` + 10 min). In a stream that is missing every event counts as new.
-    An event that is refused changes nothing for those after it.
+    for a new event only, ``forbidden`` (kinds 0, 2 and 3 need publish, 4 publish or manage, 1, 5 and 6 manage),
+    ``unknown_position`` (``seen`` is above the head, or at it, in this batch or at 0 with another chain),
+    ``unprocessable`` (hlc above
+    received_at + 10 min, id's time above ``now_ms`` + 10 min, a ttl or a key other than the stream's policy asks for, a
+    policy that cannot follow the one in force) and ``conflict``. A policy holds from the event after its own on. In a
+    stream that is missing every event counts as new. An event that is refused changes nothing for those after it.
 
     Signatures are verified once: verdicts are kept in the ``Events``, for the signer they were computed for.
 

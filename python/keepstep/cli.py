@@ -1,4 +1,4 @@
-"""The command line: ``keepstep serve | migrate | keys | check-config``, and the device commands of the client library.
+"""The command line: ``keepstep serve | migrate | keys | check-config``, ``admin``, and the commands of a device.
 
 Parses, calls, prints. A user gets plain words and an exit code, never a traceback: 0 done, 1 cannot, 2 wrong usage,
 70 a fault of keepstep, 78 wrong configuration, 130 interrupted.
@@ -26,6 +26,8 @@ from keepstep.errors import ConfigError, KeepstepError, StartupError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
+    from keepstep.account_file import AccountFile
+    from keepstep.account_import import Imported
     from keepstep.config import Settings
     from keepstep.server import Started
 
@@ -35,12 +37,16 @@ EXIT_FAULT: Final = 70
 EXIT_CONFIG: Final = 78
 """``EX_CONFIG`` of sysexits.h."""
 EXIT_INTERRUPTED: Final = 130
+DAY_MS: Final = 24 * 60 * 60 * 1000
 FRAMES_SHOWN: Final = 6
 """Places shown of an exception that is a fault of ours, the innermost first."""
 
 _SERVER_PACKAGES: Final = frozenset(
     {
+        "cryptography",
+        "flask_swagger_ui",
         "hypercorn",
+        "jwt",
         "prometheus_client",
         "psutil",
         "psycopg",
@@ -54,20 +60,24 @@ _SERVER_PACKAGES: Final = frozenset(
 
 
 class _Commands(click.Group):
-    """Our commands, and those of the client library, which are imported only when one of them is asked for."""
+    """Our commands, and those of other modules, which are imported only when one of them is asked for."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted({*super().list_commands(context), *_device_commands()})
+        return sorted({*super().list_commands(context), *_other_commands()})
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        return super().get_command(context, name) or _device_commands().get(name)
+        return super().get_command(context, name) or _other_commands().get(name)
 
 
-def _device_commands() -> Mapping[str, click.Command]:
-    """``device``, ``publish``, ``tail``."""
-    from keepstep.client.cli import commands as device_commands
+def _other_commands() -> Mapping[str, click.Command]:
+    """``admin``, and those of a device: ``device``, ``publish``, ``tail``, ``token`` and so on."""
+    from keepstep.admin_cli import admin
+    from keepstep.client.account_cli import commands as device_commands
+    from keepstep.client.leaving_cli import delete_account, export_account
+    from keepstep.client.link_cli import link_group
 
-    return device_commands.commands
+    others = (admin, delete_account, export_account, link_group)
+    return {**device_commands.commands, **{str(command.name): command for command in others}}
 
 
 @click.group(cls=_Commands)
@@ -82,7 +92,10 @@ def commands() -> None:
 @commands.command()
 @click.option("--unsafe", is_flag=True, help="Start even where PostgreSQL may lose what it acknowledged.")
 def serve(unsafe: bool) -> None:
-    """Run the server until SIGTERM or Ctrl-C; a second one stops without draining."""
+    """Run the server.
+
+    SIGTERM or Ctrl-C stops it once what is under way is done, a second one at once.
+    """
     with _server_installed():
         from keepstep import config, telemetry
 
@@ -238,6 +251,51 @@ async def _work_on_database(settings: Settings, work: Callable[[str], None]) -> 
         await trio.to_thread.run_sync(work, url)
 
 
+# -- accounts -------------------------------------------------------------------------------------------------------
+
+
+@commands.command("import-account")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--verify", is_flag=True, help="Only verify the file; needs no database.")
+def import_one(file: Path, verify: bool) -> None:
+    """Read in an account that another server exported.
+
+    Nothing is stored unless all of it verifies. May be repeated, also with a newer file of the account.
+    """
+    with _server_installed():
+        from keepstep import config, telemetry
+        from keepstep.account_file import AccountFile
+
+        with file.open("rb") as stream:
+            account = AccountFile(stream)
+            imported = trio.run(_import_into_memory, account)
+            if not verify:
+                settings = config.load()
+                telemetry.configure_logging("warning", settings.log_format)
+                imported = trio.run(_import_into_database, settings, account)
+        verified = f"{imported.events} events in {imported.streams} streams of {imported.user_key.hex()} verify"
+        click.echo(verified if verify else f"{verified}; {imported.stored} of them are new here")
+
+
+async def _import_into_memory(account: AccountFile) -> Imported:
+    from keepstep.account_import import import_account
+    from keepstep.memory import MemoryAccounts, MemoryDatabase, MemoryLog
+
+    database = MemoryDatabase()
+    log = MemoryLog(database, tail_bytes_max=0, tail_stream_bytes_max=0)
+    return await import_account(account, log, MemoryAccounts(database))
+
+
+async def _import_into_database(settings: Settings, account: AccountFile) -> Imported:
+    from keepstep.account_import import import_account
+    from keepstep.postgres.opening import opened
+    from keepstep.runtime import SystemClock, WorkerThreads
+
+    async with opened(settings, clock=SystemClock(), threads=WorkerThreads(), probe=lambda _: None) as database:
+        await database.administration.forget_deleted(account.begin.user_key)
+        return await import_account(account, database.log, database.accounts)
+
+
 # -- keys and configuration -----------------------------------------------------------------------------------------
 
 
@@ -257,6 +315,28 @@ def keys_show() -> None:
         click.echo(server_keys.load(settings.data_dir).public.hex())
 
 
+@keys.command("announce")
+@click.option("--from-days", default=7, show_default=True, type=click.IntRange(0, 3650), help="when it may take over")
+@click.option("--overlap-days", default=90, show_default=True, type=click.IntRange(1, 3650), help="both are accepted")
+def keys_announce(from_days: int, overlap_days: int) -> None:
+    """Make the server's next key and announce it; print it.
+
+    Restart the server to have devices told. At the first start after --from-days the new key takes the old one's
+    place; do that before the overlap is over. Devices that were away all the time find the announcement over REST.
+    """
+    with _server_installed():
+        from keepstep import config
+        from keepstep import keys as server_keys
+        from keepstep.runtime import SystemClock, SystemRandomness
+
+        settings = config.load()
+        from_ms = SystemClock().now_ms() + from_days * DAY_MS
+        server_keys.announce_successor(
+            settings.data_dir, SystemRandomness(), from_ms=from_ms, until_ms=from_ms + overlap_days * DAY_MS
+        )
+        click.echo(server_keys.load(settings.data_dir, name=server_keys.NEXT_FILE_NAME).public.hex())
+
+
 @commands.command("check-config")
 def check_config() -> None:
     """Check the configuration and print it, secrets masked. Opens nothing."""
@@ -265,7 +345,8 @@ def check_config() -> None:
 
         settings = config.load()
         for name in type(settings).model_fields:
-            click.echo(f"{config.variable(name)}={getattr(settings, name)}")
+            value = getattr(settings, name)
+            click.echo(f"{config.variable(name)}={'' if value is None else value}")
 
 
 # -- errors ---------------------------------------------------------------------------------------------------------
@@ -287,7 +368,7 @@ def _server_installed() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     try:
-        code = commands.main(args=arguments, prog_name="keepstep", standalone_mode=False)
+        code = commands.main(args=arguments, prog_name=_program(), standalone_mode=False)
     except click.ClickException as exc:
         exc.show()
         sys.exit(exc.exit_code)
@@ -301,11 +382,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _tell(error: BaseException) -> int:
     """Tell a person what went wrong; the exit code."""
     causes = _leaves(error)
-    told = [cause for cause in causes if isinstance(cause, KeepstepError)]
+    told = [problem for problem in map(_plain, causes) if problem is not None]
     if told and len(told) == len(causes):
         for problem in told:
             click.echo(f"keepstep: {problem}", err=True)
-        return EXIT_CONFIG if any(isinstance(cause, ConfigError) for cause in told) else EXIT_FAILED
+        return EXIT_CONFIG if any(isinstance(cause, ConfigError) for cause in causes) else EXIT_FAILED
     if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
         return EXIT_INTERRUPTED
     if any(isinstance(cause, BrokenPipeError) for cause in causes):
@@ -320,6 +401,15 @@ def _tell(error: BaseException) -> int:
         click.echo(f"keepstep: a fault of keepstep itself: {type(cause).__name__} at {where}", err=True)
     click.echo("keepstep: please report it with these lines and what you did.", err=True)
     return EXIT_FAULT
+
+
+def _plain(cause: BaseException) -> str | None:
+    """What a person can do something about, in words; ``None`` for a fault of ours."""
+    if isinstance(cause, KeepstepError):
+        return str(cause)
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return f"{cause.filename} cannot be used: {cause.strerror}"
+    return None
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

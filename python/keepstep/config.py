@@ -1,8 +1,8 @@
 """The configuration: every setting with its unit, bounds and reason, checked before anything opens.
 
-``load`` takes values from the environment (``KEEPSTEP_…``; ``DATABASE_URL`` is understood too), then from the TOML
-file that ``KEEPSTEP_CONFIG`` names, then from the defaults here. An empty variable counts as not set. Every problem
-is reported at once, each with the variable, the value (secrets masked) and what is allowed.
+``load`` takes values from the environment (``KEEPSTEP_…``; ``DATABASE_URL`` and ``ADMIN_API_KEY`` are understood too),
+then from the TOML file that ``KEEPSTEP_CONFIG`` names, then from the defaults here. An empty variable counts as not
+set. Every problem is reported at once, each with the variable, the value (secrets masked) and what is allowed.
 
 ``Settings(...)`` takes only what it is given, so that a test never picks up its surroundings by accident.
 """
@@ -28,17 +28,19 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from keepstep.errors import ConfigError
+from keepstep.errors import ConfigError, ProtocolError
+from keepstep.validation import parse_origin
 
 PREFIX: Final = "KEEPSTEP_"
 FILE_VARIABLE: Final = "KEEPSTEP_CONFIG"
 """Names the TOML file."""
 DEVICE_VARIABLES: Final = frozenset({"KEEPSTEP_HOME", "KEEPSTEP_DEVICE"})
 """Of the device commands (``keepstep.client.cli``), not settings; they may be set where a server runs."""
-DATABASE_VARIABLE: Final = "DATABASE_URL"
-"""What hosting platforms call it; ``KEEPSTEP_DATABASE_URL`` wins where both are set."""
-EVENT_OVERHEAD_BYTES: Final = 4_096
-"""Room for an event's header, signature and framing beside its payload, in the rules between limits."""
+USUAL_VARIABLES: Final = {"DATABASE_URL": "database_url", "ADMIN_API_KEY": "admin_api_key"}
+"""What hosting platforms call some settings; the variable with our prefix wins where both are set."""
+ADMIN_KEY_CHARACTERS_MIN: Final = 32
+EVENT_OVERHEAD_BYTES_MAX: Final = 4_096
+"""Most that an event's header, signature and framing take beside its payload, in the rules between limits."""
 _VALUE_CHARACTERS_MAX: Final = 256
 """How much of a wrong value an error message repeats, characters: a path should be seen whole."""
 
@@ -83,6 +85,33 @@ def _check_database_url(value: SecretStr) -> SecretStr:
     if parts.scheme not in ("postgresql", "postgres") or parts.path in ("", "/") or parts.fragment:
         raise ValueError
     _ = parts.port  # raises ValueError where it is no number up to 65535
+    return value
+
+
+def _check_admin_key(value: SecretStr) -> SecretStr:
+    key = value.get_secret_value()
+    if not (ADMIN_KEY_CHARACTERS_MIN <= len(key) <= _VALUE_CHARACTERS_MAX and key.isascii() and key.isprintable()):
+        raise ValueError
+    if " " in key:
+        raise ValueError
+    return value
+
+
+def _check_rest_url(value: str) -> str:
+    try:
+        return parse_origin(value)
+    except ProtocolError as exc:
+        raise ValueError from exc
+
+
+def _check_origins(value: str) -> str:
+    for origin in filter(None, value.split(",")):
+        parts = urlsplit(origin)
+        if parts.scheme not in ("http", "https") or not parts.hostname or f"{parts.scheme}://{parts.netloc}" != origin:
+            raise ValueError
+        if parts.username is not None or origin != origin.lower():
+            raise ValueError
+        _ = parts.port
     return value
 
 
@@ -147,9 +176,40 @@ class Settings(BaseSettings):
     ) = None
     """Where devices reach the WebSocket, as told to them; not set: made of ``device_host`` and ``device_port``."""
 
+    public_rest_url: (
+        Annotated[
+            str,
+            AfterValidator(_check_rest_url),
+            Allowed("http:// or https:// with a host and nothing after it but perhaps a port"),
+        ]
+        | None
+    ) = None
+    """Where devices reach REST, as they sign it; not set: beside ``public_device_url``, else from ``rest_host``."""
+
+    # -- REST
+    cors_origins: Annotated[
+        str,
+        AfterValidator(_check_origins),
+        Allowed("origins separated by commas, each http:// or https:// with a host in lower case and nothing after it"),
+    ] = ""
+    """Whose web pages may call REST from a browser: exact origins. None by default."""
+    rest_connections_max: int = Field(default=1_024, ge=1, le=100_000)
+    """REST sockets in all; one more is closed as it comes, so that devices and the database keep theirs."""
+    rest_calls_per_user_minute: int = Field(default=1_200, ge=1, le=1_000_000)
+    """REST calls of one user's devices per minute, which may come at once: a reader that polls needs a few a second."""
+    rest_calls_per_address_minute: int = Field(default=600, ge=1, le=1_000_000)
+    """REST calls per address prefix and minute that come without a valid token."""
+
+    access_token_lifetime_s: int = Field(default=3_600, ge=60, le=86_400)
+    """Seconds an access token is good for; a replaced signing key is kept as long as the largest value."""
+    refresh_token_lifetime_s: int = Field(default=2_592_000, ge=300, le=31_536_000)
+    """Seconds a refresh token is good for; a REST client that was away longer signs a challenge again."""
+    challenge_lifetime_s: int = Field(default=60, ge=5, le=600)
+    """Seconds a device has to sign a challenge."""
+
     # -- accounts
-    registration: Literal["open", "closed"] = "open"
-    """Whether new accounts may be made."""
+    registration: Literal["open", "invite", "closed"] = "open"
+    """Whether new accounts may be made: by everybody, by who has an invite, or by nobody."""
     registrations_per_address_hour: int = Field(default=20, ge=1, le=1_000_000)
     """New accounts per address prefix and hour: a household sets up in minutes, a script does not fill the disk."""
     registrations_per_hour: int = Field(default=1_000, ge=1, le=10_000_000)
@@ -158,6 +218,21 @@ class Settings(BaseSettings):
     """Streams of one user, ``$devices`` and ``$keys`` among them: each costs a row, a head and a cache entry."""
     devices_per_user_max: int = Field(default=64, ge=1, le=1_024)
     """Live devices of one user: each is listed in every account check and gets every content key wrapped."""
+
+    # -- administration
+    admin_api_key: (
+        Annotated[
+            SecretStr,
+            AfterValidator(_check_admin_key),
+            Allowed(
+                f"{ADMIN_KEY_CHARACTERS_MIN} to {_VALUE_CHARACTERS_MAX} printable ASCII characters without a space"
+            ),
+        ]
+        | None
+    ) = None
+    """Opens ``/admin``; not set: there is no ``/admin``. ``ADMIN_API_KEY`` is understood too. Choose it at random."""
+    audit_retention_days: int = Field(default=365, ge=1, le=3_650)
+    """Days for which every call of an administrator stays recorded."""
 
     # -- publishing
     publish_events_max: int = Field(default=256, ge=1, le=4_096)
@@ -282,8 +357,8 @@ def _at_most(smaller: str, larger: str, why: str) -> _Rule:
 def _event_fits(limit: str, why: str) -> _Rule:
     return _Rule(
         ("payload_bytes_max", limit),
-        f"{limit} must be at least payload_bytes_max + {EVENT_OVERHEAD_BYTES}: {why}",
-        lambda settings: bool(getattr(settings, limit) < settings.payload_bytes_max + EVENT_OVERHEAD_BYTES),
+        f"{limit} must be at least payload_bytes_max + {EVENT_OVERHEAD_BYTES_MAX}: {why}",
+        lambda settings: bool(getattr(settings, limit) < settings.payload_bytes_max + EVENT_OVERHEAD_BYTES_MAX),
     )
 
 
@@ -308,6 +383,11 @@ _RULES: Final = (
     _at_most("unauthenticated_connections_per_address_max", "unauthenticated_connections_max", "it is a share of it"),
     _at_most("unauthenticated_connections_max", "connections_max", "it is a share of it"),
     _at_most("lock_timeout_ms", "statement_timeout_ms", "the statement would always be cut off first"),
+    _Rule(
+        ("access_token_lifetime_s", "refresh_token_lifetime_s"),
+        "access_token_lifetime_s must be below refresh_token_lifetime_s: nothing would be left to refresh with",
+        lambda settings: settings.access_token_lifetime_s >= settings.refresh_token_lifetime_s,
+    ),
     _at_most("handshake_timeout_s", "idle_timeout_s", "the handshake would be cut off as idle"),
 )
 
@@ -394,9 +474,10 @@ def _merge(file_values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
     """The value of every setting that has one, and the name under which it was given."""
     values = {name: value for name, value in file_values.items() if name in Settings.model_fields}
     origins = {name: f"{name} in {os.environ[FILE_VARIABLE]}" for name in values}
-    if os.environ.get(DATABASE_VARIABLE):
-        values["database_url"] = os.environ[DATABASE_VARIABLE]
-        origins["database_url"] = DATABASE_VARIABLE
+    for usual, name in USUAL_VARIABLES.items():
+        if os.environ.get(usual):
+            values[name] = os.environ[usual]
+            origins[name] = usual
     for name, value in EnvSettingsSource(Settings, env_prefix=PREFIX, env_ignore_empty=True)().items():
         values[name] = value
         origins[name] = variable(name)

@@ -63,6 +63,26 @@ _ROWS: Final = (
     ErrorCode("replaced", "the same device connected again; do not reconnect by yourself", Retry.NEVER, 4513, 409),
     ErrorCode("cloned", "this device connects from more than one place", Retry.NEVER, 4514, 409),
     ErrorCode("registration_closed", "this server does not register new accounts", Retry.NEVER, 4515, 403),
+    ErrorCode(
+        "invalid_token", "the access token is missing, expired, revoked or not of this server", Retry.NEVER, 4516, 401
+    ),
+    ErrorCode("not_found", "there is no such thing here", Retry.NEVER, 4517, 404),
+    ErrorCode(
+        "user_id_header",
+        "X-User-ID proves nothing and is refused; send the device's access token as Authorization: Bearer",
+        Retry.NEVER,
+        4518,
+        400,
+    ),
+    ErrorCode(
+        "unsupported_version", "this server does not speak that version of the interface", Retry.NEVER, 4519, 400
+    ),
+    ErrorCode("key_reused", "the Idempotency-Key was used for another request; take a new key", Retry.NEVER, 4522, 422),
+    ErrorCode("invite_invalid", "the invite is missing, unknown, expired or used", Retry.NEVER, 4520, 403),
+    ErrorCode("account_disabled", "this account has been closed or disabled here", Retry.NEVER, 4523, 403),
+    ErrorCode("account_deleted", "this account has been deleted; it does not begin again", Retry.NEVER, 4524, 410),
+    ErrorCode("link_taken", "another device has taken this link; show a new invitation", Retry.NEVER, 4525, 409),
+    ErrorCode("quota_exceeded", "a quota of the account is used up", Retry.NEVER, 4521, 403),
     # -- the peer can mend it
     ErrorCode("out_of_order", "the author number does not follow the author's last one", Retry.RECOVER, 4000, 409),
     ErrorCode("unknown_position", "the log does not hold that position", Retry.RECOVER, 4001, 409),
@@ -74,7 +94,9 @@ _ROWS: Final = (
     ErrorCode("too_many_connections", "the server or this address has too many connections", Retry.LATER, 4102, 503),
     ErrorCode("timeout", "the peer did not act within the documented time", Retry.LATER, 4103, 408),
     ErrorCode("draining", "the server is going down; reconnect after the given time", Retry.LATER, 4104, 503),
+    ErrorCode("device_away", "that device is not connected now, or takes nothing", Retry.LATER, 4108, 409),
     ErrorCode("limit_exceeded", "a documented limit of the account or session is reached", Retry.LATER, 4105, 429),
+    ErrorCode("session_cut", "the server's operator ended this session", Retry.LATER, 4107, 503),
     ErrorCode("internal", "the server met an error of its own", Retry.LATER, 4106, 500),
 )
 
@@ -128,6 +150,18 @@ class ProtocolError(KeepstepError):
     def row(self) -> ErrorCode:
         """The row of the error table this error carries."""
         return ERRORS[self.code]
+
+
+class DeviceRevoked(ProtocolError):
+    """The server shows a device the event of ``$devices`` that ended it, in place of a session.
+
+    Attributes:
+        event: the row of that event (``messages.EventRow``); not verified.
+    """
+
+    def __init__(self, event: tuple[int, bytes, int, bytes, bytes, bytes | None, bytes | None]) -> None:
+        super().__init__("revoked", "the server shows the end of this device")
+        self.event = event
 
 
 class Unavailable(ProtocolError):

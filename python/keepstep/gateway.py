@@ -14,13 +14,15 @@ import trio
 
 from keepstep import _keepstep
 from keepstep.errors import ProtocolError, Unavailable
+from keepstep.identity import DeviceEnded
 from keepstep.interfaces import ConnectionClosed
 from keepstep.model import DEVICES_STREAM, SESSION_ID_BYTES
 from keepstep.protocol.handshake import ServerHandshake
-from keepstep.protocol.messages import MESSAGE_BYTES_MAX, PUBLISH_BYTES_MAX, Ready, Subscribe
+from keepstep.protocol.messages import MESSAGE_BYTES_MAX, PUBLISH_BYTES_MAX, KeyAnnounced, Ready, Subscribe, encode
+from keepstep.revocation import read_notice
 from keepstep.session import Session, SessionLimits
 from keepstep.subscriber import Subscriber, SubscriberLimits
-from keepstep.telemetry import describe
+from keepstep.telemetry import BoundedLines, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from keepstep.identity import Identity
     from keepstep.interfaces import Accounts, Clock, Connection, EventLog, Randomness, StreamInfo
     from keepstep.model import DevicePk, Principal, UserPk
+    from keepstep.presence import Presences
     from keepstep.protocol.messages import ClientAuthCore, SignedHead
     from keepstep.protocol.session import ServerSession
     from keepstep.publish import Publisher
@@ -79,6 +82,7 @@ class Services:
     identity: Identity
     publisher: Publisher
     relay: Relay
+    presences: Presences
     signer: HeadSigner
     clock: Clock
     randomness: Randomness
@@ -105,13 +109,23 @@ class Gateway:
         server_secret: the seed of the server's identity key, 32 bytes.
         services: see ``Services``.
         limits: see ``GatewayLimits``.
+        announcement: what devices are told of the server's next identity key (``messages.KeyAnnounced``), if anything.
     """
 
-    def __init__(self, server_secret: bytes, services: Services, limits: GatewayLimits) -> None:
+    def __init__(
+        self,
+        server_secret: bytes,
+        services: Services,
+        limits: GatewayLimits,
+        *,
+        announcement: Callable[[], bytes | None] = lambda: None,
+    ) -> None:
         self._server_secret = server_secret
+        self._announcement = announcement
         self._services = services
         self._limits = limits
         self._by_device: dict[tuple[UserPk, DevicePk], Session] = {}
+        self._by_user: dict[UserPk, list[Session]] = {}
         self._sessions: set[Session] = set()
         self._connections = 0
         self._left = trio.Event()
@@ -119,6 +133,7 @@ class Gateway:
         self._strangers: set[trio.CancelScope] = set()
         self._handshakes = trio.CapacityLimiter(HANDSHAKES_AT_ONCE)
         self._draining = False
+        self._refusals = BoundedLines(services.logger)
 
     def is_draining(self) -> bool:
         """Whether the server is going down."""
@@ -129,8 +144,16 @@ class Gateway:
         """Active sessions."""
         return len(self._sessions)
 
+    def session(self, user_pk: UserPk, device_pk: DevicePk) -> Session | None:
+        """A device's session."""
+        return self._by_device.get((user_pk, device_pk))
+
+    def sessions_of(self, user_pk: UserPk) -> list[Session]:
+        """All sessions of a user."""
+        return self._by_user.get(user_pk, [])
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look after the sessions' timeouts, until cancelled."""
+        """Look after the sessions' timeouts and their log, until cancelled."""
         session = self._limits.session
         interval_s = min(session.idle_timeout_s, session.send_timeout_s) / TIMEOUT_CHECKS
         task_status.started()
@@ -138,6 +161,7 @@ class Gateway:
             await trio.sleep(interval_s)
             for each in tuple(self._sessions):
                 each.check_timeouts()
+                each.check_log()
 
     async def handle(self, connection: Connection) -> None:
         """Serve one upgraded connection to its end and close it. Never raises but on cancellation."""
@@ -175,8 +199,12 @@ class Gateway:
             session, core = await self._admit(connection, record)
         except ProtocolError as error:
             record.reason = error.code
+            if error.code == "cloned":
+                await self._record_clone(record)
             metrics.handshakes.labels(error.code).inc()
-            self._services.logger.info("handshake_refused", address=connection.address, code=error.code)
+            self._refusals.write(
+                "handshake_refused", now_s=trio.current_time(), address=connection.address, code=error.code
+            )
             return error
         except ConnectionClosed:
             metrics.handshakes.labels("lost").inc()
@@ -214,21 +242,44 @@ class Gateway:
         data = await connection.receive()
         async with self._handshakes:
             core = handshake.receive_auth(data)
-            principal = await services.identity.authenticate(core)
-            devices = await services.log.stream(principal.user_pk, DEVICES_STREAM)
+            generation = services.log.generation()
+            principal = await self._authenticate(connection, handshake, core)
             session_id = services.randomness.bytes(SESSION_ID_BYTES)
             record.principal = principal
             record.session_no = await services.accounts.open_session(
                 principal, session_id, now_ms=services.clock.now_ms()
             )
             record.session_id = session_id
+            devices = await services.log.stream(principal.user_pk, DEVICES_STREAM)
+        if services.log.generation() != generation:
+            raise Unavailable("the log has become another one during the handshake")
         heads = [] if core.resume == "none" else [self._sign(principal, devices)]
         ready = Ready(session_id, record.session_no, self._told_limits(), [], heads)
         sealed, protocol = handshake.ready(ready, now_s=services.clock.monotonic_s())
         record.session = session = self._session(connection, protocol, record, principal, devices)
         connection.authenticated()
         await connection.send([sealed])
+        announcement = self._announcement()
+        if announcement is not None:
+            session.tell(encode(KeyAnnounced(announcement)))
         return session, core
+
+    async def _authenticate(
+        self, connection: Connection, handshake: ServerHandshake, core: ClientAuthCore
+    ) -> Principal:
+        """Who the device is; one that has ended is shown the event that ended it, sealed, before the refusal.
+
+        protocol.md section 2: "A proven holder of a revoked key gets the signed revocation".
+        """
+        services = self._services
+        try:
+            return await services.identity.authenticate(core)
+        except DeviceEnded as error:
+            ended = error
+        notice = await read_notice(services.log, ended.user_pk, ended.seq, now_ms=services.clock.now_ms())
+        if notice is not None:
+            await connection.send([handshake.refuse(notice, now_s=services.clock.monotonic_s())])
+        raise ended
 
     def _sign(self, principal: Principal, devices: StreamInfo) -> SignedHead:
         head = devices.head
@@ -276,6 +327,7 @@ class Gateway:
             principal=principal,
             session_no=record.session_no,
             follow=follow,
+            join=lambda wake, offer: services.presences.join(principal, wake=wake, offer=offer),
             log=services.log,
             publisher=services.publisher,
             clock=services.clock,
@@ -284,6 +336,7 @@ class Gateway:
             probe=services.probe,
         )
         self._sessions.add(session)
+        self._by_user.setdefault(principal.user_pk, []).append(session)
         self._by_device[principal.user_pk, principal.device_pk] = session
         services.relay.add(session.subscriber, devices_pk=devices.stream_pk, devices_changed=session.devices_changed)
         return session
@@ -300,6 +353,8 @@ class Gateway:
             return
         if earlier.session_no > session_no:
             raise ProtocolError("replaced")
+        if earlier.is_over:
+            return
         times = self._replaced.setdefault(device, deque())
         self._replaced.move_to_end(device)
         if len(self._replaced) > REPLACED_DEVICES_MAX:
@@ -311,6 +366,15 @@ class Gateway:
             raise ProtocolError("cloned")
         times.append(now_s)
         earlier.end(ProtocolError("replaced"))
+
+    async def _record_clone(self, record: _Record) -> None:
+        """Remember that a device is in more than one place; ``revocation`` tells the user's sessions, on every node."""
+        assert record.principal is not None
+        services = self._services
+        try:
+            await services.accounts.record_clone(record.principal, now_ms=services.clock.now_ms())
+        except Unavailable:
+            services.logger.warning("clone_not_recorded", device_pk=record.principal.device_pk)
 
     # -- session ----------------------------------------------------------------------------------------------------
 
@@ -347,15 +411,20 @@ class Gateway:
             if self._by_device.get(device) is session:
                 del self._by_device[device]
             self._sessions.discard(session)
+            of_user = self._by_user[session.principal.user_pk]
+            of_user.remove(session)
+            if not of_user:
+                del self._by_user[session.principal.user_pk]
             self._services.relay.remove(session.subscriber)
+            self._services.presences.leave(session.live)
         if record.session_id is None:
             return
         try:
-            if session is not None:
-                await self._save_acks(session)
             await self._services.accounts.close_session(
                 record.session_id, now_ms=self._services.clock.now_ms(), reason=record.reason
             )
+            if session is not None:
+                await self._save_acks(session)
         except Unavailable:
             self._services.logger.warning("session_end_not_recorded", session_no=record.session_no)
 

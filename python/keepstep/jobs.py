@@ -1,9 +1,9 @@
-"""What the server does from time to time: follow the database's clock, make partitions, drop expired payloads."""
+"""What the server does from time to time: follow the database's clock, make partitions, drop payloads."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     from keepstep.runtime import OffsetClock
     from keepstep.telemetry import Log, Metrics
 
-EXPIRE_ROWS_MAX: Final = 1_000
+DROP_ROWS_MAX: Final = 1_000
 """Payloads dropped in one transaction."""
-EXPIRE_BATCHES_MAX: Final = 100
+DROP_BATCHES_MAX: Final = 100
 """Transactions in one run; what is left waits for the next."""
 ACK_SAVE_INTERVAL_S: Final = 5.0
 """How often acknowledged positions are saved; a crash costs a device that much to be sent again."""
+
+
+class _Drop(Protocol):
+    """One unit of dropping payloads: at most ``rows_max``; returns how many."""
+
+    async def __call__(self, *, now_ms: int, rows_max: int) -> int:
+        """Raises Unavailable."""
 
 
 class Jobs:
@@ -30,6 +37,8 @@ class Jobs:
         machine_clock: this machine's.
         clock: follows the database's by what is measured here.
         save_acks: the gateway's.
+        clean_up_tokens: drops challenges and tokens that ran out.
+        clean_up_administration: drops old audit entries and what is left of deleted accounts.
         partitions_ahead: how many partitions beyond the running one are kept made.
         metrics: counted into.
         logger: told of runs that failed or did something.
@@ -41,6 +50,8 @@ class Jobs:
         machine_clock: Clock,
         clock: OffsetClock,
         save_acks: Callable[[], Awaitable[None]],
+        clean_up_tokens: Callable[[], Awaitable[None]],
+        clean_up_administration: Callable[[], Awaitable[None]],
         *,
         partitions_ahead: int,
         metrics: Metrics,
@@ -50,6 +61,8 @@ class Jobs:
         self._machine_clock = machine_clock
         self._clock = clock
         self._save_acks = save_acks
+        self._clean_up_tokens = clean_up_tokens
+        self._clean_up_administration = clean_up_administration
         self._partitions_ahead = partitions_ahead
         self._metrics = metrics
         self._logger = logger
@@ -71,6 +84,12 @@ class Jobs:
             nursery.start_soon(self._repeat, "clock_offset", clock_offset_interval_s, self.measure_clock)
             nursery.start_soon(self._repeat, "partitions", cleanup_interval_s, self.make_partitions)
             nursery.start_soon(self._repeat, "expire_payloads", cleanup_interval_s, self.expire_payloads)
+            nursery.start_soon(self._repeat, "compact", cleanup_interval_s, self.compact)
+            nursery.start_soon(self._repeat, "empty_inboxes", cleanup_interval_s, self.empty_inboxes)
+            nursery.start_soon(self._repeat, "clean_up_tokens", cleanup_interval_s, self._clean_up_tokens)
+            nursery.start_soon(
+                self._repeat, "clean_up_administration", cleanup_interval_s, self._clean_up_administration
+            )
             nursery.start_soon(self._repeat, "save_acks", ACK_SAVE_INTERVAL_S, self._save_acks)
             task_status.started()
 
@@ -101,9 +120,21 @@ class Jobs:
             self._logger.info("partitions_made", count=made)
 
     async def expire_payloads(self) -> None:
-        """Drop what has outlived its TTL, batch by batch."""
-        for _ in range(EXPIRE_BATCHES_MAX):
-            expired = await self._maintenance.expire_payloads(now_ms=self._clock.now_ms(), rows_max=EXPIRE_ROWS_MAX)
-            self._metrics.expired_payloads.inc(expired)
-            if expired < EXPIRE_ROWS_MAX:
+        """Drop what has outlived its TTL."""
+        await self._drop(self._maintenance.expire_payloads, self._metrics.expired_payloads.inc)
+
+    async def compact(self) -> None:
+        """Drop what has lost its key."""
+        await self._drop(self._maintenance.compact, self._metrics.compacted_payloads.inc)
+
+    async def empty_inboxes(self) -> None:
+        """Drop what the inboxes' devices have in safety."""
+        await self._drop(self._maintenance.empty_inboxes, self._metrics.acked_payloads.inc)
+
+    async def _drop(self, drop: _Drop, count: Callable[[float], None]) -> None:
+        """Batch by batch, until nothing is left or the run is long enough."""
+        for _ in range(DROP_BATCHES_MAX):
+            dropped = await drop(now_ms=self._clock.now_ms(), rows_max=DROP_ROWS_MAX)
+            count(dropped)
+            if dropped < DROP_ROWS_MAX:
                 return

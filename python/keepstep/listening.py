@@ -73,7 +73,9 @@ def find_owner(port: int, *, proc: Path = _PROC) -> str | None:
         with suppress(OSError):  # gone meanwhile, or another user's
             for descriptor in (directory / "fd").iterdir():
                 if str(descriptor.readlink()) in inodes:
-                    return f"{(directory / 'comm').read_text().strip()} (process {directory.name})"
+                    # A process names itself, in any bytes.
+                    name = (directory / "comm").read_bytes().strip().decode(errors="backslashreplace")
+                    return f"{name if name.isprintable() else ascii(name)} (process {directory.name})"
     return None
 
 

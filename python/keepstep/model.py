@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import Final, NewType
 
@@ -15,6 +16,8 @@ StreamPk = NewType("StreamPk", int)
 
 DEVICES_STREAM: Final = "$devices"
 KEYS_STREAM: Final = "$keys"
+INBOX_PREFIX: Final = "$inbox/"
+"""What the name of a device's inbox begins with; its id follows as 32 lowercase hexadecimal digits."""
 
 KEY_BYTES: Final = 32
 """Ed25519 and X25519 public keys, BLAKE3 hashes and chains."""
@@ -27,6 +30,26 @@ STREAM_NAME_BYTES_MAX: Final = 128
 STREAM_NAME_PATTERN: Final = r"\A[A-Za-z0-9._:@/$-]+\Z"
 """What a stream name is made of; only names the protocol reserves begin with ``$`` (protocol.md section 3)."""
 DEVICE_LABEL_BYTES_MAX: Final = 256
+CHANGES_MAX: Final = 10_000
+"""Devices that ``Accounts.revoked_since`` and ``cloned_since`` answer at most, the latest."""
+
+
+_INBOX: Final = re.compile(r"\A\$inbox/[0-9a-f]{32}\Z", re.ASCII)
+
+
+def inbox_of(device_id: bytes) -> str:
+    """The stream that only that device reads (protocol.md section 3)."""
+    return f"{INBOX_PREFIX}{device_id.hex()}"
+
+
+def is_inbox(stream: str) -> bool:
+    """Whether a stream is the inbox of some device."""
+    return stream.startswith(INBOX_PREFIX) and _INBOX.match(stream) is not None
+
+
+def has_expired(expires_at_ms: int | None, now_ms: int) -> bool:
+    """Whether something is over by then, unix milliseconds: from the very moment it names on; never for ``None``."""
+    return expires_at_ms is not None and expires_at_ms <= now_ms
 
 
 class Kind(enum.IntEnum):
@@ -47,6 +70,15 @@ class Capability(enum.IntFlag):
     PUBLISH = 1
     SUBSCRIBE = 2
     MANAGE = 4
+
+
+class Policy(enum.IntEnum):
+    """What a stream does with events that do not know of each other (protocol.md section 3)."""
+
+    APPEND = 0
+    EXPECT = 1
+    FORK = 2
+    LATEST = 3
 
 
 class RetentionClass(enum.IntEnum):
@@ -99,6 +131,7 @@ class Principal:
         device_key: 32 bytes.
         capabilities: as enrolled.
         expires_at_ms: as enrolled.
+        manage_from_ms: unix milliseconds at which its cool-down ends, 0 where it has none (protocol.md section 1).
     """
 
     user_pk: UserPk
@@ -108,3 +141,90 @@ class Principal:
     device_key: bytes
     capabilities: Capability
     expires_at_ms: int | None
+    manage_from_ms: int = 0
+
+    def is_expired(self, now_ms: int) -> bool:
+        """Whether its time is over; whoever acts on a device's word asks this first."""
+        return has_expired(self.expires_at_ms, now_ms)
+
+    def capabilities_at(self, now_ms: int) -> Capability:
+        """What the device may do at that moment: a cool-down holds ``manage`` back."""
+        if now_ms < self.manage_from_ms:
+            return self.capabilities & ~Capability.MANAGE
+        return self.capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class KnownDevice:
+    """A device that is or was live.
+
+    Attributes:
+        principal: the device.
+        revoked_seq: the seq in ``$devices`` that ended it, ``None`` while it is live.
+    """
+
+    principal: Principal
+    revoked_seq: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RevokedDevice:
+    """A device that ended, as other nodes learn of it."""
+
+    user_pk: UserPk
+    device_pk: DevicePk
+    revoked_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClonedDevice:
+    """A device that connects from more than one place, and when that was noticed, unix milliseconds."""
+
+    user_pk: UserPk
+    device_id: bytes
+    cloned_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountChange:
+    """What an accepted event of ``$devices`` does to the device table, applied in the event's own transaction.
+
+    Attributes:
+        enrolled: the device that becomes live.
+        checked_seq: the head of ``$devices`` the event was checked against. Where another event came in between,
+            ``append`` raises Unavailable and the caller checks it against the new head; ``None`` asks for no such test.
+        checked_chain: the chain there, which no other user's stream has; ``None`` asks for no such test.
+        manage_from_ms: unix milliseconds at which the enrolled device's cool-down ends, 0 where it has none.
+        revoked: ids of the devices that end.
+        restored: ids of devices that had ended and are live again.
+        next_root_hash: what a rotation commits to.
+    """
+
+    enrolled: DeviceEntry | None = None
+    checked_seq: int | None = None
+    checked_chain: bytes | None = None
+    manage_from_ms: int = 0
+    revoked: tuple[bytes, ...] = ()
+    restored: tuple[bytes, ...] = ()
+    next_root_hash: bytes | None = None
+
+    def fits(self, seq: int, chain: bytes) -> bool:
+        """Whether that head of ``$devices`` is the one that the event was checked against."""
+        return self.checked_seq in (None, seq) and self.checked_chain in (None, chain)
+
+    @property
+    def changes_access(self) -> bool:
+        """Whether devices that were live are not, or the other way round: what was decided upon them is void."""
+        return bool(self.revoked or self.restored or self.next_root_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A checked rotation (``identity.check_rotation``): its user, the recovering device, and the event as signed."""
+
+    user_pk: UserPk
+    user_key: bytes
+    device: DeviceEntry
+    header: bytes
+    sig: bytes
+    payload: bytes

@@ -26,6 +26,11 @@ def _array_header(count: int) -> bytes:
     return b"\xdc" + count.to_bytes(2, "big")
 
 
+def encode_rows(page: Page) -> bytes:
+    """The rows of one page, as an array."""
+    return _array_header(page.count) + page.rows
+
+
 def encode_events(stream: str, page: Page) -> bytes:
     """``Events`` of one page."""
     return b"".join((_EVENTS_HEAD, encode(stream), _array_header(page.count), page.rows, _CHAIN_HEAD, page.chain))
@@ -45,3 +50,9 @@ def encode_read_result(rid: int, stream: str, page: Page) -> bytes:
             encode(page.head_seq),
         )
     )
+
+
+def encode_revoked(page: Page) -> bytes:
+    """``messages.Revoked`` from a page of one event."""
+    assert page.count == 1
+    return b"\x92\x4d" + page.rows

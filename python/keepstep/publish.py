@@ -16,14 +16,15 @@ import trio
 from keepstep.errors import ProtocolError, Retry, Unavailable
 from keepstep.identity import OutOfOrder
 from keepstep.model import Kind
+from keepstep.protocol.account_payloads import FULL_CAPABILITIES
 from keepstep.protocol.keys import decode_keys
 from keepstep.protocol.messages import ResultError
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Events, Submission
     from keepstep.identity import Identity
-    from keepstep.interfaces import AccountChange, Clock, EventLog
-    from keepstep.model import Principal
+    from keepstep.interfaces import Clock, EventLog
+    from keepstep.model import AccountChange, Principal
     from keepstep.protocol.messages import Result
     from keepstep.telemetry import Metrics
 
@@ -186,9 +187,13 @@ class Publisher:
         suspect = False
         for group in _groups(waiting.submission.events.split()):
             batch = [waiting.submission.with_events(events) for events in group]
+            now_ms = self._clock.now_ms()
             try:
-                change = await self._check(waiting.principal, group[0])
-                appended = await self._log.append(batch, now_ms=self._clock.now_ms(), account_change=change)
+                change = await self._check(waiting.principal, group[0], now_ms)
+                if change is not None:
+                    # The account log has decided: a device without ``manage`` may sign itself out.
+                    batch = [batch[0].with_capabilities(int(FULL_CAPABILITIES))]
+                appended = await self._log.append(batch, now_ms=now_ms, account_change=change)
             except OutOfOrder as error:
                 results.append(ResultError("out_of_order", [error.last_n, error.last_hash]))
             except ProtocolError as error:
@@ -200,10 +205,10 @@ class Publisher:
                 suspect = suspect or bool(appended.suspects)
         self._answer(waiting, results, suspect=suspect)
 
-    async def _check(self, principal: Principal, events: Events) -> AccountChange | None:
+    async def _check(self, principal: Principal, events: Events, now_ms: int) -> AccountChange | None:
         """What the account log or the shape of a key event have to say before the log is asked."""
         if events.kinds == [Kind.ACCOUNT]:
-            return await self._identity.check_account_event(principal, events.event(0))
+            return await self._identity.check_account_event(principal, events.event(0), now_ms=now_ms)
         if events.kinds == [Kind.KEYS]:
             decode_keys(events.event(0).payload)
         return None

@@ -64,7 +64,7 @@ class Relay:
         for run in runs:
             # protocol.md section 0.7: only this user's sessions can ever hear of it
             for subscriber, watcher in self._by_user.get(UserPk(run.user_pk), {}).items():
-                subscriber.committed(StreamPk(run.stream_pk), run.last_seq)
+                subscriber.committed(StreamPk(run.stream_pk), run.first_seq, run.last_seq)
                 if run.stream_pk == watcher.devices_pk and not subscriber.follows(DEVICES_STREAM):
                     watcher.devices_changed(run.last_seq)
 

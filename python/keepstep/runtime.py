@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from keepstep.interfaces import Clock
 
 T = TypeVar("T")
+
+STEP_BACK_MS_MIN: Final = 1_000
+"""A step back from here on is a clock that was set, and followed; a smaller one is an error of measurement."""
 
 
 class SystemClock:
@@ -30,16 +33,21 @@ class SystemClock:
 class OffsetClock:
     """A clock that follows another one by an offset, as nodes follow their database (protocol.md section 3).
 
-    ``offset_ms`` is 0 until the first measurement.
+    ``offset_ms`` is 0 until the first measurement. Each measurement has an error, and what was said to be over must not
+    be said to be still to come: payloads are withheld by this clock and heads are signed by it.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._latest_ms = 0
         self.offset_ms = 0
 
     def now_ms(self) -> int:
-        """The followed clock as last measured, unix milliseconds."""
-        return self._clock.now_ms() + self.offset_ms
+        """The followed clock as last measured, unix milliseconds; steps back by ``STEP_BACK_MS_MIN`` or not at all."""
+        now_ms = self._clock.now_ms() + self.offset_ms
+        if not 0 < self._latest_ms - now_ms < STEP_BACK_MS_MIN:
+            self._latest_ms = now_ms
+        return self._latest_ms
 
     def monotonic_s(self) -> float:
         """Seconds from an arbitrary point; never steps back."""

@@ -7,7 +7,6 @@ devices are told when to come back, what is under way is committed and acknowled
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -17,48 +16,56 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
-from hypercorn.config import Config, Sockets
-from hypercorn.trio import serve as serve_hypercorn
 
 import keepstep
-from keepstep import keys, websocket
+from keepstep import _keepstep, keys, websocket
+from keepstep.admin import AdminKey, Cuts, clean_up
 from keepstep.admission import Admission
 from keepstep.config import variable
 from keepstep.errors import StartupError, Unavailable
 from keepstep.gateway import Gateway, GatewayLimits, Services
 from keepstep.heads import HeadSigner
 from keepstep.identity import Identity, Registrations
+from keepstep.interfaces import RatePolicy
 from keepstep.jobs import Jobs
+from keepstep.links import Links
 from keepstep.listening import BACKLOG, bind
 from keepstep.postgres.opening import opened
+from keepstep.postgres.pool import ACCOUNT_CONNECTIONS
+from keepstep.presence import Presences
 from keepstep.protocol.messages import HANDSHAKE_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX
 from keepstep.protocol.primitives import RECORD_TAG_BYTES
+from keepstep.protocol.succession import encode_announcement, verify_announcement
 from keepstep.publish import Publisher, PublishLimits
+from keepstep.ratelimit import MemoryRateLimiter
 from keepstep.relay import Relay
-from keepstep.rest.app import RestServices, ServerInfo, create_app
+from keepstep.resources import claim_descriptors
+from keepstep.rest.app import create_app
+from keepstep.rest.readiness import Readiness
+from keepstep.rest.services import RestPolicy, RestServices, ServerInfo
+from keepstep.rest.serving import RestServer
+from keepstep.rest.waiting import Watches
+from keepstep.revocation import Revocations
 from keepstep.runtime import OffsetClock, SystemClock, SystemRandomness, WorkerThreads
 from keepstep.session import SessionLimits
 from keepstep.subscriber import SubscriberLimits
 from keepstep.telemetry import Metrics
-from keepstep.validation import URL_PATH
+from keepstep.tokenkeys import TokenKeyFile
+from keepstep.tokens import TokenLifetimes, Tokens
+from keepstep.validation import URL_PATH, parse_origin, rest_url_beside
 
 if TYPE_CHECKING:
+    from keepstep.administration import Administration
     from keepstep.config import Settings
-    from keepstep.interfaces import Accounts, Clock, EventLog, Maintenance, Randomness, Threads
+    from keepstep.interfaces import Accounts, Clock, EventLog, Maintenance, Randomness, Threads, TokenStore
+    from keepstep.links import LinkStore
     from keepstep.telemetry import Log
 
 DISMISSAL_S: Final = 5.0
 """How long closing the connections may take that have not drained in time."""
 PIPELINE_GRACE_S: Final = 5.0
 """How long pipelines may take, once all sessions are gone, for what nobody waits for any more."""
-REST_KEEP_ALIVE_S: Final = 15.0
-"""How long an idle REST connection, or one whose request's head does not come, is kept."""
-REST_READ_TIMEOUT_S: Final = 60
-"""Longest silence on a REST connection with a request under way."""
-REST_GRACE_S: Final = 2.0
-"""How long REST requests under way may take when the server goes down."""
-REST_SEND_TIMEOUT_MS: Final = 10_000
-"""Hypercorn shields its sends without a deadline; the kernel drops a client that takes nothing for this long."""
+MINUTE_S: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,9 @@ class Storage:
         log: the events.
         accounts: users, devices and sessions.
         maintenance: the log's housekeeping.
+        tokens: challenges and tokens of REST.
+        administration: users, sessions, invites and the audit trail, for administrators.
+        links: mailboxes through which devices are linked.
         place: which one it is, in words, without credentials.
         unsafe: whether it may lose what it acknowledged, which somebody asked for.
         is_away: whether it is not asked just now, because it did not answer.
@@ -78,6 +88,9 @@ class Storage:
     log: EventLog
     accounts: Accounts
     maintenance: Maintenance
+    tokens: TokenStore
+    administration: Administration
+    links: LinkStore
     place: str = "memory"
     unsafe: bool = False
     is_away: Callable[[], bool] = lambda: False
@@ -154,6 +167,7 @@ async def run(
     threads = threads or WorkerThreads()
     async with AsyncExitStack() as stack:
         if listeners is None:
+            claim_descriptors(_descriptors(settings), structlog.get_logger())
             listeners = bind_listeners(settings)
         stack.callback(listeners.close)
         if storage is None:
@@ -162,13 +176,17 @@ async def run(
                 database.log,
                 database.accounts,
                 database.maintenance,
+                database.tokens,
+                database.administration,
+                database.links,
                 place=database.place,
                 unsafe=bool(database.durability.unsafe_settings),
                 is_away=database.is_away,
                 tail_bytes=database.tail_bytes,
             )
+        keys.take_over(settings.data_dir, now_ms=clock.now_ms())
         key = keys.load_or_create(settings.data_dir, randomness)
-        server = await _build(settings, key, storage, listeners, clock, randomness, probe)
+        server = await _build(settings, key, storage, listeners, clock, randomness, threads, probe)
         started = Started(
             rest_url=_url("http", settings.rest_host, listeners.rest),
             device_url=server.info.pinned_url,
@@ -178,6 +196,12 @@ async def run(
         await server.serve(
             settings, listeners, trio.Event() if stop is None else stop, lambda: task_status.started(started)
         )
+
+
+def _descriptors(settings: Settings) -> int:
+    """How many connections the settings allow at the same time, all kinds of them."""
+    database = settings.pipelines + 1 + settings.read_connections + ACCOUNT_CONNECTIONS
+    return settings.connections_max + settings.rest_connections_max + database
 
 
 def bind_listeners(settings: Settings) -> Listeners:
@@ -206,10 +230,13 @@ class _Server:
     info: ServerInfo
     admission: Admission
     gateway: Gateway
+    revocations: Revocations
+    cuts: Cuts
     publisher: Publisher
     relay: Relay
+    presences: Presences
     jobs: Jobs
-    rest: Callable[..., object]
+    rest: RestServer
     metrics: Metrics
     logger: Log
 
@@ -220,7 +247,10 @@ class _Server:
         rest_stop, rest_stopped = trio.Event(), trio.Event()
         async with trio.open_nursery() as background:
             await background.start(self.relay.run)
+            await background.start(self.presences.run)
             await background.start(self.gateway.run)
+            await background.start(self.revocations.run)
+            await background.start(self.cuts.run)
             await background.start(
                 partial(
                     self.jobs.run,
@@ -278,16 +308,10 @@ class _Server:
         stop: trio.Event,
         stopped: trio.Event,
         *,
-        task_status: trio.TaskStatus[list[str]],
+        task_status: trio.TaskStatus[None],
     ) -> None:
         try:
-            await serve_hypercorn(
-                self.rest,  # type: ignore[arg-type]
-                _RestConfig(sockets),
-                shutdown_trigger=stop.wait,
-                mode="asgi",
-                task_status=task_status,
-            )
+            await self.rest.serve(sockets, stop, task_status=task_status)
         finally:
             stopped.set()
 
@@ -299,6 +323,7 @@ async def _build(
     listeners: Listeners,
     machine_clock: Clock,
     randomness: Randomness,
+    threads: Threads,
     probe: Callable[[str], None],
 ) -> _Server:
     """Every part, from the bottom up, and the housekeeping that comes before the first event."""
@@ -308,21 +333,34 @@ async def _build(
     logger: Log = structlog.get_logger()
     log, accounts = storage.log, storage.accounts
     identity = Identity(
-        log, accounts, _registrations(settings, clock), clock, devices_per_user_max=settings.devices_per_user_max
+        log,
+        accounts,
+        _registrations(settings, clock),
+        clock,
+        devices_per_user_max=settings.devices_per_user_max,
+        quota=storage.administration.quota,
     )
     publisher = Publisher(log, identity, clock, limits=_publish_limits(settings), metrics=metrics)
     relay = Relay(log, head_interval_s=settings.head_interval_s, reread_interval_s=settings.reread_interval_s)
+    presences = Presences(clock)
+    tokens = _tokens(settings, key, storage, listeners, clock, randomness, threads, metrics, logger)
+    links = Links(storage.links, clock)
     try:
-        signer = HeadSigner(key.secret, epoch=await storage.maintenance.epoch(), clock=clock)
+        signer = HeadSigner(key.secret, epoch=log.epoch, clock=clock)
         services = Services(
-            log, accounts, identity, publisher, relay, signer, clock, randomness, metrics, logger, probe
+            log, accounts, identity, publisher, relay, presences, signer, clock, randomness, metrics, logger, probe
         )
-        gateway = Gateway(key.secret, services, _gateway_limits(settings))
+        announcement = _announcement(settings, clock)
+        gateway = Gateway(key.secret, services, _gateway_limits(settings), announcement=announcement)
+        revocations = Revocations(log, accounts, gateway, clock)
+        cuts = Cuts(storage.administration, gateway, clock)
         jobs = Jobs(
             storage.maintenance,
             machine_clock,
             clock,
             gateway.save_acks,
+            partial(_clean_up, tokens, links),
+            partial(clean_up, storage.administration, clock, audit_retention_days=settings.audit_retention_days),
             partitions_ahead=settings.partitions_ahead,
             metrics=metrics,
             logger=logger,
@@ -332,19 +370,75 @@ async def _build(
         raise StartupError("the database went away while the server was starting; start it again") from exc
     admission = _admission(settings, metrics)
     info = _info(settings, key, storage, listeners)
-    rest = RestServices(
-        info=info,
-        identity=identity,
-        signer=signer,
-        maintenance=storage.maintenance,
-        clock=clock,
-        randomness=randomness,
-        metrics=metrics,
-        logger=logger,
-        is_draining=gateway.is_draining,
-        collect=partial(_collect, metrics, storage, admission, gateway, relay, publisher),
+    application = create_app(
+        _rest_services(settings, storage, services, info, gateway, admission, tokens, links, cuts, threads)
     )
-    return _Server(info, admission, gateway, publisher, relay, jobs, create_app(rest), metrics, logger)
+    rest = _rest_server(settings, application, metrics)
+    return _Server(
+        info, admission, gateway, revocations, cuts, publisher, relay, presences, jobs, rest, metrics, logger
+    )
+
+
+async def _clean_up(tokens: Tokens, links: Links) -> None:
+    """Drop what REST keeps for a while only. Raises Unavailable."""
+    await tokens.clean_up()
+    await links.clean_up()
+
+
+def _rest_server(settings: Settings, application: Callable[..., object], metrics: Metrics) -> RestServer:
+    server = RestServer(
+        application,
+        connections_max=settings.rest_connections_max,
+        on_refused=metrics.rest_connections_refused.inc,
+    )
+    metrics.rest_connections.set_function(lambda: server.connections)
+    return server
+
+
+def _rest_services(
+    settings: Settings,
+    storage: Storage,
+    services: Services,
+    info: ServerInfo,
+    gateway: Gateway,
+    admission: Admission,
+    tokens: Tokens,
+    links: Links,
+    cuts: Cuts,
+    threads: Threads,
+) -> RestServices:
+    """What REST has of the parts that devices speak to, and what is its own."""
+    key = settings.admin_api_key
+    return RestServices(
+        info=info,
+        policy=_rest_policy(settings),
+        log=services.log,
+        accounts=services.accounts,
+        publisher=services.publisher,
+        limiter=MemoryRateLimiter(services.clock),
+        watches=Watches(services.log),
+        identity=services.identity,
+        presences=services.presences,
+        signer=services.signer,
+        readiness=Readiness(storage.maintenance),
+        clock=services.clock,
+        randomness=services.randomness,
+        metrics=services.metrics,
+        logger=services.logger,
+        is_draining=gateway.is_draining,
+        collect=partial(_collect, services.metrics, storage, admission, gateway, services.relay, services.publisher),
+        tokens=tokens,
+        auth=tokens,
+        links=links,
+        administration=storage.administration,
+        cuts=cuts,
+        server_keys=keys.ServerKeys(settings.data_dir, services.randomness, threads),
+        admin=None
+        if key is None
+        else AdminKey(
+            key.get_secret_value(), storage.administration, services.clock, services.metrics, services.logger
+        ),
+    )
 
 
 def _collect(
@@ -368,7 +462,18 @@ def _info(settings: Settings, key: keys.ServerKey, storage: Storage, listeners: 
         device_url=settings.public_device_url or _url("ws", settings.device_host, listeners.device) + URL_PATH,
         registration=settings.registration,
         unsafe=storage.unsafe,
+        announcements=tuple(map(encode_announcement, keys.load_announcements(settings.data_dir))),
     )
+
+
+def _announcement(settings: Settings, clock: Clock) -> Callable[[], bytes | None]:
+    """What devices are told of the server's next identity key, as long as both may be met."""
+    announcements = keys.load_announcements(settings.data_dir)
+    if not announcements:
+        return lambda: None
+    succession = verify_announcement(_keepstep, announcements[-1])
+    encoded = encode_announcement(announcements[-1])
+    return lambda: encoded if clock.now_ms() < succession.until_ms else None
 
 
 def _registrations(settings: Settings, clock: Clock) -> Registrations:
@@ -377,6 +482,49 @@ def _registrations(settings: Settings, clock: Clock) -> Registrations:
         per_address_hour=settings.registrations_per_address_hour,
         per_hour=settings.registrations_per_hour,
         clock=clock,
+    )
+
+
+def _origin(settings: Settings, listeners: Listeners) -> str:
+    """Where devices reach REST, by the rule that they follow themselves."""
+    if settings.public_rest_url is not None:
+        return settings.public_rest_url
+    if settings.public_device_url is not None:
+        return parse_origin(rest_url_beside(settings.public_device_url))
+    return _url("http", settings.rest_host, listeners.rest)
+
+
+def _tokens(
+    settings: Settings,
+    key: keys.ServerKey,
+    storage: Storage,
+    listeners: Listeners,
+    clock: Clock,
+    randomness: Randomness,
+    threads: Threads,
+    metrics: Metrics,
+    logger: Log,
+) -> Tokens:
+    """Tokens for REST, with the keys of the data directory. Raises StartupError."""
+    token_keys = TokenKeyFile(settings.data_dir, randomness)
+    token_keys.open(clock.now_ms())
+    return Tokens(
+        storage.tokens,
+        storage.accounts,
+        storage.log,
+        token_keys,
+        clock,
+        randomness,
+        threads,
+        server_key=key.public,
+        origin=_origin(settings, listeners),
+        lifetimes=TokenLifetimes(
+            access_token_lifetime_s=settings.access_token_lifetime_s,
+            refresh_token_lifetime_s=settings.refresh_token_lifetime_s,
+            challenge_lifetime_s=settings.challenge_lifetime_s,
+        ),
+        metrics=metrics,
+        logger=logger,
     )
 
 
@@ -419,29 +567,21 @@ def _gateway_limits(settings: Settings) -> GatewayLimits:
     )
 
 
+def _rest_policy(settings: Settings) -> RestPolicy:
+    return RestPolicy(
+        per_user=RatePolicy("user", settings.rest_calls_per_user_minute, MINUTE_S),
+        per_address=RatePolicy("address", settings.rest_calls_per_address_minute, MINUTE_S),
+        cors_origins=frozenset(filter(None, settings.cors_origins.split(","))),
+        publish_events_max=settings.publish_events_max,
+        payload_bytes_max=settings.payload_bytes_max,
+        page_events_max=settings.page_events_max,
+        page_bytes_max=settings.page_bytes_max,
+        audit_retention_days=settings.audit_retention_days,
+    )
+
+
 def _listen(sockets: list[socket.socket]) -> list[trio.SocketListener]:
     """Bound sockets as Trio's listeners."""
     for sock in sockets:
         sock.listen(BACKLOG)
     return [trio.SocketListener(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
-
-
-class _RestConfig(Config):
-    """Hypercorn on sockets of ours, with its bounds set."""
-
-    def __init__(self, sockets: list[socket.socket]) -> None:
-        for sock in sockets:
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted sockets inherit it
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, REST_SEND_TIMEOUT_MS)
-        self._sockets = sockets
-        self.accesslog = None
-        self.errorlog = logging.getLogger("hypercorn.error")
-        self.backlog = BACKLOG
-        self.include_server_header = False
-        self.keep_alive_timeout = REST_KEEP_ALIVE_S
-        self.read_timeout = REST_READ_TIMEOUT_S
-        self.graceful_timeout = REST_GRACE_S
-
-    def create_sockets(self) -> Sockets:
-        """The sockets that were bound before anything else started."""
-        return Sockets([], self._sockets, [])

@@ -36,17 +36,19 @@ from keepstep.protocol.messages import (
     Read,
     Rekey,
     Signal,
+    Signalled,
     Subscribe,
     Unsubscribe,
     encode,
 )
-from keepstep.subscriber import RESERVED_STREAMS
+from keepstep.subscriber import reading_refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from keepstep.interfaces import Clock, Connection, EventLog
     from keepstep.model import Principal
+    from keepstep.presence import LiveSession
     from keepstep.protocol.messages import FromDevice
     from keepstep.protocol.session import ServerSession
     from keepstep.publish import Answered, Publisher
@@ -59,6 +61,9 @@ REPLIES_BYTES_MAX: Final = 2 * 1024 * 1024
 """Their bytes; a single larger answer still goes."""
 FAREWELL_TIMEOUT_S: Final = 1.0
 """How long an ending session's writer may take for what is already answered."""
+HURRIED_FAREWELL_TIMEOUT_S: Final = 0.25
+"""The same for a device that has ended or is cut off: all of it is over within a second."""
+_HURRIED: Final = frozenset({"revoked", "account_disabled", "session_cut"})
 RETRY_MS_DEFAULT: Final = 1_000
 """When to read the log again after it was away, where it did not say."""
 
@@ -95,6 +100,7 @@ class Session:
         principal: who the device is.
         session_no: how many sessions it has had, this one included.
         follow: makes the session's subscriber from its wake-up.
+        join: makes its part in presence and signals, from its wake-up and what takes a message for it.
         log: the log, for ``read``.
         publisher: where publishes go.
         clock: the one ``received_at`` follows.
@@ -111,6 +117,7 @@ class Session:
         principal: Principal,
         session_no: int,
         follow: Callable[[Callable[[], None]], Subscriber],
+        join: Callable[[Callable[[], None], Callable[[bytes], bool]], LiveSession],
         log: EventLog,
         publisher: Publisher,
         clock: Clock,
@@ -144,6 +151,7 @@ class Session:
         self._sending_since_s = math.inf
         self.end_reason: ProtocolError | None = None
         self.said_bye = False
+        self.live = join(self._wake, self._offer)
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -153,7 +161,8 @@ class Session:
             nursery.start_soon(self._ending, self._read)
             nursery.start_soon(self._ending, self._write)
             await self._ended.wait()
-            with trio.move_on_after(FAREWELL_TIMEOUT_S):
+            hurries = self.end_reason is not None and self.end_reason.code in _HURRIED
+            with trio.move_on_after(HURRIED_FAREWELL_TIMEOUT_S if hurries else FAREWELL_TIMEOUT_S):
                 await self._written.wait()
             nursery.cancel_scope.cancel()
 
@@ -163,6 +172,11 @@ class Session:
             self.end_reason = reason
             self._ended.set()
             self._wake()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, though it may not be cleared away yet."""
+        return self._ended.is_set()
 
     def check_timeouts(self) -> None:
         """End where the device says nothing or takes nothing for too long; called now and then.
@@ -175,20 +189,44 @@ class Session:
         if now_s - self._sending_since_s > self._limits.send_timeout_s:
             self.end(ProtocolError("timeout", "the device does not take what it is sent"))
 
+    def check_log(self) -> None:
+        """End where the log is another one than it was, so that the device resumes in the one that is."""
+        try:
+            self.subscriber.check_log()
+        except ProtocolError as error:
+            self.end(error)
+
     def drain(self, reconnect_after_ms: int) -> None:
         """Take nothing new, tell the device, and end when what is under way is answered."""
         if not self._draining:
             self._draining = True
             self._reply(encode(Draining(reconnect_after_ms)))
 
+    def tell(self, encoded: bytes) -> None:
+        """Send the device a message that it has not asked for."""
+        self._reply(encoded)
+
+    def _offer(self, encoded: bytes) -> bool:
+        """Send the device a message of another device's, unless too much waits already; whether it was taken."""
+        if self._ended.is_set() or self._is_full():
+            return False
+        self._reply(encoded)
+        return True
+
+    def revoke(self, notice: bytes | None) -> None:
+        """The device has ended: tell it by what (``messages.Revoked``), where that is known, and finish."""
+        if notice is not None and not self._ended.is_set():
+            self._reply(notice)
+        self.end(ProtocolError("revoked"))
+
     def devices_changed(self, seq: int) -> None:
         """``$devices`` moved, and the session does not follow it."""
         self._reply(encode(DevicesChanged(seq)))
 
-    async def _ending(self, loop: Callable[[], object]) -> None:
+    async def _ending(self, loop: Callable[[], Awaitable[None]]) -> None:
         """Run the reader or the writer; however it ends, the session ends."""
         try:
-            await loop()  # type: ignore[misc]
+            await loop()
         except ProtocolError as error:
             self.end(error)
         except ConnectionClosed:
@@ -211,7 +249,7 @@ class Session:
                     raise
                 self._reply_error(None, error)
             else:
-                self._check_expiry()
+                self._check_standing()
                 self._metrics.received(type(message))
                 await self._act(message)
             while self._crowded():
@@ -222,14 +260,18 @@ class Session:
         """Whether reading on would make the session hold more than it may."""
         return (
             self._inflight >= self._limits.inflight_publishes_max
-            or len(self._replies) >= REPLIES_MAX
-            or self._replies_bytes >= REPLIES_BYTES_MAX
+            or self._is_full()
             or self.subscriber.refusals >= SUBSCRIBE_STREAMS_MAX
         )
 
-    def _check_expiry(self) -> None:
-        expires_at_ms = self.principal.expires_at_ms
-        if expires_at_ms is not None and expires_at_ms <= self._clock.now_ms():
+    def _is_full(self) -> bool:
+        """Whether as many answers wait for the writer as may."""
+        return len(self._replies) >= REPLIES_MAX or self._replies_bytes >= REPLIES_BYTES_MAX
+
+    def _check_standing(self) -> None:
+        """The device may go on, and its row numbers mean what they did. Raises ProtocolError."""
+        self.subscriber.check_log()
+        if self.principal.is_expired(self._clock.now_ms()):
             raise ProtocolError("auth_failed", "the device has expired")
 
     async def _act(self, message: FromDevice) -> None:
@@ -248,8 +290,10 @@ class Session:
                 await self._read_page(message)
             case ChainAt() | Heal():
                 self._reply_error(message.rid, ProtocolError("unsupported"))
-            case Signal() | Presence():
-                self._reply_error(None, ProtocolError("unsupported"))
+            case Signal():
+                self._signal(message)
+            case Presence():
+                self._announce(message)
             case Rekey():
                 pass  # the session's records have it already
             case _:
@@ -257,6 +301,20 @@ class Session:
                 self.said_bye = True
                 self._draining = True
                 self._wake()
+
+    def _signal(self, message: Signal) -> None:
+        try:
+            self.live.signal(message.to, message.sealed)
+        except ProtocolError as error:
+            self._reply_error(message.rid, error)
+        else:
+            self._reply(encode(Signalled(message.rid)))
+
+    def _announce(self, message: Presence) -> None:
+        try:
+            self.live.announce(message.sealed)
+        except ProtocolError as error:
+            self._reply_error(None, error)
 
     async def _publish(self, message: Publish) -> None:
         rid = message.rid
@@ -277,7 +335,7 @@ class Session:
             device_pk=self.principal.device_pk,
             device_id=self.principal.device_id,
             device_key=self._device_key,
-            capabilities=int(self.principal.capabilities),
+            capabilities=int(self.principal.capabilities_at(self._clock.now_ms())),
             events=events,
             suspect=self._suspect,
         )
@@ -294,8 +352,9 @@ class Session:
         try:
             if not self.principal.capabilities & Capability.SUBSCRIBE:
                 raise ProtocolError("forbidden")
-            if message.stream.startswith("$") and message.stream not in RESERVED_STREAMS:
-                raise ProtocolError("unknown_stream")
+            refusal = reading_refusal(message.stream, self.principal.device_id)
+            if refusal is not None:
+                raise ProtocolError(refusal)
             page = await self._log.read(
                 self.principal.user_pk,
                 message.stream,
@@ -350,6 +409,7 @@ class Session:
         acks = any(ack for _, ack in self._replies)
         self._replies.clear()
         self._replies_bytes = 0
+        messages += self.live.pull()
         if not self._ended.is_set() and self._pull_at_s <= trio.current_time():
             messages += await self._pull()
         self._room.set()
@@ -368,10 +428,13 @@ class Session:
     async def _pull(self) -> list[bytes]:
         """The next messages of the streams the session follows; none while the log is away."""
         try:
-            self._check_expiry()
-            return await self.subscriber.pull()
+            self._check_standing()
+            messages = await self.subscriber.pull()
+            self.subscriber.check_log()  # what was read and signed meanwhile may be of two logs
         except Unavailable as error:
             self._pull_at_s = trio.current_time() + (error.retry_after_ms or RETRY_MS_DEFAULT) / 1000
         except ProtocolError as error:
             self.end(error)
+        else:
+            return messages
         return []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from keepstep import _keepstep
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Position
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Position, inbox_of, is_inbox
 from keepstep.pages import encode_events
 from keepstep.protocol.chain import chain_0
 from keepstep.protocol.messages import CaughtUp, Head, Resumed, Subscribe, encode
@@ -35,12 +35,22 @@ CHAIN_PREFIX_BYTES: Final = 16
 _NO_AUTHOR: Final = (0, bytes(32))
 
 
+def reading_refusal(name: str, device_id: bytes) -> Literal["forbidden", "unknown_stream"] | None:
+    """Why a device may not read a stream, by its name alone: application streams, ``$devices``, ``$keys`` it may.
+
+    protocol.md section 3: of an inbox "only that device reads".
+    """
+    if not name.startswith("$") or name in RESERVED_STREAMS or name == inbox_of(device_id):
+        return None
+    return "forbidden" if is_inbox(name) else "unknown_stream"
+
+
 @dataclass(frozen=True, slots=True)
 class SubscriberLimits:
     """What a session may hold.
 
     Attributes:
-        subscriptions_max: streams followed at a time.
+        subscriptions_max: streams followed at a time; twice as many are followed, or left while following ``all``.
         page_events_max: events in a page.
         page_bytes_max: bytes in a page; one event above it still goes.
         unacked_bytes_max: bytes of events sent and not acknowledged; nothing more is sent above it.
@@ -108,6 +118,7 @@ class Subscriber:
     ) -> None:
         self.principal = principal
         self._log = log
+        self._generation = log.generation()
         self._accounts = accounts
         self._signer = signer
         self._clock = clock
@@ -119,7 +130,7 @@ class Subscriber:
         self._absent = 0
         self._ready: OrderedDict[str, None] = OrderedDict()
         self._refusals: deque[bytes] = deque()
-        self._left: set[str] = set()  # streams that ``all`` does not follow; each was one of the user's
+        self._left: set[str] = set()  # streams that ``all`` does not follow
         self._sent_before: dict[str, int] = {}
         self._all = False
         self._list_due = False
@@ -139,6 +150,15 @@ class Subscriber:
                 self._add(name, start if isinstance(start, str) else Position(*start))
         self._wake()
 
+    def check_log(self) -> None:
+        """Its positions are in the log as it is.
+
+        Raises:
+            ProtocolError: ``unavailable``: in another one, and the device has to resume in the one that is.
+        """
+        if self._log.generation() != self._generation:
+            raise ProtocolError("unavailable", "the log is another one than this session read")
+
     @property
     def refusals(self) -> int:
         """Refused subscriptions not yet told."""
@@ -154,6 +174,7 @@ class Subscriber:
             self._refuse(name, refusal)
             return False
         self._remove(name)
+        self._left.discard(name)
         self._subscriptions[name] = _Subscription(name, start)
         self._absent += 1
         self._mark(name)
@@ -162,9 +183,13 @@ class Subscriber:
     def _refusal(self, name: str) -> _Refusal | None:
         if not self.principal.capabilities & Capability.SUBSCRIBE:
             return "forbidden"
-        if name.startswith("$") and name not in RESERVED_STREAMS:
-            return "unknown_stream"
-        if name not in self._subscriptions and len(self._subscriptions) >= self._limits.subscriptions_max:
+        refusal = reading_refusal(name, self.principal.device_id)
+        if refusal is not None:
+            return refusal
+        if name in self._subscriptions:
+            return None
+        followed, streams_max = len(self._subscriptions), self._limits.subscriptions_max
+        if followed >= streams_max or (name not in self._left and followed + len(self._left) >= 2 * streams_max):
             return "limit_exceeded"
         return None
 
@@ -213,8 +238,8 @@ class Subscriber:
 
     @property
     def unsaved_acks(self) -> dict[str, tuple[int, bytes]]:
-        """Acknowledged positions that are not saved yet: a copy."""
-        return self._unsaved_acks.copy()
+        """Acknowledged positions that are not saved yet: a copy; none where they are in a log that was."""
+        return self._unsaved_acks.copy() if self._log.generation() == self._generation else {}
 
     def acks_saved(self, acks: Mapping[str, tuple[int, bytes]]) -> None:
         """These are saved now."""
@@ -224,16 +249,17 @@ class Subscriber:
 
     # -- hints --------------------------------------------------------------------------------------------------
 
-    def committed(self, stream_pk: StreamPk, last_seq: int) -> None:
-        """A commit moved a stream of this user to ``last_seq``."""
+    def committed(self, stream_pk: StreamPk, first_seq: int, last_seq: int) -> None:
+        """A commit added these events to a stream of this user."""
         subscription = self._by_pk.get(stream_pk)
         if subscription is not None:
             if last_seq > subscription.at.seq:
                 self._mark(subscription.name)
                 self._wake()
             return
-        # One that was not there when it was subscribed to, or that this session does not follow yet.
-        if self._all or self._absent:
+        # One that was not there when it was subscribed to, or that this session does not follow yet. What is left out
+        # on purpose must not have all streams listed at each of its commits.
+        if first_seq == 1 and (self._all or self._absent):
             self._list_due = True
             self._wake()
 
@@ -242,11 +268,15 @@ class Subscriber:
         for info in streams:
             subscription = self._subscriptions.get(info.name)
             if subscription is None:
-                self._list_due = self._list_due or self._all
+                self._list_due = self._list_due or self._takes(info.name)
             elif info.head.seq > subscription.at.seq:
                 self._mark(info.name)
         if self._ready or self._list_due:
             self._wake()
+
+    def _takes(self, name: str) -> bool:
+        """Whether ``all`` follows a stream: not what the device left, and no other device's inbox."""
+        return self._all and name not in self._left and reading_refusal(name, self.principal.device_id) is None
 
     def head_tick(self) -> None:
         """A signed head is due on every stream that moved since the last one."""
@@ -323,7 +353,7 @@ class Subscriber:
             if subscription is not None:
                 if subscription.stream_pk is None:
                     self._mark(info.name)
-            elif self._all and info.name not in self._left:
+            elif self._takes(info.name):
                 acked_seq = acks.get(info.name, 0)
                 if acked_seq > info.head.seq:
                     self._refuse(info.name, "unknown_position")

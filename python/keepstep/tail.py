@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from keepstep.interfaces import Page
+from keepstep.model import has_expired
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Run
@@ -88,7 +89,7 @@ class Tail:
         count, size_bytes, last_seq, chain = 0, 0, after, b""
         first = bisect_left(tail.runs, after + 1, key=attrgetter("last_seq"))
         for run in islice(tail.runs, first, None):
-            expired = run.expires_at_ms is not None and run.expires_at_ms <= now_ms
+            expired = has_expired(run.expires_at_ms, now_ms)
             if expired or count >= events_max or (parts and size_bytes >= bytes_max):
                 break
             rows, run_count, run_last, run_chain = run.page(

@@ -7,6 +7,7 @@ only its type and where it was raised, unless it is one of ours, whose text is f
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -30,11 +31,15 @@ Log = structlog.typing.FilteringBoundLogger
 METRICS_CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 FRAMES_MAX: Final = 20
 """Frames of a traceback in a log line, the innermost ones."""
+STRANGERS_LINES_MAX: Final = 60
+STRANGERS_LINES_S: Final = 60.0
+"""Lines in so many seconds about connections that were refused: whoever connects writes none without bound."""
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _EVENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 LOG_FIELDS: Final[Mapping[str, str]] = {
+    "action": "what an administrator did: the endpoint's name",
     "address": "IP address of a peer",
     "api_version": "version of the REST interface that was asked",
     "code": "a code of the error table",
@@ -43,17 +48,18 @@ LOG_FIELDS: Final[Mapping[str, str]] = {
     "device_pk": "row number of a device",
     "duration_ms": "milliseconds",
     "error": "type of an exception; of our own also its text",
+    "exit_status": "how a process ended: its exit code, or a signal as a negative number",
     "frames": "where an exception was raised: file, line, function",
-    "host": "address that is listened on",
     "job": "name of a periodic job",
     "method": "HTTP method",
-    "offset_ms": "the database's clock minus this machine's, milliseconds",
-    "port": "TCP port that is listened on",
+    "needed": "how many it takes, of what the event says",
+    "process_id": "of a process of this machine",
     "request_id": "id of a REST request, also in its answer",
+    "retry_after_s": "seconds until the next attempt",
     "route": "pattern of a REST path",
-    "session_id": "id of a device session, also in Ready",
     "session_no": "how many sessions the device has had",
     "status": "HTTP status",
+    "target": "what an administrator did it to: path parameters, as JSON",
     "user_pk": "row number of a user",
     "version": "version of keepstep",
 }
@@ -76,6 +82,10 @@ class Metrics:
         )
         self.connections_refused = self._counter(
             "connections_refused", "Device sockets refused because a cap was reached."
+        )
+        self.rest_connections = self._gauge("rest_connections", "Open REST sockets.")
+        self.rest_connections_refused = self._counter(
+            "rest_connections_refused", "REST sockets closed as they came because a cap was reached."
         )
         self.sessions = self._gauge("sessions", "Authenticated device sessions.")
         self.session_users = self._gauge("session_users", "Users with at least one session.")
@@ -111,9 +121,20 @@ class Metrics:
         self.registrations = self._counter(
             "registrations", "Registrations by how they ended: created, duplicate, or an error code.", ["result"]
         )
+        self.tokens = self._counter(
+            "tokens", "What became of REST tokens: issued, refreshed, refused, reused, revoked.", ["result"]
+        )
         self.jobs = self._counter("jobs", "Runs of periodic jobs.", ["job", "result"])
         self.expired_payloads = self._counter("expired_payloads", "Payloads dropped because their TTL ran out.")
+        self.compacted_payloads = self._counter("compacted_payloads", "Payloads dropped because they lost their key.")
+        self.acked_payloads = self._counter(
+            "acked_payloads", "Payloads dropped from inboxes after they were acknowledged."
+        )
         self.partitions_made = self._counter("partitions_made", "Event partitions made ahead of time.")
+        self.admin_calls = self._counter(
+            "admin_calls", "Calls of /admin with the right key, by HTTP status.", ["status"]
+        )
+        self.admin_refusals = self._counter("admin_refusals", "Calls of /admin refused for their key.")
         self.clock_offset_seconds = self._gauge(
             "clock_offset_seconds", "The database's clock minus this machine's, seconds."
         )
@@ -173,6 +194,44 @@ class Metrics:
 
     def _all(self) -> list[MetricWrapperBase]:
         return [value for value in vars(self).values() if isinstance(value, (Counter, Gauge, Histogram))]
+
+
+class BoundedLines:
+    """Log lines that strangers cause: so many in an interval, the rest only counted.
+
+    Args:
+        logger: where they go.
+        lines_max: in an interval.
+        interval_s: its length, seconds.
+    """
+
+    def __init__(
+        self, logger: Log, *, lines_max: int = STRANGERS_LINES_MAX, interval_s: float = STRANGERS_LINES_S
+    ) -> None:
+        self._logger = logger
+        self._lines_max = lines_max
+        self._interval_s = interval_s
+        self._since_s = -math.inf
+        self._lines = 0
+        self._left_out = 0
+
+    def write(self, event: str, *, now_s: float, **fields: object) -> None:
+        """Write or count one line; the first of an interval comes after how many the one before left out.
+
+        Args:
+            event: what happened, the same for all lines of this object.
+            now_s: of any clock that does not go back.
+            fields: of ``LOG_FIELDS``.
+        """
+        if now_s - self._since_s >= self._interval_s:
+            if self._left_out:
+                self._logger.info(event, count=self._left_out, detail="lines like this were left out")
+            self._since_s, self._lines, self._left_out = now_s, 0, 0
+        if self._lines >= self._lines_max:
+            self._left_out += 1
+            return
+        self._lines += 1
+        self._logger.info(event, **fields)
 
 
 def configure_logging(level: Literal["debug", "info", "warning", "error"], form: Literal["console", "json"]) -> Log:

@@ -31,7 +31,15 @@ URL_PATH: Final = "/v1/connect"
 LABEL_BYTES_MAX: Final = 160
 """Longest device label, UTF-8 bytes: sealed (nonce 24, tag 16, framing) it stays below the 256 of a device entry."""
 
+DEVICE_PORT_DEFAULT: Final = 8441
+REST_PORT_DEFAULT: Final = 8440
+"""Where ``keepstep serve`` listens unless configured otherwise."""
+
+ORIGIN_BYTES_MAX: Final = 512
+"""Longest REST address, characters: a host name of 253, scheme and port, with room to spare."""
+
 _KEY_BASE64URL_CHARACTERS: Final = 43
+_PORTS: Final = {"http": 80, "https": 443}
 
 _STREAM_NAME: Final = re.compile(STREAM_NAME_PATTERN)
 _HEX: Final = re.compile(r"\A(?:[0-9a-f]{2})*\Z", re.IGNORECASE | re.ASCII)
@@ -281,6 +289,43 @@ def parse_server_url(text: str) -> ServerAddress:
     return ServerAddress(
         url=f"{parts.scheme}://{netloc}:{port}{URL_PATH}", secure=secure, host=host, port=port, server_key=server_key
     )
+
+
+def parse_origin(text: str) -> str:
+    """``http://host``, ``https://host:port``: where REST is, in the one spelling that devices sign.
+
+    Protocol.md section 2, Over REST. Host and scheme become lower case; the scheme's own port and a last slash go.
+
+    Raises:
+        ProtocolError: ``malformed``.
+    """
+    what = "a REST address"
+    if len(text) > ORIGIN_BYTES_MAX or not text.isascii() or not text.isprintable() or " " in text:
+        raise _malformed(f"{what} is not a URL")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as exc:
+        raise _malformed(f"{what} is not a URL") from exc
+    if parts.scheme not in _PORTS or not host or port == 0:
+        raise _malformed(f"{what} is http:// or https:// and a host")
+    if "@" in parts.netloc or parts.path not in ("", "/") or "?" in text or "#" in text:
+        raise _malformed(f"{what} has no user, path, query or fragment")
+    netloc = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{netloc}" + ("" if port in (None, _PORTS[parts.scheme]) else f":{port}")
+
+
+def rest_url_beside(device_url: str) -> str:
+    """Where REST is unless said otherwise: the default port beside devices' default port, else the same port.
+
+    Args:
+        device_url: a ``ws`` or ``wss`` address that was checked.
+    """
+    parts = urlsplit(device_url)
+    netloc = parts.netloc
+    if parts.port == DEVICE_PORT_DEFAULT:
+        netloc = f"{netloc.rpartition(':')[0]}:{REST_PORT_DEFAULT}"
+    return f"{'https' if parts.scheme == 'wss' else 'http'}://{netloc}"
 
 
 def _check_url(parts: SplitResult, text: str, what: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from keepstep.errors import Unavailable
-from keepstep.model import Capability, UserPk
+from keepstep.interfaces import ListedDevice
+from keepstep.model import Capability, DevicePk, UserPk
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
 from tests.support.logs import Place, append, create_account, enrol, principal_of
 
@@ -42,7 +43,10 @@ async def test_devices_are_listed_in_order_of_enrolment(place: Place) -> None:
 
     devices = await place.accounts.devices(principal.user_pk)
 
-    assert devices == [(number, device.entry) for number, device in enumerate([phone, *others], 1)]
+    assert devices == [
+        ListedDevice(DevicePk(number), device.entry, manage_from_ms=0, revoked=None)
+        for number, device in enumerate([phone, *others], 1)
+    ]
     assert await place.accounts.devices(UserPk(principal.user_pk + 1)) == []
 
 
@@ -88,6 +92,18 @@ async def test_acks_only_move_up(place: Place) -> None:
 
     assert await place.accounts.acks(on_phone) == {"notes": 3, "$devices": 2}
     assert await place.accounts.acks(on_laptop) == {}
+
+
+async def test_an_ack_above_the_head_is_not_saved(place: Place) -> None:
+    """It is of the log before a restore; saved, it would hide what is stored there from now on."""
+    log = place.node()
+    phone = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, phone)
+    await append(log, principal, *phone.events("notes", 2))
+
+    await place.accounts.save_acks(principal, {"notes": (3, CHAIN16), "$devices": (1, CHAIN16)})
+
+    assert await place.accounts.acks(principal) == {"$devices": 1}
 
 
 async def test_accounts_are_unavailable_while_the_database_is_away(place: Place) -> None:

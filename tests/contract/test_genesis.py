@@ -28,7 +28,7 @@ async def test_an_account_begins_with_its_genesis(place: Place) -> None:
     reading = await read_all(log, principal, "$devices")
     assert result == ResultAccepted(1, 1, NOW_MS, reading.chain)
     assert reading.payloads == [genesis.payload]
-    assert [entry for _, entry in await place.accounts.devices(principal.user_pk)] == [phone.entry]
+    assert [device.entry for device in await place.accounts.devices(principal.user_pk)] == [phone.entry]
     streams = await log.streams(principal.user_pk)
     assert [(info.name, info.head.seq) for info in streams] == [("$devices", 1), ("$keys", 0)]
     assert streams[1].head.chain == ADA.chain_0("$keys")

@@ -8,7 +8,7 @@ from keepstep.errors import Unavailable
 from keepstep.eventlog.heads import LANE_BATCHES
 from keepstep.protocol.messages import ResultAccepted, ResultDuplicate, ResultError
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture, submission
-from tests.support.logs import Place, append, create_account, enrol, read_all
+from tests.support.logs import PAGE_BYTES_MAX, Place, append, create_account, enrol, read_all
 
 ADA = UserFixture("ada")
 
@@ -109,6 +109,24 @@ async def test_each_node_serves_what_the_other_stored(place: Place) -> None:
     assert (await read_all(here, principal, "notes", after=6)).hashes[-1] == device.authored["notes"][1]
 
 
+@pytest.mark.parametrize("ask", ["stream", "streams"])
+async def test_a_tail_that_another_node_overtook_is_not_taken_for_the_end(place: Place, ask: str) -> None:
+    """Whoever was shown the head is not told, further back, that an earlier event is the last one."""
+    here, there = place.node(), place.node()
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, here, device)
+    await append(here, principal, *device.events("notes", 2))
+    await append(there, principal, *device.events("notes", 2))
+
+    if ask == "stream":
+        head = (await here.stream(principal.user_pk, "notes")).head
+    else:
+        (head,) = [info.head for info in await here.streams(principal.user_pk) if info.name == "notes"]
+    page = await here.read(principal.user_pk, "notes", after=0, events_max=2, bytes_max=PAGE_BYTES_MAX, now_ms=NOW_MS)
+
+    assert head.seq == page.head_seq == 4
+
+
 async def test_an_account_change_is_stored_upon_the_head_it_was_checked_against(place: Place) -> None:
     """Where another enrolment came first, nothing is stored, and the caller checks again."""
     here, there = place.node(), place.node()
@@ -143,7 +161,7 @@ async def test_a_device_is_enrolled_once(place: Place) -> None:
     assert await append(log, principal, event, account_change=change) == [ResultError("unprocessable", [])]
 
     devices = await place.accounts.devices(principal.user_pk)
-    assert [entry for _, entry in devices] == [phone.entry, laptop.entry]
+    assert [device.entry for device in devices] == [phone.entry, laptop.entry]
     assert (await log.stream(principal.user_pk, "$devices")).head.seq == 2
 
 

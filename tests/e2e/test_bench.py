@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from bench import smoke
+from bench import enumeration, revocation, smoke
 from tests.support.observed_run import ObservedRun
 
 if TYPE_CHECKING:
@@ -82,3 +82,33 @@ def test_the_arguments_have_the_documented_defaults(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(smoke, "measure", measure)
     assert smoke.main(["--output", str(tmp_path / "results.json")]) == 0
     assert (seen[0].connections, seen[0].events_per_frame, seen[0].duration_s) == (99, 10, 10)
+
+
+@pytest.mark.slow
+def test_known_and_unknown_users_are_compared_in_pairs(data_dir: Path) -> None:
+    """Both ways to ask give figures; what they are is for a quiet machine."""
+    output = data_dir / "results.json"
+
+    assert enumeration.main(["--count", "12", "--directory", str(data_dir), "--output", str(output)]) == 0
+
+    results = json.loads(output.read_text())["results"]
+    assert list(results) == ["handshake", "challenge"]
+    for timing in results.values():
+        assert timing["pairs"] == 12
+        assert timing["known_p50"] > 0
+        assert timing["difference_low"] <= timing["difference_p50"] <= timing["difference_high"]
+        assert 0 <= timing["advantage"] <= 1
+
+
+@pytest.mark.slow
+def test_revoked_devices_are_timed_at_two_servers(data_dir: Path) -> None:
+    """At the one that published the revocation, and at another one of the same database."""
+    output = data_dir / "results.json"
+
+    assert revocation.main(["--count", "2", "--directory", str(data_dir), "--output", str(output)]) == 0
+
+    results = json.loads(output.read_text())["results"]
+    assert list(results) == ["the same server", "another server"]
+    for closing in results.values():
+        assert closing["revocations"] == 2
+        assert 0 < closing["p50_ms"] <= closing["p99_ms"] <= closing["max_ms"]

@@ -29,4 +29,11 @@ def test_the_examples_of_the_client_library_run(data_dir: Path, tmp_path: Path) 
             )  # fmt: skip
             assert (done.returncode, done.stderr) == (0, "")
             printed.append(done.stdout.splitlines())
-    assert printed == [["published as 1", "1 b'hello'"], ["2 b'hello again'"], ["2 events so far"]]
+    assert printed == [
+        ["published as 1", "1 b'hello'"],
+        ["2 b'hello again'"],
+        ["b'ring'"],
+        ["2 events so far"],
+        ["conflict"],
+        ["b'sum 6' up to 3"],
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ import trio
 import trio.testing
 
 from keepstep.client import crypto
-from keepstep.errors import ERRORS
 from keepstep.model import Capability, Kind
 from keepstep.protocol.chain import chain_next, event_hash, verify_head
 from keepstep.protocol.messages import (
@@ -34,9 +33,9 @@ from keepstep.protocol.messages import (
     Subscribe,
 )
 from tests.support.database import DatabaseServer
-from tests.support.events import DeviceFixture, UserFixture, secret, wire_events
+from tests.support.events import DeviceFixture, UserFixture, seed, wire_events
 from tests.support.server import RunningServer, running_server
-from tests.support.wire import Closed, SocketConnection, WireDevice, open_socket
+from tests.support.wire import Closed, SocketConnection, WireDevice, closing_reason, open_socket
 
 
 class Client:
@@ -153,7 +152,7 @@ async def test_two_users_never_meet(data_dir: Path, database_url: str) -> None:
                 await session.send(Read(1, "$devices", 0, 100), Ping(2))
                 await session.expect(Pong)
             # Bob's positions mean nothing in Alice's streams.
-            await hers.send(Subscribe({"notes": (9, secret("his chain"))}))
+            await hers.send(Subscribe({"notes": (9, seed("his chain"))}))
             assert await answer_for(hers, "notes") == "unknown_position"
 
 
@@ -177,26 +176,12 @@ async def answer_for(session: WireDevice, stream: str) -> str:
 # -- bad input ------------------------------------------------------------------------------------------------------
 
 
-async def forever(step: Callable[[], Awaitable[Any]]) -> None:
-    """Until it raises."""
-    while True:
-        await step()
-
-
-async def closing_reason(end: SocketConnection) -> str:
-    """Receive until the server closes, with the code of the table."""
-    with pytest.raises(Closed) as caught:
-        await forever(end.receive_message)
-    assert caught.value.code == ERRORS[caught.value.reason].close_code
-    return caught.value.reason
-
-
 @pytest.mark.parametrize(
     "lie",
     [
-        {"user_key": secret("nobody")},
+        {"user_key": seed("nobody")},
         {"device_id": bytes(16)},
-        {"device_secret": secret("another key")},
+        {"device_secret": seed("another key")},
     ],
     ids=["unknown user", "unknown device", "wrong key"],
 )
@@ -232,7 +217,7 @@ async def test_a_replayed_handshake_is_refused(data_dir: Path, database_url: str
         async with open_socket(client.server.device_url) as end:
             for message in sent:
                 await end.send_message(message)
-            assert await closing_reason(end) == "bad_record"
+            assert await closing_reason(end.receive_message) == "bad_record"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +239,7 @@ async def test_a_strangers_bad_frame_is_closed_with_its_code(
         phone = await client.register("alice")
         async with open_socket(client.server.device_url) as end:
             await end.send_message(frame)
-            assert await closing_reason(end) == reason
+            assert await closing_reason(end.receive_message) == reason
         async with client.session(phone) as session:
             await session.send(Ping(1))
             assert await session.receive() == Pong(1)
@@ -278,7 +263,7 @@ async def test_a_devices_bad_frame_ends_its_session_and_loses_nothing(
                 await session.send(b"\x92\x19\xc0")
             assert isinstance(session.end, SocketConnection)
             expected = {"forged record": "bad_record", "oversized message": "too_large"}.get(fault, "malformed")
-            assert await closing_reason(session.end) == expected
+            assert await closing_reason(session.end.receive_message) == expected
         async with client.session(phone, nonce="again") as session:
             (again,) = await session.publish(event)
             assert again.seq == 1

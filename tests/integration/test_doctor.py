@@ -58,22 +58,24 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_an_empty_machine_is_told_everything_at_once(machine: Machine) -> None:
-    """Python, compiler and Rust are listed together, each with a line for Debian, Ubuntu and macOS."""
+    """Python, compiler, Rust and curl are listed together, each with a line for Debian, Ubuntu and macOS."""
     code, text = machine.doctor("test")
     assert code == 1
-    assert "keepstep needs 3 things that are not on this machine" in text
-    for line in ("Python 3.11 or newer", "a C compiler", "Rust 1.89 or newer"):
+    assert "keepstep needs 4 things that are not on this machine" in text
+    for line in ("Python 3.11 or newer", "a C compiler", "Rust 1.89 or newer", "curl"):
         assert line in text
     for system in ("Debian ", "Ubuntu ", "macOS "):
-        assert text.count(f"      {system}") == 3
+        assert text.count(f"      {system}") == 4
     assert "rustup" in text
 
 
 def test_a_complete_machine_hears_nothing(machine: Machine) -> None:
-    """With Python, compiler and Rust there is nothing to say."""
+    """With Python, compiler and Rust there is nothing to say; the tests want curl too."""
     machine.add_python()
     machine.add_toolchain()
     assert machine.doctor("serve") == (0, "")
+    assert machine.doctor("test")[0] == 1
+    machine.add("curl", "exit 0")
     assert machine.doctor("test") == (0, "")
 
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepstep import server as server_module
+from keepstep.rest import serving
 from tests.support.server import running_server
 
 
@@ -88,10 +88,54 @@ async def test_the_server_does_not_say_what_it_is_made_of(data_dir: Path) -> Non
 
 async def test_stopping_waits_for_no_idle_connection(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kept-alive connection is closed with the server, not after its own time or that for requests under way."""
-    monkeypatch.setattr(server_module, "REST_GRACE_S", 600.0)
-    monkeypatch.setattr(server_module, "REST_KEEP_ALIVE_S", 600.0)
+    monkeypatch.setattr(serving, "GRACE_S", 600.0)
+    monkeypatch.setattr(serving, "KEEP_ALIVE_S", 600.0)
     async with running_server(data_dir) as server, httpx.AsyncClient(base_url=server.rest_url) as http:
         assert (await http.get("/health/live")).status_code == 200
         server.stop.set()
         with trio.fail_after(60):
             await server.stopped.wait()
+
+
+async def test_a_connection_above_the_cap_is_closed_as_it_comes(data_dir: Path) -> None:
+    """Idle REST sockets cannot take the file descriptors of devices and database; one that leaves makes room."""
+    async with (
+        running_server(data_dir, settings={"rest_connections_max": 2}) as server,
+        httpx.AsyncClient(base_url=server.rest_url) as http,
+    ):
+        assert (await http.get("/health/live")).status_code == 200
+        async with await open_rest(server.rest_url) as second:
+            connection = h11.Connection(h11.CLIENT)
+            request = h11.Request(method="GET", target="/health/live", headers=[("Host", "here")])
+            await second.send_all(connection.send(request) + connection.send(h11.EndOfMessage()))
+            with trio.fail_after(10):
+                assert (await exchange(second, connection)).status_code == 200
+                async with await open_rest(server.rest_url) as third:
+                    assert await third.receive_some() == b""
+            metrics = (await http.get("/metrics")).text
+    assert "keepstep_rest_connections_refused_total 1.0" in metrics
+    assert "keepstep_rest_connections 2.0" in metrics
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + bytes.fromhex("000000040000000000")
+        # HEADERS on stream 1, its end: :method GET, :path /, :scheme http, :authority "a"
+        + bytes.fromhex("000006010500000001828486410161"),
+        (
+            b"GET /health/live HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+            b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+        ),
+    ],
+    ids=["prior knowledge", "upgrade"],
+)
+async def test_http_2_is_refused(data_dir: Path, opening: bytes) -> None:
+    """Whichever way a client switches to it; the answer is 501 (in HPACK a literal, after the static name :status)."""
+    async with running_server(data_dir) as server, await open_rest(server.rest_url) as stream:
+        await stream.send_all(opening)
+        received = b""
+        with trio.fail_after(10):
+            while b"501" not in received and bytes.fromhex("4803") not in received:
+                received += await stream.receive_some()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,8 +62,14 @@ def toolchain(place: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wheel(place: Path) -> Path:
-    """The project's wheel, as ``make wheel`` builds it."""
-    tool_output(Path(sys.executable).with_name("maturin"), "build", "--release", "--locked", "--out", place / "wheels")
-    (built,) = (place / "wheels").glob("*.whl")
+def distribution(place: Path) -> Path:
+    """What ``make wheel`` builds: the wheel and the source distribution."""
+    tool_output("make", "wheel", f"DIST={place / 'dist'}")
+    return place / "dist"
+
+
+@pytest.fixture(scope="session")
+def wheel(distribution: Path) -> Path:
+    """The project's wheel."""
+    (built,) = distribution.glob("*.whl")
     return built

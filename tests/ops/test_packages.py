@@ -16,14 +16,6 @@ PACKAGE = ROOT / "python" / "keepstep"
 
 
 @pytest.fixture(scope="module")
-def source_distribution(place: Path) -> Path:
-    """The source distribution, as ``make wheel`` builds it."""
-    tool_output(Path(sys.executable).with_name("maturin"), "sdist", "--out", place / "sources")
-    (built,) = (place / "sources").glob("*.tar.gz")
-    return built
-
-
-@pytest.fixture(scope="module")
 def device_only(place: Path, wheel: Path) -> Path:
     """The ``bin`` of an environment with the wheel and what it requires by itself, at the locked versions."""
     folder = place / "device-only"
@@ -49,8 +41,9 @@ def test_the_wheel_holds_the_whole_package(wheel: Path) -> None:
     assert any(name.startswith("keepstep/migrations/") for name in shipped)
 
 
-def test_the_source_distribution_builds_as_the_checkout_does(source_distribution: Path) -> None:
+def test_the_source_distribution_builds_as_the_checkout_does(distribution: Path) -> None:
     """It carries the locked Rust dependencies and the compiler settings that switch the fast backend on."""
+    (source_distribution,) = distribution.glob("*.tar.gz")
     with tarfile.open(source_distribution) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"Cargo.lock", "Cargo.toml", ".cargo/config.toml", "LICENSE", "README.md", "pyproject.toml"} <= names

@@ -33,6 +33,7 @@ TEXT_PARSERS: Final[list[Callable[[str], Any]]] = [
     validation.parse_application_stream,
     validation.parse_label,
     validation.parse_server_url,
+    validation.parse_origin,
 ]
 BYTES_PARSERS: Final[list[Callable[[bytes], Any]]] = [
     validation.parse_uuid,

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-import pytest
 import trio
 
-from keepstep.errors import ERRORS
 from tests.support.parts import Parts, limited
-from tests.support.wire import Closed, MemoryConnection, WireDevice
-
-
-async def closes(session: WireDevice) -> str:
-    """Receive until the server closes; the reason it gives, whose code must be the table's."""
-    with pytest.raises(Closed) as caught:
-        await forever(session.receive)
-    if caught.value.reason:
-        assert caught.value.code == ERRORS[caught.value.reason].close_code
-    return caught.value.reason
-
-
-async def forever(step: Callable[[], Awaitable[Any]]) -> None:
-    """Until it raises."""
-    while True:
-        await step()
+from tests.support.wire import MemoryConnection, WireDevice
 
 
 class Alice:

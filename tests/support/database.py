@@ -26,6 +26,7 @@ import psycopg
 from keepstep.config import Settings
 from keepstep.postgres import migrate
 from keepstep.postgres.cluster import ADMIN_ROLE, ROLE, open_cluster
+from keepstep.postgres.isolation import READER_ROLE
 
 SERVER_VARIABLE: Final = "TEST_DATABASE_URL"
 TEMPLATE: Final = "keepstep_template"
@@ -73,13 +74,15 @@ class DatabaseServer:
 
 
 @contextlib.contextmanager
-def running_server() -> Iterator[DatabaseServer]:
+def running_postgres() -> Iterator[DatabaseServer]:
     """The server that the environment names, or one of our own."""
     given = os.environ.get(SERVER_VARIABLE)
     if given:
         with psycopg.connect(given, autocommit=True) as connection:
             if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [ROLE]).rowcount:
                 connection.execute(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{ROLE}' IN ROLE pg_monitor")
+            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [READER_ROLE]).rowcount:
+                connection.execute(f"CREATE ROLE {READER_ROLE} NOLOGIN ROLE {ROLE}")
         parts = urlsplit(given)
         place = parts.netloc.rpartition("@")[2]
         yield DatabaseServer(given, urlunsplit(parts._replace(netloc=f"{ROLE}:{ROLE}@{place}")))

@@ -6,9 +6,9 @@ blocks and no clock is read, so tests run under Trio's mock clock.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -24,7 +24,7 @@ from keepstep.client.transport import Disconnected
 from keepstep.errors import ERRORS, ProtocolError
 from keepstep.model import DEVICES_STREAM
 from keepstep.protocol.chain import Head as StreamHead
-from keepstep.protocol.chain import chain_0, chain_next, event_hash, sign_head
+from keepstep.protocol.chain import event_hash, sign_head
 from keepstep.protocol.event import decode_header
 from keepstep.protocol.handshake import ServerHandshake
 from keepstep.protocol.messages import (
@@ -32,9 +32,12 @@ from keepstep.protocol.messages import (
     Ack,
     Bye,
     CaughtUp,
+    Error,
     Events,
     Ping,
     Pong,
+    Presence,
+    PresenceFrom,
     Publish,
     Read,
     ReadResult,
@@ -44,9 +47,13 @@ from keepstep.protocol.messages import (
     ResultDuplicate,
     ResultError,
     Resumed,
+    Signal,
+    SignalFrom,
+    Signalled,
     Subscribe,
     Unsubscribe,
 )
+from tests.support.stream_log import StreamLog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +62,7 @@ if TYPE_CHECKING:
     from msgspec import Struct
 
     from keepstep.client.store import Store
-    from keepstep.protocol.messages import EventRow, FromDevice, Result, SignedHead
+    from keepstep.protocol.messages import FromDevice, Result, SignedHead
     from keepstep.protocol.session import ServerSession
 
 T = TypeVar("T")
@@ -65,31 +72,9 @@ DEVICE_URL: Final = "ws://server.test/v1/connect"
 MESSAGES_MAX: Final = 10_000
 PASSPHRASE: Final = "correct horse battery"
 CHEAP: Final = Cost(passes=1, memory_bytes=8192)
+CLEANUP_S: Final = 1.0
+_GONE: Final = (trio.EndOfChannel, trio.ClosedResourceError, trio.BrokenResourceError)
 NO_AUTHOR: Final = (0, bytes(32))
-
-
-@dataclass(eq=False)
-class ServerStream:
-    """A stream's log: rows, the chain at every seq, and where each author is."""
-
-    chains: list[bytes]
-    rows: list[EventRow] = field(default_factory=list)
-    authors: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
-
-    def append(self, device_id: bytes, header: bytes, sig: bytes, payload: bytes | None, now_ms: int) -> EventRow:
-        """Give an event its place, whatever it is."""
-        seq = len(self.rows) + 1
-        hash_ = event_hash(crypto, header, sig)
-        row = (seq, device_id, now_ms, header, sig, payload, None)
-        self.rows.append(row)
-        self.chains.append(chain_next(crypto, self.chains[-1], seq, now_ms, hash_))
-        self.authors[device_id] = (decode_header(header).n, hash_)
-        return row
-
-    def truncate(self, seq: int) -> None:
-        """Forget everything after ``seq``, as a restored database would."""
-        del self.rows[seq:], self.chains[seq + 1 :]
-        self.authors = {row[1]: (decode_header(row[3]).n, event_hash(crypto, row[3], row[4])) for row in self.rows}
 
 
 class DeviceServer:
@@ -111,7 +96,7 @@ class DeviceServer:
     def __init__(self) -> None:
         self.server_secret, self.server_key = crypto.ed25519_generate(bytes(range(32)))
         self.user_key = b""
-        self.streams: dict[str, ServerStream] = {}
+        self.streams: dict[str, StreamLog] = {}
         self.received: list[FromDevice] = []
         self.sessions: list[ServerEnd] = []
         self.answer: Callable[[ServerEnd, FromDevice], list[Struct] | None] = lambda _end, _message: None
@@ -151,10 +136,10 @@ class DeviceServer:
 
     # -- the log --------------------------------------------------------------------------------------------------
 
-    def stream(self, name: str) -> ServerStream:
+    def stream(self, name: str) -> StreamLog:
         """A stream; made where it is not there."""
         if name not in self.streams:
-            self.streams[name] = ServerStream([chain_0(crypto, self.user_key, name)])
+            self.streams[name] = StreamLog(self.user_key, name)
         return self.streams[name]
 
     def head(self, name: str, seq: int | None = None, *, chain: bytes | None = None) -> SignedHead:
@@ -175,7 +160,7 @@ class DeviceServer:
         header, sig, payload = msgspec.msgpack.decode(body)
         stream = self.stream(DEVICES_STREAM)
         if not stream.rows:
-            stream.append(store.identity.device_id, header, sig, payload, self.now_ms)
+            stream.take(store.identity.device_id, header, sig, payload, received_at_ms=self.now_ms)
         answer = (1, stream.rows[0][2], stream.chains[1], self.head(DEVICES_STREAM, 1))
         take_registration(store, self.environment, body, answer)
 
@@ -251,8 +236,29 @@ class DeviceServer:
             await end.send(ReadResult(message.rid, message.stream, rows, chain, len(stream.rows)))
         elif isinstance(message, Ping):
             await end.send(Pong(message.rid))
+        elif isinstance(message, Presence):
+            end.sealed = message.sealed
+            await self._tell_presence(end)
+        elif isinstance(message, Signal):
+            await self._hand_on(end, message)
         else:
             assert isinstance(message, Ack | Bye | Rekey)
+
+    async def _tell_presence(self, end: ServerEnd) -> None:
+        """Tell every other session a device's state, or that it is away."""
+        state = PresenceFrom([(end.device_id, end.sealed, self.now_ms)])
+        for session in list(self.sessions):
+            if session is not end:
+                await session.send(state)
+
+    async def _hand_on(self, end: ServerEnd, message: Signal) -> None:
+        """Give a signal to the device it is for."""
+        for session in list(self.sessions):
+            if session.device_id == message.to:
+                await session.send(SignalFrom(end.device_id, message.sealed))
+                await end.send(Signalled(message.rid))
+                return
+        await end.send(Error(message.rid, "device_away", None))
 
     def publish(self, device_id: bytes, events: Sequence[Any]) -> list[Result]:
         """Take events by the rules of author numbers; runs joined."""
@@ -283,10 +289,10 @@ class DeviceServer:
             return self._known(stream, device_id, decoded.n, event_hash(crypto, header, sig))
         if decoded.n > last_n + 1 or decoded.prev != last_hash[:16]:
             return ResultError("out_of_order", [last_n, last_hash])
-        row = stream.append(device_id, header, sig, payload, self.now_ms)
+        row = stream.take(device_id, header, sig, payload, received_at_ms=self.now_ms)
         return ResultAccepted(1, row[0], row[2], stream.chains[-1])
 
-    def _known(self, stream: ServerStream, device_id: bytes, n: int, hash_: bytes) -> Result:
+    def _known(self, stream: StreamLog, device_id: bytes, n: int, hash_: bytes) -> Result:
         for row in stream.rows:
             if row[1] == device_id and decode_header(row[3]).n == n:
                 stored = event_hash(crypto, row[3], row[4])
@@ -309,12 +315,14 @@ class ServerEnd:
         transport: between the two ends.
         device_id: who it is, once it has proven that.
         positions: up to where it was sent each stream it follows.
+        sealed: its state.
     """
 
     def __init__(self, server: DeviceServer, transport: MemoryTransport) -> None:
         self.transport = transport
         self.device_id = b""
         self.positions: dict[str, int] = {}
+        self.sealed: bytes | None = None
         self._server = server
         self._session: ServerSession | None = None
         self._sending = trio.Lock()
@@ -323,18 +331,24 @@ class ServerEnd:
         """Shake hands, then answer until the connection ends."""
         try:
             await self._shake_hands()
+            others = [(each.device_id, each.sealed, self._server.now_ms) for each in self._server.sessions]
             self._server.sessions.append(self)
             self._server.tell()
+            if any(sealed is not None for _, sealed, _ in others):
+                await self.send(PresenceFrom([other for other in others if other[1] is not None]))
             assert self._session is not None
             while True:
                 await self._server.handle(self, self._session.receive(await self.transport.from_device.receive()))
-        except (trio.EndOfChannel, trio.ClosedResourceError, trio.BrokenResourceError):
+        except _GONE:
             pass
         except ProtocolError as error:
             self.transport.close(ERRORS[error.code].close_code)
         finally:
             if self in self._server.sessions:
                 self._server.sessions.remove(self)
+                self.sealed = None
+                with trio.move_on_after(CLEANUP_S, shield=True), contextlib.suppress(*_GONE):
+                    await self._server._tell_presence(self)
             self._server.tell()
 
     async def _shake_hands(self) -> None:
@@ -377,7 +391,7 @@ class ServerEnd:
         await self.send(Resumed(name, "contiguous", head, author))
         await self.catch_up(name, tell=True)
 
-    def _after(self, stream: ServerStream | None, start: tuple[int, bytes] | str) -> int | None:
+    def _after(self, stream: StreamLog | None, start: tuple[int, bytes] | str) -> int | None:
         if isinstance(start, str):
             return len(stream.rows) if stream is not None and start == "end" else 0
         seq, chain = start

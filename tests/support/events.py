@@ -1,24 +1,32 @@
 """Users, devices and signed events for tests, deterministic from a name.
 
 A ``DeviceFixture`` keeps its author numbers per stream as a device's outbox does, so a test says what is published
-and not how it is encoded. The cryptography is the client library's, not the extension's that it is fed to.
+and not how it is encoded. The cryptography is the client library's, not the extension's that it is fed to. What a
+server makes of such events is in ``stream_log``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from keepstep import _keepstep
 from keepstep.client import crypto
-from keepstep.interfaces import AccountChange, Genesis
-from keepstep.model import DEVICES_STREAM, Capability, DeviceEntry, Kind, Principal
-from keepstep.protocol.account import encode_enrol, encode_genesis, next_root_hash
+from keepstep.interfaces import Genesis
+from keepstep.model import DEVICES_STREAM, PREV_BYTES, AccountChange, Capability, DeviceEntry, Kind, Principal
+from keepstep.protocol.account_payloads import (
+    encode_enrol,
+    encode_genesis,
+    encode_revoke,
+    encode_rotate,
+    next_root_hash,
+)
 from keepstep.protocol.chain import chain_0, event_hash
 from keepstep.protocol.event import NO_PREV, Header, sign_event
+from keepstep.protocol.messages import INTEGER_MAX
 
 NOW_MS: Final = 1_760_000_000_000
 """A moment in October 2025; events of these fixtures are made then unless told otherwise."""
@@ -27,14 +35,14 @@ EVENTS_MAX: Final = 256
 PAYLOAD_BYTES_MAX: Final = 256 * 1024
 
 
-def secret(label: str) -> bytes:
-    """32 bytes that look random and are the same in every run."""
+def seed(label: str) -> bytes:
+    """32 bytes that stand for random ones, the same for the same label in every run."""
     return hashlib.sha256(label.encode()).digest()
 
 
 def event_id(at_ms: int, label: str) -> bytes:
     """A UUID of version 7 (RFC 9562 section 5.7) made at ``at_ms``."""
-    filler = secret(label)
+    filler = seed(label)
     version_and_variant = bytes([0x70 | filler[0] & 0x0F, filler[1], 0x80 | filler[2] & 0x3F])
     return at_ms.to_bytes(6, "big") + version_and_variant + filler[3:10]
 
@@ -48,8 +56,12 @@ class SignedEvent:
     payload: bytes | None
     stream: str
     n: int
-    hash: bytes
     trace: bytes | None = None
+
+    @property
+    def hash(self) -> bytes:
+        """What identifies the signed bytes."""
+        return event_hash(crypto, self.header, self.sig)
 
     @property
     def wire(self) -> list[bytes | None]:
@@ -66,13 +78,18 @@ class UserFixture:
     user_key: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        self.root_secret = secret(f"{self.name} root")
+        self.root_secret = seed(f"{self.name} root")
         self.user_key = crypto.ed25519_public(self.root_secret)
 
     @property
+    def next_root_secret(self) -> bytes:
+        """Seed of the root key that genesis commits to."""
+        return seed(f"{self.name} next root")
+
+    @property
     def next_root_key(self) -> bytes:
-        """Public key of the root key that genesis commits to."""
-        return crypto.ed25519_public(secret(f"{self.name} next root"))
+        """Its public key."""
+        return crypto.ed25519_public(self.next_root_secret)
 
     def chain_0(self, stream: str) -> bytes:
         """The chain of a stream before its first event."""
@@ -84,6 +101,7 @@ class DeviceFixture:
     """A device of a user: keys, and last_n and last_hash per stream.
 
     Attributes:
+        changes: fields of its entry that are other than those that follow from its name.
         authored: per stream (last_n, last_hash) of what the fixture has signed so far; tests may set it back.
         seen: per stream what the next event's header says was seen; nothing where a stream is missing.
     """
@@ -92,81 +110,93 @@ class DeviceFixture:
     name: str
     capabilities: Capability = FULL
     expires_at_ms: int | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
     authored: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     seen: dict[str, tuple[int, bytes]] = field(default_factory=dict)
-    device_id: bytes = field(init=False)
     device_secret: bytes = field(init=False)
-    device_key: bytes = field(init=False)
     box_secret: bytes = field(init=False)
+    entry: DeviceEntry = field(init=False)
 
     def __post_init__(self) -> None:
         label = f"{self.user.name}/{self.name}"
-        self.device_id = secret(f"{label} id")[:16]
-        self.device_secret = secret(f"{label} device")
-        self.device_key = crypto.ed25519_public(self.device_secret)
-        self.box_secret = secret(f"{label} box")
+        self.device_secret = seed(f"{label} device")
+        self.box_secret = seed(f"{label} box")
+        fields: dict[str, Any] = {
+            "device_id": seed(f"{label} id")[:16],
+            "device_key": crypto.ed25519_public(self.device_secret),
+            "box_key": crypto.x25519_public(self.box_secret),
+            "capabilities": self.capabilities,
+            "issued_at_ms": NOW_MS,
+            "expires_at_ms": self.expires_at_ms,
+            "sealed_label": b"sealed " + self.name.encode(),
+        }
+        self.entry = DeviceEntry(**(fields | self.changes))
 
     @property
-    def entry(self) -> DeviceEntry:
-        """The device as ``$devices`` lists it."""
-        return DeviceEntry(
-            device_id=self.device_id,
-            device_key=self.device_key,
-            box_key=crypto.x25519_public(self.box_secret),
-            capabilities=self.capabilities,
-            issued_at_ms=NOW_MS,
-            expires_at_ms=self.expires_at_ms,
-            sealed_label=b"sealed " + self.name.encode(),
-        )
+    def device_id(self) -> bytes:
+        """16 bytes."""
+        return self.entry.device_id
+
+    @property
+    def device_key(self) -> bytes:
+        """32 bytes."""
+        return self.entry.device_key
+
+    def header(
+        self, stream: str, payload: bytes, /, *, n: int, prev: bytes, at_ms: int = NOW_MS, **changes: Any
+    ) -> Header:
+        """A header with exactly that author number and ``prev``; ``changes`` replace any of its fields."""
+        fields: dict[str, Any] = {
+            "kind": Kind.APPLICATION,
+            "id": event_id(at_ms, f"{self.name} {stream} {n} {payload!r}"),
+            "stream": stream,
+            "n": n,
+            "prev": prev,
+            "base": None,
+            "seen": self.seen.get(stream, (0, self.user.chain_0(stream))),
+            "devices_seen": self.seen.get(DEVICES_STREAM, (0, self.user.chain_0(DEVICES_STREAM))),
+            "key": None,
+            "hlc": at_ms << 16,
+            "ttl_s": None,
+            "payload_len": len(payload),
+            "payload_hash": crypto.blake3(payload),
+        }
+        return Header(**(fields | changes))
 
     def sign(
         self,
         stream: str,
         payload: bytes | None = b"",
+        /,
         *,
         n: int,
         prev: bytes,
-        kind: int = Kind.APPLICATION,
-        ttl_s: int | None = None,
         at_ms: int = NOW_MS,
         trace: bytes | None = None,
+        **changes: Any,
     ) -> SignedEvent:
-        """An event with exactly that author number and ``prev``; the fixture's own state stays as it is."""
-        content = payload or b""
-        header = Header(
-            kind=kind,
-            id=event_id(at_ms, f"{self.name} {stream} {n} {content!r}"),
-            stream=stream,
-            n=n,
-            prev=prev,
-            base=None,
-            seen=self.seen.get(stream, (0, self.user.chain_0(stream))),
-            devices_seen=self.seen.get(DEVICES_STREAM, (0, self.user.chain_0(DEVICES_STREAM))),
-            key=None,
-            hlc=at_ms << 16,
-            ttl_s=ttl_s,
-            payload_len=len(content),
-            payload_hash=crypto.blake3(content),
-        ).encode()
+        """An event with that header; the fixture's own state stays as it is."""
+        header = self.header(stream, payload or b"", n=n, prev=prev, at_ms=at_ms, **changes)
+        encoded = header.encode()
         sig = sign_event(
-            crypto, secret=self.device_secret, user_key=self.user.user_key, device_id=self.device_id, header=header
+            crypto, secret=self.device_secret, user_key=self.user.user_key, device_id=self.device_id, header=encoded
         )
-        return SignedEvent(header, sig, payload, stream, n, event_hash(crypto, header, sig), trace)
+        return SignedEvent(encoded, sig, payload, header.stream, header.n, trace)
 
     def event(
         self,
         stream: str,
         payload: bytes = b"",
+        /,
         *,
-        kind: int = Kind.APPLICATION,
-        ttl_s: int | None = None,
         at_ms: int = NOW_MS,
         trace: bytes | None = None,
+        **changes: Any,
     ) -> SignedEvent:
-        """The device's next event in a stream."""
+        """The device's next event in a stream; ``changes`` replace fields of its header."""
         last_n, last_hash = self.authored.get(stream, (0, NO_PREV))
         event = self.sign(
-            stream, payload, n=last_n + 1, prev=last_hash[:16], kind=kind, ttl_s=ttl_s, at_ms=at_ms, trace=trace
+            stream, payload, n=last_n + 1, prev=last_hash[:PREV_BYTES], at_ms=at_ms, trace=trace, **changes
         )
         self.authored[stream] = (event.n, event.hash)
         return event
@@ -194,6 +224,29 @@ class DeviceFixture:
         """This device's event that enrols another one, and what it does to the device table."""
         event = self.event(DEVICES_STREAM, encode_enrol(device.entry), kind=Kind.ACCOUNT)
         return event, AccountChange(device.entry, checked_seq)
+
+    def revoke(
+        self, device: DeviceFixture, accepted: dict[str, int] | None = None, *, checked_seq: int | None = None
+    ) -> tuple[SignedEvent, AccountChange]:
+        """This device's event that ends another one, or itself, and what it does to the device table."""
+        payload = encode_revoke(device.device_id, {DEVICES_STREAM: INTEGER_MAX} if accepted is None else accepted)
+        event = self.event(DEVICES_STREAM, payload, kind=Kind.ACCOUNT)
+        return event, AccountChange(checked_seq=checked_seq, revoked=(device.device_id,))
+
+    def rotate(
+        self, *staying: DeviceFixture, root_secret: bytes | None = None, next_root: str = "the root after the next"
+    ) -> SignedEvent:
+        """The event by which this device enters the account, upon what it has seen of ``$devices``."""
+        payload = encode_rotate(
+            crypto,
+            user_key=self.user.user_key,
+            root_secret=root_secret or self.user.next_root_secret,
+            next_root_key=crypto.ed25519_public(seed(next_root)),
+            built_on=self.seen[DEVICES_STREAM][1],
+            staying=[each.device_id for each in staying],
+            device=self.entry,
+        )
+        return self.event(DEVICES_STREAM, payload, kind=Kind.ACCOUNT, seen=self.seen[DEVICES_STREAM])
 
 
 def wire_events(*events: SignedEvent) -> bytes:

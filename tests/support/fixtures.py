@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.database import DatabaseServer, running_server, temporary_directory
+from tests.support.database import DatabaseServer, running_postgres, temporary_directory
 
 
 @pytest.fixture(scope="session")
 def database_server() -> Iterator[DatabaseServer]:
     """The PostgreSQL of this test process."""
-    with running_server() as server:
+    with running_postgres() as server:
         yield server
 
 

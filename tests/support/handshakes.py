@@ -9,7 +9,7 @@ from keepstep import _keepstep
 from keepstep.client import crypto
 from keepstep.protocol.handshake import ClientHandshake, ServerHandshake
 from keepstep.protocol.messages import Ready
-from tests.support.scripted_log import seed
+from tests.support.events import seed
 
 if TYPE_CHECKING:
     from keepstep.protocol.primitives import Primitives

@@ -10,21 +10,35 @@ import msgspec
 import psycopg
 
 from keepstep.client import crypto
-from keepstep.memory import MemoryAccounts, MemoryDatabase, MemoryLog, MemoryMaintenance
+from keepstep.memory import (
+    MemoryAccounts,
+    MemoryAdministration,
+    MemoryDatabase,
+    MemoryLinks,
+    MemoryLog,
+    MemoryMaintenance,
+    MemoryTokens,
+)
+from keepstep.memory.database import InviteRow
 from keepstep.postgres.accounts import PostgresAccounts
+from keepstep.postgres.admin import PostgresAdministration
+from keepstep.postgres.links import PostgresLinks
 from keepstep.postgres.log import PostgresLog
 from keepstep.postgres.maintenance import PostgresMaintenance
 from keepstep.postgres.pool import Database, Limits
+from keepstep.postgres.tokens import PostgresTokens
 from keepstep.protocol.chain import chain_next, event_hash
 from keepstep.protocol.messages import EventRow, Result, ResultAccepted
 from keepstep.runtime import WorkerThreads
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, submission
 
 if TYPE_CHECKING:
+    from keepstep.administration import Administration
     from keepstep.eventlog.log import StoredLog
-    from keepstep.interfaces import AccountChange, Accounts, EventLog, Maintenance
+    from keepstep.interfaces import Accounts, EventLog, Maintenance, TokenStore
+    from keepstep.links import LinkStore
     from keepstep.memory.rows import EventRow as MemoryRow
-    from keepstep.model import Principal
+    from keepstep.model import AccountChange, Principal
 
 PAGE_BYTES_MAX: Final = 1024 * 1024
 BREAKER_S: Final = 60.0
@@ -59,11 +73,26 @@ class Place(Protocol):
     def maintenance(self) -> Maintenance:
         """Housekeeping."""
 
+    @property
+    def tokens(self) -> TokenStore:
+        """Challenges, families of refresh tokens, revoked access tokens."""
+
+    @property
+    def administration(self) -> Administration:
+        """Users, sessions, invites, the audit trail."""
+
+    @property
+    def links(self) -> LinkStore:
+        """Mailboxes through which devices are linked."""
+
     def node(self, **options: Any) -> StoredLog:
         """Another node's log; ``options`` as for ``PostgresLog`` and ``MemoryLog``."""
 
     def refuse(self, marker: bytes) -> None:
         """From now on the database does not take application events whose payload begins with ``marker``."""
+
+    def invite(self, code_hash: bytes, *, expires_at_ms: int) -> None:
+        """Let somebody register with an invite."""
 
     def go_away(self) -> None:
         """Cut all connections and let no new one in."""
@@ -88,6 +117,9 @@ class MemoryPlace:
         self.database = MemoryDatabase()
         self.accounts = MemoryAccounts(self.database)
         self.maintenance = MemoryMaintenance(self.database, clock=FixedClock())
+        self.tokens = MemoryTokens(self.database)
+        self.administration = MemoryAdministration(self.database)
+        self.links = MemoryLinks(self.database)
 
     def node(self, **options: Any) -> StoredLog:
         """As ``Place.node``."""
@@ -100,6 +132,10 @@ class MemoryPlace:
             return row.payload is not None and row.payload.startswith(marker)
 
         self.database.refuses = refuses
+
+    def invite(self, code_hash: bytes, *, expires_at_ms: int) -> None:
+        """As ``Place.invite``."""
+        self.database.invites[code_hash] = InviteRow(NOW_MS, expires_at_ms)
 
     def go_away(self) -> None:
         """As ``Place.go_away``."""
@@ -114,6 +150,9 @@ class MemoryPlace:
         # Heads and rows are frozen values, which copy.deepcopy cannot take apart and need not.
         self._kept_heads = {user_pk: dict(user.heads) for user_pk, user in self.database.users.items()}
         self._kept_events = {place: list(rows) for place, rows in self.database.events.items()}
+        self._kept_latest = {place: dict(rows) for place, rows in self.database.latest.items()}
+        self._kept_removals = {place: dict(rows) for place, rows in self.database.removals.items()}
+        self._kept_snapshots = {place: dict(rows) for place, rows in self.database.snapshots.items()}
 
     def restore(self) -> None:
         """As ``Place.restore``."""
@@ -121,6 +160,12 @@ class MemoryPlace:
             self.database.users[user_pk].heads = heads
         self.database.events.clear()
         self.database.events.update(self._kept_events)
+        self.database.latest.clear()
+        self.database.latest.update(self._kept_latest)
+        self.database.removals.clear()
+        self.database.removals.update(self._kept_removals)
+        self.database.snapshots.clear()
+        self.database.snapshots.update(self._kept_snapshots)
         self.database.epoch = NOW_MS
         self.database.generation += 1
 
@@ -139,6 +184,9 @@ class PostgresPlace:
         database = self.connect()
         self.accounts = PostgresAccounts(database)
         self.maintenance = PostgresMaintenance(database)
+        self.tokens = PostgresTokens(database)
+        self.administration = PostgresAdministration(database)
+        self.links = PostgresLinks(database)
 
     @property
     def name(self) -> str:
@@ -159,6 +207,11 @@ class PostgresPlace:
         """As ``Place.refuse``."""
         begins = f"left(encode(payload, 'hex'), {2 * len(marker)})"
         self.execute(f"ALTER TABLE events_standard ADD CHECK ({begins} <> '{marker.hex()}')")
+
+    def invite(self, code_hash: bytes, *, expires_at_ms: int) -> None:
+        """As ``Place.invite``."""
+        values = f"'\\x{code_hash.hex()}', {NOW_MS}, {expires_at_ms}"
+        self.execute(f"INSERT INTO invites (code_hash, created_at, expires_at) VALUES ({values})")  # noqa: S608  # ours
 
     def go_away(self) -> None:
         """As ``Place.go_away``."""

@@ -11,23 +11,27 @@ import structlog
 import trio
 
 from keepstep import _keepstep
+from keepstep.admin import Cuts
 from keepstep.gateway import Gateway, GatewayLimits, Services
 from keepstep.heads import HeadSigner
 from keepstep.identity import Identity, Registrations
-from keepstep.memory import MemoryAccounts, MemoryDatabase, MemoryLog
+from keepstep.memory import MemoryAccounts, MemoryAdministration, MemoryDatabase, MemoryLog
+from keepstep.presence import Presences
+from keepstep.protocol.messages import ResultAccepted
 from keepstep.publish import Publisher, PublishLimits
 from keepstep.relay import Relay
+from keepstep.revocation import Revocations
 from keepstep.session import SessionLimits
 from keepstep.subscriber import SubscriberLimits
 from keepstep.telemetry import Metrics
-from tests.support.events import NOW_MS, DeviceFixture, UserFixture, secret
+from tests.support.events import NOW_MS, DeviceFixture, UserFixture, seed, submission
 from tests.support.wire import MemoryConnection, WireDevice
 
 if TYPE_CHECKING:
     from keepstep.model import Principal
     from keepstep.protocol.handshake import Resume
 
-SERVER_SECRET: Final = secret("server")
+SERVER_SECRET: Final = seed("server")
 SERVER_KEY: Final = _keepstep.ed25519_public(SERVER_SECRET)
 
 LIMITS: Final = GatewayLimits(
@@ -75,7 +79,7 @@ class CountedRandomness:
     def bytes(self, count: int) -> bytes:
         """``count`` bytes, others at each call."""
         self._count += 1
-        return (secret(f"{self._label} {self._count}") * (count // 32 + 1))[:count]
+        return (seed(f"{self._label} {self._count}") * (count // 32 + 1))[:count]
 
 
 @dataclass
@@ -100,24 +104,28 @@ class Parts:
     def __post_init__(self) -> None:
         self.log = MemoryLog(self.database, **self.log_arguments)
         self.accounts = MemoryAccounts(self.database)
-        self.signer = HeadSigner(SERVER_SECRET, epoch=0, clock=self.clock)
+        self.administration = MemoryAdministration(self.database)
+        self.signer = HeadSigner(SERVER_SECRET, epoch=self.log.epoch, clock=self.clock)
         self.identity = Identity(
             self.log,
             self.accounts,
             Registrations("open", per_address_hour=100, per_hour=100, clock=self.clock),
             self.clock,
             devices_per_user_max=self.devices_per_user_max,
+            quota=self.administration.quota,
         )
         self.publisher = Publisher(
             self.log, self.identity, self.clock, limits=self.publish_limits, metrics=self.metrics
         )
         self.relay = Relay(self.log, head_interval_s=60, reread_interval_s=30)
+        self.presences = Presences(self.clock)
         services = Services(
             self.log,
             self.accounts,
             self.identity,
             self.publisher,
             self.relay,
+            self.presences,
             self.signer,
             self.clock,
             self.randomness,
@@ -126,6 +134,8 @@ class Parts:
             self.probed.append,
         )
         self.gateway = Gateway(SERVER_SECRET, services, self.limits)
+        self.revocations = Revocations(self.log, self.accounts, self.gateway, self.clock)
+        self.cuts = Cuts(self.administration, self.gateway, self.clock)
 
     async def register(self, name: str, *devices: str) -> list[DeviceFixture]:
         """A user with devices, the first of which made the account and enrolled the others."""
@@ -138,8 +148,6 @@ class Parts:
 
     async def enrol(self, author: DeviceFixture, device: DeviceFixture) -> None:
         """Make a device live, past the publisher; ``devices_seen`` of both is the new head."""
-        from tests.support.events import submission
-
         principal = await self.principal(author)
         head = (await self.log.stream(principal.user_pk, "$devices")).head
         author.seen["$devices"] = head.seq, head.chain
@@ -147,7 +155,7 @@ class Parts:
         appended = await self.log.append(
             [submission(principal, event)], now_ms=self.clock.now_ms(), account_change=change
         )
-        assert appended.results[0][0].__class__.__name__ == "ResultAccepted"
+        assert isinstance(appended.results[0][0], ResultAccepted)
         head = (await self.log.stream(principal.user_pk, "$devices")).head
         author.seen["$devices"] = device.seen["$devices"] = head.seq, head.chain
 
@@ -163,7 +171,10 @@ class Parts:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.publisher.run)
             await nursery.start(self.relay.run)
+            await nursery.start(self.presences.run)
             await nursery.start(self.gateway.run)
+            await nursery.start(self.revocations.run)
+            await nursery.start(self.cuts.run)
             yield nursery
             nursery.cancel_scope.cancel()
 

@@ -2,109 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from keepstep.client import crypto
 from keepstep.errors import VerificationError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Capability, DeviceEntry, Kind
-from keepstep.protocol.account import FULL_CAPABILITIES, AccountEvent, AccountLog, encode_enrol, encode_genesis
-from keepstep.protocol.chain import Head, chain_0, chain_next, event_hash, sign_head
-from keepstep.protocol.event import NO_PREV, Header, sign_event
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Capability, Kind
+from keepstep.protocol.account import AccountEvent, AccountLog
+from keepstep.protocol.account_payloads import encode_enrol, encode_genesis, encode_revoke, encode_rotate
+from keepstep.protocol.chain import Head, sign_head
+from keepstep.protocol.event import NO_PREV
+from keepstep.protocol.messages import INTEGER_MAX
 from keepstep.protocol.reader import StreamVerifier, state_at_start
+from tests.support.events import FULL, NOW_MS, DeviceFixture, UserFixture, seed
+from tests.support.stream_log import StreamLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from keepstep.protocol.event import Header
     from keepstep.protocol.messages import EventRow, SignedHead
     from keepstep.protocol.reader import StreamState
 
-NOW_MS: Final = 1_750_000_000_000
-EVENT_ID: Final = bytes.fromhex("0197711f3a0070008000000000000000")
-"""A UUID of version 7."""
-
-
-def seed(name: str) -> bytes:
-    """32 bytes that stand for random ones, the same for the same name in every run."""
-    return crypto.blake3(name.encode())
-
-
-@dataclass(frozen=True)
-class ScriptedDevice:
-    """A device's secrets and what ``$devices`` lists of it."""
-
-    secret: bytes
-    box_secret: bytes
-    entry: DeviceEntry
-
-    @property
-    def device_id(self) -> bytes:
-        """16 bytes."""
-        return self.entry.device_id
+ALICE: Final = UserFixture("alice")
 
 
 def make_device(
-    name: str, capabilities: Capability = FULL_CAPABILITIES, *, expires_at_ms: int | None = None, **changes: Any
-) -> ScriptedDevice:
-    """A device whose id and keys follow from its name; ``changes`` replace fields of its entry."""
-    secret, device_key = crypto.ed25519_generate(seed(f"{name} device key"))
-    box_secret, box_key = crypto.x25519_generate(seed(f"{name} box key"))
-    fields: dict[str, Any] = {
-        "device_id": seed(f"{name} device id")[:16],
-        "device_key": device_key,
-        "box_key": box_key,
-        "capabilities": capabilities,
-        "issued_at_ms": NOW_MS,
-        "expires_at_ms": expires_at_ms,
-        "sealed_label": b"sealed " + name.encode(),
-    }
-    return ScriptedDevice(secret, box_secret, DeviceEntry(**(fields | changes)))
+    name: str, capabilities: Capability = FULL, *, expires_at_ms: int | None = None, **changes: Any
+) -> DeviceFixture:
+    """A device of the scripted user; the same name gives the same one. ``changes`` replace fields of its entry."""
+    return DeviceFixture(ALICE, name, capabilities, expires_at_ms, changes)
 
 
-@dataclass
-class ScriptedStream:
-    """A stream: its rows, the chain at every seq, and where each author is."""
+class ScriptedStream(StreamLog):
+    """A stream of the scripted user, into which its devices write what a test says."""
 
-    user: ScriptedUser
-    name: str
-    kind: int
-    rows: list[EventRow] = field(default_factory=list)
-    chains: list[bytes] = field(default_factory=list)
-    authors: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.chains = [chain_0(crypto, self.user.user_key, self.name)]
+    def __init__(self, user: ScriptedUser, name: str, kind: int) -> None:
+        super().__init__(ALICE.user_key, name)
+        self.user = user
+        self.kind = kind
 
     @property
     def head_position(self) -> tuple[int, bytes]:
         """(seq, chain)."""
         return len(self.rows), self.chains[-1]
 
-    def header(self, device: ScriptedDevice, payload: bytes, **changes: Any) -> Header:
+    def header(self, device: DeviceFixture, payload: bytes, **changes: Any) -> Header:
         """The header that comes next for this author; ``changes`` replace fields."""
+        return device.header(self.name, payload, **(self._next(device) | changes))
+
+    def _next(self, device: DeviceFixture) -> dict[str, Any]:
         n, last_hash = self.authors.get(device.device_id, (0, NO_PREV))
-        fields: dict[str, Any] = {
+        return {
             "kind": self.kind,
-            "id": EVENT_ID,
-            "stream": self.name,
             "n": n + 1,
             "prev": last_hash[:PREV_BYTES],
-            "base": None,
             "seen": self.head_position,
             "devices_seen": self.user.devices_stream.head_position,
-            "key": None,
-            "hlc": NOW_MS << 16,
-            "ttl_s": None,
-            "payload_len": len(payload),
-            "payload_hash": crypto.blake3(payload),
         }
-        return Header(**(fields | changes))
 
     def append(
         self,
-        device: ScriptedDevice,
+        device: DeviceFixture,
         payload: bytes = b"sealed",
         *,
         received_at_ms: int | None = None,
@@ -116,24 +76,14 @@ class ScriptedStream:
 
         ``stored_payload``: what is delivered in place of the payload, ``None`` for a payload that is gone.
         """
-        header = self.header(device, payload, **changes)
-        encoded = header.encode()
-        if sig is None:
-            sig = sign_event(
-                crypto,
-                secret=device.secret,
-                user_key=self.user.user_key,
-                device_id=device.device_id,
-                header=encoded,
-            )
-        seq = len(self.rows) + 1
-        time_ms = NOW_MS + seq if received_at_ms is None else received_at_ms
-        hash_ = event_hash(crypto, encoded, sig)
-        self.chains.append(chain_next(crypto, self.chains[-1], seq, time_ms, hash_))
-        self.authors[device.device_id] = (header.n, hash_)
-        row = (seq, device.device_id, time_ms, encoded, sig, payload if stored_payload == b"" else stored_payload, None)
-        self.rows.append(row)
-        return row
+        event = device.sign(self.name, payload, **(self._next(device) | changes))
+        return self.take(
+            device.device_id,
+            event.header,
+            event.sig if sig is None else sig,
+            payload if stored_payload == b"" else stored_payload,
+            received_at_ms=NOW_MS + len(self.rows) + 1 if received_at_ms is None else received_at_ms,
+        )
 
     def page(self, after: int, upto: int | None = None) -> tuple[list[EventRow], bytes]:
         """(rows, chain) of the page after a seq."""
@@ -158,8 +108,10 @@ class ScriptedUser:
     """A user whose account log begins with the genesis of the device ``laptop``."""
 
     def __init__(self) -> None:
-        self.root_secret, self.user_key = crypto.ed25519_generate(seed("root key"))
-        self.next_root_secret, self.next_root_key = crypto.ed25519_generate(seed("next root key"))
+        self.root_secret = ALICE.root_secret
+        self.next_root_key = ALICE.next_root_key
+        self.next_root_secret = ALICE.next_root_secret
+        self.user_key = ALICE.user_key
         self.server_secret, self.server_key = crypto.ed25519_generate(seed("server key"))
         self.devices_stream = ScriptedStream(self, DEVICES_STREAM, Kind.ACCOUNT)
         self.laptop = make_device("laptop")
@@ -170,9 +122,46 @@ class ScriptedUser:
             ),
         )
 
-    def enrol(self, device: ScriptedDevice, *, by: ScriptedDevice | None = None, **changes: Any) -> EventRow:
+    def enrol(self, device: DeviceFixture, *, by: DeviceFixture | None = None, **changes: Any) -> EventRow:
         """Enrol a device by another one, the laptop by default."""
         return self.devices_stream.append(by or self.laptop, encode_enrol(device.entry), **changes)
+
+    def revoke(
+        self,
+        device: DeviceFixture,
+        accepted: dict[str, int] | None = None,
+        *,
+        by: DeviceFixture | None = None,
+        **changes: Any,
+    ) -> EventRow:
+        """Revoke a device by another one, the laptop by default; what it enrolled stays unless ``accepted`` says."""
+        if accepted is None:
+            accepted = {DEVICES_STREAM: INTEGER_MAX}
+        return self.devices_stream.append(by or self.laptop, encode_revoke(device.device_id, accepted), **changes)
+
+    def rotate(
+        self,
+        device: DeviceFixture,
+        *staying: DeviceFixture,
+        root_secret: bytes | None = None,
+        next_root: str = "root key after the next",
+        at: int | None = None,
+        **changes: Any,
+    ) -> EventRow:
+        """Rotate to a new device and those that stay, upon a seq of ``$devices``, its head by default."""
+        stream = self.devices_stream
+        seq = len(stream.rows) if at is None else at
+        position = seq, stream.chains[seq]
+        payload = encode_rotate(
+            crypto,
+            user_key=self.user_key,
+            root_secret=root_secret or self.next_root_secret,
+            next_root_key=crypto.ed25519_public(seed(next_root)),
+            built_on=position[1],
+            staying=[each.device_id for each in staying],
+            device=device.entry,
+        )
+        return stream.append(device, payload, **({"seen": position, "devices_seen": position} | changes))
 
     def stream(self, name: str = "notes") -> ScriptedStream:
         """A new application stream."""

@@ -14,7 +14,15 @@ import trio
 from keepstep import server
 from keepstep.config import Settings
 from keepstep.listening import bind
-from keepstep.memory import MemoryAccounts, MemoryDatabase, MemoryLog, MemoryMaintenance
+from keepstep.memory import (
+    MemoryAccounts,
+    MemoryAdministration,
+    MemoryDatabase,
+    MemoryLinks,
+    MemoryLog,
+    MemoryMaintenance,
+    MemoryTokens,
+)
 from keepstep.runtime import SystemClock
 from keepstep.server import Started, Storage
 
@@ -56,7 +64,14 @@ def free_listeners() -> server.Listeners:
 def memory_storage(database: MemoryDatabase | None = None) -> Storage:
     """A storage in memory, with the real clock."""
     database = database or MemoryDatabase()
-    return Storage(MemoryLog(database), MemoryAccounts(database), MemoryMaintenance(database, clock=SystemClock()))
+    return Storage(
+        MemoryLog(database),
+        MemoryAccounts(database),
+        MemoryMaintenance(database, clock=SystemClock()),
+        MemoryTokens(database),
+        MemoryAdministration(database),
+        MemoryLinks(database),
+    )
 
 
 @asynccontextmanager

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 import trio
 
 from tests.support.server import running_server
-
-START_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True)
@@ -40,27 +40,35 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def server_in_thread(data_dir: Path) -> Iterator[ServerAddress]:
-    """A server until the block ends."""
+def server_in_thread(data_dir: Path, *, database_url: str | None = None, **settings: Any) -> Iterator[ServerAddress]:
+    """A server until the block ends; what it ends with is raised, also where it does not start."""
     started = threading.Event()
-    stop: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
     addresses: list[ServerAddress] = []
+    stops: list[Callable[[], None]] = []
 
     async def serve() -> None:
-        async with running_server(data_dir) as server:
-            addresses.append(ServerAddress(server.device_url, server.rest_url))
+        async with running_server(data_dir, database_url=database_url, settings=settings) as server:
             ended = trio.Event()
-            stop.append((trio.lowlevel.current_trio_token(), ended))
+            token = trio.lowlevel.current_trio_token()
+            stops.append(lambda: token.run_sync_soon(ended.set))
+            addresses.append(ServerAddress(server.device_url, server.rest_url))
             started.set()
             await ended.wait()
 
-    with _quiet():
-        thread = threading.Thread(target=trio.run, args=(serve,))
-        thread.start()
-        started.wait(START_TIMEOUT_S)
+    def run() -> None:
         try:
-            yield addresses[0]
+            trio.run(serve)
         finally:
-            token, ended = stop[0]
-            token.run_sync_soon(ended.set)
-            thread.join()
+            started.set()
+
+    with _quiet(), ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run)
+        started.wait()
+        try:
+            if addresses:
+                yield addresses[0]
+        finally:
+            for stop in stops:
+                with suppress(trio.RunFinishedError):
+                    stop()
+            running.result()

@@ -17,6 +17,7 @@ import trio_websocket
 from keepstep.errors import ProtocolError
 from keepstep.interfaces import ConnectionClosed
 from keepstep.websocket import Limits, WebSocketConnection, serve_stream
+from tests.support.wire import forever
 
 LIMITS = Limits(upgrade_timeout_s=10, unauthenticated_message_bytes_max=100, message_bytes_max=10_000)
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -123,12 +124,6 @@ async def close_reason(peer: Any) -> tuple[int, str | None]:
         await forever(peer.get_message)
     assert caught.value.reason is not None
     return caught.value.reason.code, caught.value.reason.reason
-
-
-async def forever(step: Callable[[], Awaitable[Any]]) -> None:
-    """Until it raises."""
-    while True:
-        await step()
 
 
 async def read_all(stream: Any) -> bytes:

@@ -6,21 +6,22 @@ server. The connection is either in memory or a real WebSocket.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
+import pytest
 import trio
 import trio_websocket
 
 from keepstep.client import crypto
-from keepstep.errors import KeepstepError
+from keepstep.errors import ERRORS, KeepstepError
 from keepstep.interfaces import ConnectionClosed
 from keepstep.protocol.handshake import ClientHandshake
 from keepstep.protocol.messages import Accepted, Ack, Events, Publish, Ready, Subscribe
-from tests.support.events import DeviceFixture, SignedEvent, secret, wire_events
+from tests.support.events import DeviceFixture, SignedEvent, seed, wire_events
 
 if TYPE_CHECKING:
     from keepstep.protocol.handshake import Resume
@@ -46,6 +47,21 @@ class Closed(KeepstepError):
         super().__init__(f"{code} {reason}")
         self.code = code
         self.reason = reason
+
+
+async def forever(step: Callable[[], Awaitable[object]]) -> None:
+    """Until it raises."""
+    while True:
+        await step()
+
+
+async def closing_reason(receive: Callable[[], Awaitable[object]]) -> str:
+    """Receive until the server closes; the reason it gives, whose code must be the table's."""
+    with pytest.raises(Closed) as caught:
+        await forever(receive)
+    if caught.value.reason:
+        assert caught.value.code == ERRORS[caught.value.reason].close_code
+    return caught.value.reason
 
 
 class DeviceEnd(Protocol):
@@ -117,6 +133,15 @@ class MemoryConnection:
         """As ``DeviceEnd.receive_message``."""
         try:
             return await self._from_server.receive()
+        except trio.EndOfChannel:
+            raise Closed(*(self.closed or (1006, ""))) from None
+
+    def arrived(self) -> bytes | None:
+        """The next message for the device, ``None`` where none has arrived. Raises Closed."""
+        try:
+            return self._from_server.receive_nowait()
+        except trio.WouldBlock:
+            return None
         except trio.EndOfChannel:
             raise Closed(*(self.closed or (1006, ""))) from None
 
@@ -202,8 +227,8 @@ class WireDevice:
             "user_key": device.user.user_key,
             "device_id": device.device_id,
             "device_secret": device.device_secret,
-            "ephemeral_secret": secret(f"ephemeral {nonce}"),
-            "nonce": secret(nonce),
+            "ephemeral_secret": seed(f"ephemeral {nonce}"),
+            "nonce": seed(nonce),
             "suites": [2],
             "resume": resume,
             "options": {},

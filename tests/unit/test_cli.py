@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +16,11 @@ import pytest
 import trio
 
 import keepstep
+from bench.machine import free_ports
 from keepstep import cli, keys
+from keepstep.client import crypto
 from keepstep.errors import ConfigError, ProtocolError, StartupError
+from keepstep.protocol.succession import verify_announcement
 from keepstep.runtime import SystemRandomness
 
 Run = Callable[..., tuple[int, str, str]]
@@ -64,7 +68,30 @@ def test_help_lists_the_commands_of_server_and_device(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
     commands = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.strip()]
-    assert commands == ["check-config", "device", "keys", "migrate", "publish", "serve", "tail"]
+    assert commands == [
+        "admin",
+        "check-config",
+        "delete-account",
+        "device",
+        "export-account",
+        "import-account",
+        "keys",
+        "link",
+        "migrate",
+        "publish",
+        "recover",
+        "serve",
+        "tail",
+        "token",
+    ]
+
+
+def test_help_says_what_each_command_does_in_a_whole_sentence(run: Run) -> None:
+    """None is cut off, in any list of commands."""
+    for group in ((), ("admin",), ("device",), ("keys",), ("migrate",)):
+        _, out, _ = run(*group, "--help")
+        summaries = [line for line in out.partition("Commands:")[2].splitlines() if line.strip()]
+        assert [line for line in summaries if not re.search(r"[^.]\.$", line)] == []
 
 
 @pytest.mark.parametrize("arguments", [("unknown",), ("serve", "--unknown"), ("migrate", "down"), ("keys",)])
@@ -83,6 +110,7 @@ def test_wrong_usage_is_code_2(run: Run, arguments: tuple[str, ...]) -> None:
         (ProtocolError("rate_limited"), 1, "keepstep: rate_limited: too many requests"),
         (ExceptionGroup("in a nursery", [ExceptionGroup("deeper", [StartupError("no disk")])]), 1, "keepstep: no disk"),
         (ExceptionGroup("two", [StartupError("a"), ConfigError("b")]), 78, "keepstep: a\nkeepstep: b"),
+        (PermissionError(13, "Permission denied", "/etc/x"), 1, "keepstep: /etc/x cannot be used: Permission denied"),
         (KeyboardInterrupt(), 130, ""),
         (BaseExceptionGroup("in a nursery", [KeyboardInterrupt()]), 130, ""),
         (click.Abort(), 130, ""),
@@ -162,6 +190,7 @@ def test_check_config_prints_every_setting_and_masks_secrets(run: Run, monkeypat
     assert code == 0
     assert "KEEPSTEP_REST_PORT=8440\n" in out
     assert "KEEPSTEP_DATABASE_URL=**********\n" in out
+    assert "KEEPSTEP_PUBLIC_DEVICE_URL=\n" in out
     assert "hunter2" not in out
 
 
@@ -239,6 +268,9 @@ def test_the_embedded_database_is_started_for_migrations(run: Run, monkeypatch: 
 def test_an_unreachable_database_is_said_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its password."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@127.0.0.1:1/db")
+    # Ports are bound first, and a server of the developer's own may have the default ones.
+    for setting, port in zip(("KEEPSTEP_REST_PORT", "KEEPSTEP_DEVICE_PORT"), free_ports(2), strict=True):
+        monkeypatch.setenv(setting, str(port))
     for command in (("migrate", "up"), ("migrate", "status"), ("serve",)):
         code, _, err = run(*command)
         assert code == 1
@@ -268,3 +300,18 @@ def test_commands_are_printed_as_they_can_be_copied(monkeypatch: pytest.MonkeyPa
     assert cli._program() == "/elsewhere/keepstep"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
     assert cli._program() == "keepstep"
+
+
+def test_the_next_server_key_is_announced_from_the_command_line(run: Run, data_dir: Path) -> None:
+    """It prints the new public key; the one in force stays, and a second announcement is refused."""
+    code, _, err = run("keys", "announce")
+    assert code == 1
+    assert "there is no server key" in err
+    key = keys.load_or_create(data_dir, SystemRandomness())
+    code, out, _ = run("keys", "announce", "--from-days", "1", "--overlap-days", "2")
+    assert code == 0
+    succession = verify_announcement(crypto, keys.load_announcements(data_dir)[0])
+    assert (succession.old_key, succession.new_key.hex()) == (key.public, out.strip())
+    assert succession.until_ms - succession.from_ms == 2 * 24 * 60 * 60 * 1000
+    assert run("keys", "show")[1].strip() == key.public.hex()
+    assert run("keys", "announce")[0] == 1

@@ -17,7 +17,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting comes from where the tests run."""
-    for name in [*map(config.variable, Settings.model_fields), config.FILE_VARIABLE, config.DATABASE_VARIABLE]:
+    for name in [*map(config.variable, Settings.model_fields), config.FILE_VARIABLE, *config.USUAL_VARIABLES]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -82,6 +82,24 @@ def test_plain_database_url_is_understood(monkeypatch: pytest.MonkeyPatch) -> No
     assert load().database_url == SecretStr("postgres://u:p@h/plain")
     monkeypatch.setenv("KEEPSTEP_DATABASE_URL", "postgresql://u:p@h/prefixed")
     assert load().database_url == SecretStr("postgresql://u:p@h/prefixed")
+
+
+def test_the_administration_key_has_its_usual_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one with our prefix goes before it; there is none by default."""
+    assert load().admin_api_key is None
+    monkeypatch.setenv("ADMIN_API_KEY", "a" * 32)
+    assert load().admin_api_key == SecretStr("a" * 32)
+    monkeypatch.setenv("KEEPSTEP_ADMIN_API_KEY", "b" * 32)
+    assert load().admin_api_key == SecretStr("b" * 32)
+
+
+@pytest.mark.parametrize("key", ["short-secret", "secret" * 50, "secret " * 6, "sécret" * 6])
+def test_a_weak_administration_key_is_refused_unseen(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report names the variable and what is allowed, and not the key."""
+    monkeypatch.setenv("ADMIN_API_KEY", key)
+    with pytest.raises(ConfigError, match=r"ADMIN_API_KEY=\*\*\*: must be 32 to 256 printable ASCII") as refused:
+        load()
+    assert key not in str(refused.value)
 
 
 def test_database_url_of_the_environment_goes_before_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +188,15 @@ def test_times_and_ports_are_above_zero(name: str) -> None:
         ("public_device_url", "wss://h/v1/connect?x=1"),
         ("public_device_url", "wss://h/v1/connect#key"),
         ("public_device_url", "wss://h:99999/v1/connect"),
+        ("cors_origins", "https://a.example/"),
+        ("cors_origins", "https://A.example"),
+        ("cors_origins", "https://user@a.example"),
+        ("cors_origins", "https://a.example, https://b.example"),
+        ("cors_origins", "https://a.example:x"),
+        ("cors_origins", "*"),
+        ("public_rest_url", "wss://h"),
+        ("public_rest_url", "https://h/path"),
+        ("public_rest_url", "https://user@h"),
     ],
 )
 def test_texts_are_checked(name: str, value: str) -> None:
@@ -187,7 +214,9 @@ def test_texts_are_checked(name: str, value: str) -> None:
         ("server_name", "Küche"),
         ("embedded_user", "_postgres"),
         ("public_device_url", "wss://example.org/v1/connect"),
+        ("cors_origins", "https://a.example,http://localhost:5173"),
         ("public_device_url", "ws://[::1]:8441/v1/connect"),
+        ("public_rest_url", "https://example.org:8443"),
     ],
 )
 def test_ordinary_texts_are_allowed(name: str, value: str) -> None:
@@ -214,6 +243,7 @@ def test_data_dir_is_absolute() -> None:
         ({"registrations_per_hour": 1}, "registrations_per_address_hour must be at most"),
         ({"unauthenticated_connections_max": 2}, "unauthenticated_connections_per_address_max must be at most"),
         ({"connections_max": 100}, "unauthenticated_connections_max must be at most connections_max"),
+        ({"refresh_token_lifetime_s": 3_600}, "access_token_lifetime_s must be below refresh_token_lifetime_s"),
         ({"lock_timeout_ms": 20_000}, "lock_timeout_ms must be at most statement_timeout_ms"),
         ({"idle_timeout_s": 1}, "handshake_timeout_s must be at most idle_timeout_s"),
     ],

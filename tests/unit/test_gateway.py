@@ -16,7 +16,7 @@ from keepstep.model import Capability
 from keepstep.protocol.chain import verify_head
 from keepstep.protocol.handshake import ClientHandshake
 from keepstep.protocol.messages import Accepted, Bye, CaughtUp, Draining, Events, Ping, Pong, Resumed
-from tests.support.events import NOW_MS, DeviceFixture, secret
+from tests.support.events import NOW_MS, DeviceFixture, seed
 from tests.support.parts import SERVER_KEY, Parts, limited
 from tests.support.wire import Closed, DeviceEnd, MemoryConnection, WireDevice
 
@@ -141,7 +141,7 @@ async def test_strangers_all_get_the_same_answer() -> None:
     answers = set()
     async with parts.running() as nursery:
         lies: list[dict[str, Any]] = [
-            {"user_key": secret("nobody")},
+            {"user_key": seed("nobody")},
             {"device_id": bytes(16)},
             {"device_secret": tablet.device_secret},
             {"user_key": tablet.user.user_key},
@@ -227,8 +227,8 @@ def client_handshake(device: DeviceFixture) -> ClientHandshake:
         user_key=device.user.user_key,
         device_id=device.device_id,
         device_secret=device.device_secret,
-        ephemeral_secret=secret("ephemeral"),
-        nonce=secret("nonce"),
+        ephemeral_secret=seed("ephemeral"),
+        nonce=seed("nonce"),
         suites=[2],
         resume="none",
         options={},
@@ -264,6 +264,25 @@ async def test_a_device_cannot_connect_while_the_database_is_away() -> None:
         await parts.connect(nursery, phone)
 
 
+async def test_a_device_cannot_connect_while_the_log_becomes_another_one() -> None:
+    """The head it would be shown is of the log that was, under the epoch of the one that is."""
+    parts = Parts()
+    (phone,) = await parts.register("alice")
+    number = parts.accounts.open_session
+
+    async def meanwhile(*arguments: Any, **keywords: Any) -> int:
+        parts.accounts.open_session = number  # type: ignore[method-assign]
+        parts.database.generation += 1
+        return await number(*arguments, **keywords)
+
+    parts.accounts.open_session = meanwhile  # type: ignore[method-assign]
+    async with parts.running() as nursery:
+        with pytest.raises(Closed) as caught:
+            await parts.connect(nursery, phone)
+        assert (caught.value.code, caught.value.reason) == close_of("unavailable")
+        await parts.connect(nursery, phone)
+
+
 async def test_a_device_is_a_stranger_until_it_is_authenticated() -> None:
     """Its connection is told when the wider limits apply: not before the server knows who it is."""
     parts = Parts()
@@ -285,7 +304,7 @@ async def test_a_rush_of_handshakes_is_looked_up_a_few_at_a_time(monkeypatch: py
     parts = Parts()
     devices = [(await parts.register(f"user {number}"))[0] for number in range(6)]
     at_once, most = 0, 0
-    ask = parts.accounts.principal
+    ask = parts.accounts.device
 
     async def slow(*arguments: Any) -> Any:
         nonlocal at_once, most
@@ -296,7 +315,7 @@ async def test_a_rush_of_handshakes_is_looked_up_a_few_at_a_time(monkeypatch: py
         at_once -= 1
         return await ask(*arguments)
 
-    parts.accounts.principal = slow  # type: ignore[method-assign,assignment]
+    parts.accounts.device = slow  # type: ignore[method-assign,assignment]
     async with parts.running() as nursery:
         async with trio.open_nursery() as rush:
             for device in devices:
@@ -421,18 +440,6 @@ async def test_a_device_that_keeps_replacing_itself_is_cloned(autojump_clock: tr
             await session.expect(Pong)
             await trio.sleep(100)
         await parts.connect(nursery, phone, nonce="later")
-
-
-async def test_the_memory_of_replacements_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond it the devices that replaced themselves longest ago are forgotten."""
-    monkeypatch.setattr("keepstep.gateway.REPLACED_DEVICES_MAX", 1)
-    parts = Parts()
-    async with parts.running() as nursery:
-        for name in ("alice", "bob"):
-            (phone,) = await parts.register(name)
-            await parts.connect(nursery, phone)
-            await parts.connect(nursery, phone, nonce="again")
-    assert len(parts.gateway._replaced) == 1
 
 
 async def test_a_device_that_expires_is_sent_away() -> None:

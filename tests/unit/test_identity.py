@@ -10,22 +10,25 @@ import pytest
 import trio
 import trio.testing
 
+from keepstep import _keepstep
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.identity import (
     ADDRESSES_MAX,
     GENESIS_BYTES_MAX,
     HOUR_S,
+    INVITE_BYTES,
     Identity,
     OutOfOrder,
     Registrations,
     check_genesis,
-    decode_registration,
+    decode_posted,
 )
 from keepstep.interfaces import Genesis
-from keepstep.model import Capability, DeviceEntry
-from keepstep.protocol.account import encode_enrol
+from keepstep.model import Capability
+from keepstep.protocol.account_payloads import encode_enrol
 from keepstep.protocol.messages import ClientAuthCore, ResultDuplicate
-from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, UserFixture, parse, secret, submission
+from keepstep.validation import format_base64url
+from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, UserFixture, parse, seed, submission
 from tests.support.parts import Parts, TestClock
 
 
@@ -85,6 +88,8 @@ async def test_another_genesis_of_a_user_is_refused() -> None:
 async def test_a_genesis_that_is_stored_nowhere_is_our_fault() -> None:
     """A duplicate always has a place: ``$devices`` is kept for ever."""
     parts = Parts()
+    body = body_of(DeviceFixture(UserFixture("alice"), "phone").genesis())
+    await parts.identity.register(body, address="192.0.2.1")
 
     async def duplicate(*_arguments: object, **_keywords: object) -> ResultDuplicate:
         await trio.lowlevel.checkpoint()
@@ -92,9 +97,34 @@ async def test_a_genesis_that_is_stored_nowhere_is_our_fault() -> None:
 
     parts.log.create_account = duplicate  # type: ignore[method-assign]
     with pytest.raises(ProtocolError, match="internal"):
-        await parts.identity.register(
-            body_of(DeviceFixture(UserFixture("alice"), "phone").genesis()), address="192.0.2.1"
-        )
+        await parts.identity.register(body, address="192.0.2.1")
+
+
+async def test_an_invited_account_is_registered_again_without_its_invite() -> None:
+    """The answer was lost, the invite is used up: it is a duplicate; a stranger without one is refused."""
+    parts = Parts()
+    registrations = Registrations("invite", per_address_hour=99, per_hour=99, clock=parts.clock)
+    identity = Identity(parts.log, parts.accounts, registrations, parts.clock, devices_per_user_max=9)
+    code = b"c" * INVITE_BYTES
+    await parts.administration.add_invite(_keepstep.blake3(code), note="", now_ms=NOW_MS, expires_at_ms=NOW_MS + 60_000)
+    body = body_of(DeviceFixture(UserFixture("alice"), "phone").genesis())
+    for invite in (None, "", "not base64url!", format_base64url(b"short"), format_base64url(bytes(INVITE_BYTES))):
+        with pytest.raises(ProtocolError, match="invite_invalid"):
+            await identity.register(body, address="192.0.2.1", invite=invite)
+    made = await identity.register(body, address="192.0.2.1", invite=format_base64url(code))
+    again = await identity.register(body, address="192.0.2.1")
+    assert (made.is_new, again.is_new, again.seq) == (True, False, 1)
+
+
+async def test_a_genesis_of_a_disabled_account_is_told_so() -> None:
+    """Whoever posts it has it, and learns nothing that it did not know."""
+    parts = Parts()
+    phone, *_ = await parts.register("alice", "phone")
+    principal = await parts.principal(phone)
+    await parts.administration.set_disabled(principal.user_pk, disabled=True, now_ms=NOW_MS)
+    genesis = DeviceFixture(UserFixture("alice"), "phone").genesis()
+    with pytest.raises(ProtocolError, match="account_disabled"):
+        await parts.identity.register(body_of(genesis), address="192.0.2.1")
 
 
 async def test_an_account_that_is_not_stored_is_not_answered_as_stored() -> None:
@@ -121,13 +151,13 @@ async def test_an_account_that_is_not_stored_is_not_answered_as_stored() -> None
 def test_a_registration_of_another_form_is_malformed(body: bytes) -> None:
     """No extra fields, nothing missing, minimal encoding."""
     with pytest.raises(ProtocolError, match="malformed"):
-        decode_registration(body)
+        decode_posted(body, bytes_max=GENESIS_BYTES_MAX)
 
 
 def test_a_registration_above_its_limit_is_too_large() -> None:
     """Before anything in it is looked at."""
     with pytest.raises(ProtocolError, match="too_large"):
-        decode_registration(bytes(GENESIS_BYTES_MAX + 1))
+        decode_posted(bytes(GENESIS_BYTES_MAX + 1), bytes_max=GENESIS_BYTES_MAX)
 
 
 def test_a_genesis_with_a_wrong_signature_is_refused() -> None:
@@ -178,10 +208,12 @@ async def test_one_network_registers_so_many_an_hour(autojump_clock: trio.testin
 
 
 async def test_all_networks_together_register_so_many_an_hour(autojump_clock: trio.testing.MockClock) -> None:
-    """A refused attempt does not count."""
+    """A refused attempt does not count, nor, for all of them, one that is wrong in itself."""
     gate = registrations()
+    gate.enter("198.51.100.77")
     for address in ("192.0.2.1", "198.51.100.1", "203.0.113.1"):
         gate.enter(address)
+        gate.count()
     for _ in range(3):
         with pytest.raises(ProtocolError, match="rate_limited"):
             gate.enter("2001:db8::1")
@@ -198,6 +230,22 @@ async def test_the_memory_of_rates_is_bounded() -> None:
     gate.enter("192.0.2.1")
     with pytest.raises(ProtocolError, match="rate_limited"):
         gate.enter("192.0.2.1")
+
+
+async def test_garbage_takes_nobodys_room() -> None:
+    """From however many networks it comes: only a genesis that is right in itself counts for all."""
+    parts = Parts()
+    gate = registrations(per_address_hour=5, per_hour=2)
+    identity = Identity(parts.log, parts.accounts, gate, parts.clock, devices_per_user_max=4)
+    for number in range(5):
+        with pytest.raises(ProtocolError, match="malformed"):
+            await identity.register(b"garbage", address=f"192.0.{number}.1")
+
+    for number in range(2):
+        genesis = DeviceFixture(UserFixture(f"user{number}"), "phone").genesis()
+        await identity.register(body_of(genesis), address="198.51.100.1")
+    with pytest.raises(ProtocolError, match="rate_limited"):
+        await identity.register(b"garbage", address="203.0.113.1")
 
 
 # -- authentication -------------------------------------------------------------------------------------------------
@@ -220,7 +268,7 @@ async def test_whoever_cannot_be_authenticated_learns_nothing() -> None:
     await parts.enrol(phone, expiring := DeviceFixture(phone.user, "watch", expires_at_ms=NOW_MS + 1))
     parts.clock.at_ms += 1
     refused = [
-        core_of(phone, user_key=secret("nobody")),
+        core_of(phone, user_key=seed("nobody")),
         core_of(phone, device_id=bytes(16)),
         core_of(phone, device_key=tablet.device_key),
         core_of(phone, device_id=tablet.device_id, device_key=tablet.device_key),
@@ -264,27 +312,19 @@ class AccountBench:
     async def check(self, event: SignedEvent) -> object:
         """Ask the identity."""
         return await self.parts.identity.check_account_event(
-            await self.parts.principal(self.phone), parse(event).event(0)
+            await self.parts.principal(self.phone), parse(event).event(0), now_ms=NOW_MS
         )
 
     async def store(self, event: SignedEvent) -> None:
         """Check and append."""
         principal = await self.parts.principal(self.phone)
-        change = await self.parts.identity.check_account_event(principal, parse(event).event(0))
+        change = await self.parts.identity.check_account_event(principal, parse(event).event(0), now_ms=NOW_MS)
         await self.parts.log.append([submission(principal, event)], now_ms=NOW_MS, account_change=change)
 
 
 def replace_entry(device: DeviceFixture, **changes: Any) -> DeviceFixture:
     """A device whose entry says something else."""
-
-    class Changed(DeviceFixture):
-        """The entry is replaced."""
-
-        @property
-        def entry(self) -> DeviceEntry:
-            return replace(device.entry, **changes)
-
-    return Changed(device.user, device.name, device.capabilities)
+    return DeviceFixture(device.user, device.name, device.capabilities, changes=changes)
 
 
 async def test_an_enrolment_by_a_managing_device_is_accepted() -> None:
@@ -336,7 +376,7 @@ async def test_a_device_that_never_wrote_begins_with_no_prev() -> None:
     principal = await bench.parts.principal(watch)
     event, _ = watch.enrol(DeviceFixture(watch.user, "thief"))
     with pytest.raises(ProtocolError, match="forbidden"):
-        await bench.parts.identity.check_account_event(principal, parse(event).event(0))
+        await bench.parts.identity.check_account_event(principal, parse(event).event(0), now_ms=NOW_MS)
 
 
 async def test_an_account_has_so_many_devices() -> None:
@@ -371,17 +411,30 @@ async def test_the_account_log_is_read_once_until_it_moves() -> None:
     assert len(reads) == 2
 
 
+async def test_the_account_log_of_another_log_is_not_remembered() -> None:
+    """After a restore it is read again, also where nothing seems to have moved."""
+    bench = AccountBench()
+    await bench.start()
+    event = bench.enrolment("watch")
+    await bench.check(event)
+    (before,) = bench.parts.identity._account_logs.values()
+    bench.parts.database.generation += 1
+    await bench.check(event)
+    (after,) = bench.parts.identity._account_logs.values()
+    assert after.log is not before.log
+
+
 async def test_a_commit_in_another_stream_leaves_the_account_log_cached() -> None:
     """Only ``$devices`` makes it old; ``forget`` does too."""
     bench = AccountBench()
     phone = await bench.start()
     await bench.check(bench.enrolment("watch"))
-    cached = bench.parts.identity._account_logs.copy()
+    (cached,) = bench.parts.identity._account_logs.values()
     principal = await bench.parts.principal(phone)
     await bench.parts.log.append([submission(principal, phone.event("notes"))], now_ms=NOW_MS)
-    assert bench.parts.identity._account_logs == cached
+    assert cached.is_current
     bench.parts.identity.forget(principal.user_pk)
-    assert not bench.parts.identity._account_logs
+    assert not cached.is_current
 
 
 async def test_an_account_log_of_several_pages_is_followed_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +461,7 @@ async def test_the_memory_of_account_logs_is_bounded(monkeypatch: pytest.MonkeyP
         head = (await parts.log.stream(principal.user_pk, "$devices")).head
         phone.seen["$devices"] = head.seq, head.chain
         event, _ = phone.enrol(DeviceFixture(phone.user, "watch", capabilities=Capability.PUBLISH))
-        await parts.identity.check_account_event(principal, parse(event).event(0))
+        await parts.identity.check_account_event(principal, parse(event).event(0), now_ms=NOW_MS)
         principals.append(principal.user_pk)
     assert list(parts.identity._account_logs) == principals[1:]
 
@@ -455,3 +508,49 @@ def test_identity_listens_to_commits_from_the_start() -> None:
 
     identity = Identity(Log(), None, registrations(), TestClock(), devices_per_user_max=1)  # type: ignore[arg-type]
     assert heard == [identity._committed]
+
+
+async def test_a_full_account_log_takes_revocations_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept for ever; a thief must not be able to fill it so that nobody can revoke it."""
+    monkeypatch.setattr("keepstep.identity.ACCOUNT_EVENTS_MAX", 2)
+    bench = AccountBench()
+    phone = await bench.start()
+    await bench.store(bench.enrolment("watch"))
+    await bench.read_head()
+    before = phone.authored.copy()
+    with pytest.raises(ProtocolError, match="limit_exceeded"):
+        await bench.check(bench.enrolment("tablet"))
+    phone.authored = before
+    watch = DeviceFixture(phone.user, "watch")
+    change = await bench.check(phone.revoke(watch)[0])
+    assert change.revoked == (watch.device_id,)  # type: ignore[attr-defined]
+
+
+async def test_devices_that_have_ended_leave_room_for_others() -> None:
+    """The limit is on live ones."""
+    bench = AccountBench(devices_per_user_max=2)
+    phone = await bench.start()
+    await bench.store(bench.enrolment("watch"))
+    await bench.read_head()
+    event, change = phone.revoke(DeviceFixture(phone.user, "watch"))
+    await bench.parts.log.append(
+        [submission(await bench.parts.principal(phone), event)], now_ms=NOW_MS, account_change=change
+    )
+    await bench.read_head()
+    assert await bench.check(bench.enrolment("tablet")) is not None
+
+
+async def test_an_account_log_that_does_not_continue_what_was_followed_is_read_anew() -> None:
+    """Nothing is decided upon another database under the same row number; the next check reads from the start."""
+    bench = AccountBench()
+    await bench.start()
+    await bench.store(bench.enrolment("watch"))
+    await bench.read_head()
+    event = bench.enrolment("tablet")
+    await bench.check(event)
+    (cached,) = bench.parts.identity._account_logs.values()
+    cached.log._chains[-1] = bytes(32)
+    cached.is_current = False
+    with pytest.raises(Unavailable):
+        await bench.check(event)
+    assert await bench.check(event) is not None

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from keepstep.errors import Unavailable
-from keepstep.jobs import ACK_SAVE_INTERVAL_S, EXPIRE_BATCHES_MAX, EXPIRE_ROWS_MAX, Jobs
+from keepstep.jobs import ACK_SAVE_INTERVAL_S, DROP_BATCHES_MAX, DROP_ROWS_MAX, Jobs
 from keepstep.runtime import OffsetClock
 from keepstep.telemetry import Metrics
 from tests.support.events import NOW_MS
@@ -26,7 +26,7 @@ class ScriptedMaintenance:
     ahead_ms: int = 0
     round_trip_ms: int = 0
     missing_partitions: int = 0
-    expired: int = 0
+    droppable: int = 0
     is_away: bool = False
     calls: list[tuple[Any, ...]] = field(default_factory=list)
 
@@ -37,10 +37,6 @@ class ScriptedMaintenance:
             raise Unavailable
 
     async def ping(self) -> None:
-        """Not asked by jobs."""
-        raise AssertionError
-
-    async def epoch(self) -> int:
         """Not asked by jobs."""
         raise AssertionError
 
@@ -60,9 +56,20 @@ class ScriptedMaintenance:
 
     async def expire_payloads(self, *, now_ms: int, rows_max: int) -> int:
         """As many as there are, at most ``rows_max``."""
-        await self._arrive("expire_payloads", now_ms, rows_max)
-        done = min(self.expired, rows_max)
-        self.expired -= done
+        return await self._drop("expire_payloads", now_ms, rows_max)
+
+    async def compact(self, *, now_ms: int, rows_max: int) -> int:
+        """As many as there are, at most ``rows_max``."""
+        return await self._drop("compact", now_ms, rows_max)
+
+    async def empty_inboxes(self, *, now_ms: int, rows_max: int) -> int:
+        """As many as there are, at most ``rows_max``."""
+        return await self._drop("empty_inboxes", now_ms, rows_max)
+
+    async def _drop(self, name: str, now_ms: int, rows_max: int) -> int:
+        await self._arrive(name, now_ms, rows_max)
+        done = min(self.droppable, rows_max)
+        self.droppable -= done
         return done
 
 
@@ -75,11 +82,15 @@ class Bench:
         self.maintenance = ScriptedMaintenance(self.machine_clock)
         self.metrics = Metrics()
         self.saves = 0
+        self.clean_ups = 0
+        self.administration_clean_ups = 0
         self.jobs = Jobs(
             self.maintenance,
             self.machine_clock,
             self.clock,
             self.save_acks,
+            self.clean_up_tokens,
+            self.clean_up_administration,
             partitions_ahead=3,
             metrics=self.metrics,
             logger=structlog.get_logger(),
@@ -89,6 +100,16 @@ class Bench:
         """Counts."""
         await trio.lowlevel.checkpoint()
         self.saves += 1
+
+    async def clean_up_tokens(self) -> None:
+        """Counts."""
+        await trio.lowlevel.checkpoint()
+        self.clean_ups += 1
+
+    async def clean_up_administration(self) -> None:
+        """Counts."""
+        await trio.lowlevel.checkpoint()
+        self.administration_clean_ups += 1
 
     def value(self, name: str, **labels: str) -> float | None:
         """A metric's value."""
@@ -117,23 +138,28 @@ async def test_partitions_are_made_for_the_databases_time() -> None:
     assert [line["count"] for line in lines if line["event"] == "partitions_made"] == [8]
 
 
-@pytest.mark.parametrize(("expired", "batches"), [(0, 1), (5, 1), (EXPIRE_ROWS_MAX, 2), (2 * EXPIRE_ROWS_MAX + 1, 3)])
-async def test_payloads_are_dropped_until_a_batch_is_not_full(expired: int, batches: int) -> None:
+DROPS = [("expire_payloads", "expired"), ("compact", "compacted"), ("empty_inboxes", "acked")]
+"""Jobs that drop payloads, and what their metric begins with."""
+
+
+@pytest.mark.parametrize(("job", "metric"), DROPS)
+@pytest.mark.parametrize(("count", "batches"), [(0, 1), (5, 1), (DROP_ROWS_MAX, 2), (2 * DROP_ROWS_MAX + 1, 3)])
+async def test_payloads_are_dropped_until_a_batch_is_not_full(job: str, metric: str, count: int, batches: int) -> None:
     """Each batch a short transaction."""
     bench = Bench()
-    bench.maintenance.expired = expired
-    await bench.jobs.expire_payloads()
-    assert len(bench.maintenance.calls) == batches
-    assert bench.maintenance.expired == 0
-    assert bench.value("keepstep_expired_payloads_total") == expired
+    bench.maintenance.droppable = count
+    await getattr(bench.jobs, job)()
+    assert bench.maintenance.calls == [(job, NOW_MS, DROP_ROWS_MAX)] * batches
+    assert bench.maintenance.droppable == 0
+    assert bench.value(f"keepstep_{metric}_payloads_total") == count
 
 
 async def test_dropping_payloads_stops_after_some_batches() -> None:
     """What is left waits for the next run, so that nothing else has to wait for it."""
     bench = Bench()
-    bench.maintenance.expired = (EXPIRE_BATCHES_MAX + 1) * EXPIRE_ROWS_MAX
+    bench.maintenance.droppable = (DROP_BATCHES_MAX + 1) * DROP_ROWS_MAX
     await bench.jobs.expire_payloads()
-    assert bench.maintenance.expired == EXPIRE_ROWS_MAX
+    assert bench.maintenance.droppable == DROP_ROWS_MAX
 
 
 async def test_preparing_measures_the_clock_before_making_partitions() -> None:
@@ -152,8 +178,15 @@ async def test_every_job_runs_at_its_interval(autojump_clock: trio.testing.MockC
         await trio.sleep(900.5)
         nursery.cancel_scope.cancel()
     names = [call[0] for call in bench.maintenance.calls]
-    assert {name: names.count(name) for name in names} == {"now_ms": 15, "make_partitions": 9, "expire_payloads": 9}
+    assert {name: names.count(name) for name in names} == {
+        "now_ms": 15,
+        "make_partitions": 9,
+        "expire_payloads": 9,
+        "compact": 9,
+        "empty_inboxes": 9,
+    }
     assert bench.saves == 900 / ACK_SAVE_INTERVAL_S
+    assert bench.clean_ups == bench.administration_clean_ups == 9
     assert bench.value("keepstep_jobs_total", job="clock_offset", result="ok") == 15
 
 

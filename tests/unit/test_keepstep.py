@@ -23,7 +23,7 @@ from nacl.exceptions import BadSignatureError
 import keepstep
 from keepstep import _keepstep
 from keepstep.errors import ProtocolError
-from tests.support.events import secret
+from tests.support.events import seed
 from tests.support.vectors import load, unhex
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def test_every_edge_signature_keeps_its_answer_in_company() -> None:
         if case["comment"].startswith(("key of small order", "key not canonical")):
             refused("malformed", _keepstep.DeviceKey, public)
             continue
-        honest = secret(f"honest {case['number']}")
+        honest = seed(f"honest {case['number']}")
         honest_key = _keepstep.DeviceKey(_keepstep.ed25519_public(honest))
         items += [(_keepstep.DeviceKey(public), message, signature)]
         items += [(honest_key, message, _keepstep.ed25519_sign(honest, message))]
@@ -175,7 +175,7 @@ def test_every_edge_signature_keeps_its_answer_in_company() -> None:
 @given(st.lists(st.booleans(), max_size=80))
 def test_a_batch_names_exactly_the_culprits(good: list[bool]) -> None:
     """One verdict per signature, whatever shares the batch."""
-    seeds = [secret(f"signer {index % 5}") for index in range(len(good))]
+    seeds = [seed(f"signer {index % 5}") for index in range(len(good))]
     device_keys = [_keepstep.DeviceKey(_keepstep.ed25519_public(seed)) for seed in seeds]
     signed = [
         _keepstep.ed25519_sign(seed, b"a" if is_good else b"b") for seed, is_good in zip(seeds, good, strict=True)
@@ -246,7 +246,7 @@ def test_rfc_7748_secrets_are_agreed() -> None:
 @pytest.mark.parametrize("public", [bytes(32), bytes([1]) + bytes(31)], ids=["zero", "of order 1"])
 def test_an_all_zero_shared_secret_is_refused(public: bytes) -> None:
     """protocol.md section 1: a peer's low-order point gives no secret."""
-    refused("malformed", _keepstep.x25519, secret("any"), public)
+    refused("malformed", _keepstep.x25519, seed("any"), public)
 
 
 def test_a_public_key_of_another_length_is_malformed() -> None:
@@ -334,7 +334,7 @@ def test_another_suite_is_unsupported(suite: int) -> None:
 @pytest.mark.parametrize("suite", sorted(SUITES))
 def test_records_are_sealed_under_a_counter(suite: int) -> None:
     """protocol.md section 2, Records: nonce = 32 zero bits and the counter."""
-    key = secret("record key")
+    key = seed("record key")
     sealer = _keepstep.RecordSealer(suite, key, b"th3")
     plaintexts = [b"", b"x", b"y" * 5000]
     records = [sealer.seal(plaintexts[0]), *sealer.seal_many(plaintexts[1:])]
@@ -428,13 +428,13 @@ def test_constant_time_comparison_is_equality(a: bytes, b: bytes) -> None:
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview, lambda data: memoryview(data * 2)[: len(data)]])
 def test_any_buffer_of_bytes_is_taken(buffer: Callable[[bytes], Any]) -> None:
     """Not only ``bytes``: also what a socket or a decoder hands out."""
-    seed, message = secret("seed"), b"message"
-    signature = _keepstep.ed25519_sign(buffer(seed), buffer(message))
-    assert signature == _keepstep.ed25519_sign(seed, message)
-    _keepstep.ed25519_verify(buffer(_keepstep.ed25519_public(seed)), buffer(message), buffer(signature))
+    secret, message = seed("secret"), b"message"
+    signature = _keepstep.ed25519_sign(buffer(secret), buffer(message))
+    assert signature == _keepstep.ed25519_sign(secret, message)
+    _keepstep.ed25519_verify(buffer(_keepstep.ed25519_public(secret)), buffer(message), buffer(signature))
     assert _keepstep.blake3(buffer(message)) == _keepstep.blake3(message)
-    opener = _keepstep.RecordOpener(2, buffer(seed), buffer(b"aad"))
-    assert opener.open(buffer(_keepstep.RecordSealer(2, seed, b"aad").seal(buffer(message)))) == message
+    opener = _keepstep.RecordOpener(2, buffer(secret), buffer(b"aad"))
+    assert opener.open(buffer(_keepstep.RecordSealer(2, secret, b"aad").seal(buffer(message)))) == message
 
 
 def test_what_is_no_buffer_of_bytes_is_a_type_error() -> None:
@@ -471,7 +471,7 @@ def test_keys_and_nonces_of_another_length_are_the_callers_mistake(name: str, ar
 
 def test_objects_that_hold_keys_do_not_show_them() -> None:
     """Nothing to read in a log or a traceback."""
-    key = secret("never shown")
+    key = seed("never shown")
     for holder in (_keepstep.RecordSealer(1, key, b""), _keepstep.RecordOpener(1, key, b"")):
         assert key.hex() not in repr(holder)
         assert not hasattr(holder, "__dict__")

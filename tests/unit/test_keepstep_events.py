@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,7 +12,7 @@ from keepstep import _keepstep
 from keepstep.errors import ProtocolError
 from keepstep.protocol.event import NO_PREV, TTL_S_MAX
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, UserFixture, parse, submission, wire_events
-from tests.support.ingesting import principal
+from tests.support.ingesting import copied_rows, ingest, new_head, principal
 from tests.support.vectors import load, unhex
 
 if TYPE_CHECKING:
@@ -115,8 +116,13 @@ def test_a_badly_formed_event_keeps_its_own_error(device: DeviceFixture) -> None
     [
         (0, "$devices", "malformed"),
         (0, "$inbox/x", "unknown_stream"),
-        (1, "notes", "unsupported"),
-        (4, "notes", "unsupported"),
+        (0, f"$inbox/{'a' * 31}", "unknown_stream"),
+        (0, f"$inbox/{'A' * 32}", "unknown_stream"),
+        (0, f"$inbox/{'g' * 32}", "unknown_stream"),
+        (6, f"$inbox/{'a' * 32}", "malformed"),
+        (1, "$devices", "malformed"),
+        (1, f"$inbox/{'a' * 32}", "malformed"),
+        (4, "$keys", "malformed"),
         (5, "$keys", "malformed"),
         (5, "notes", "malformed"),
         (6, "$devices", "malformed"),
@@ -192,6 +198,22 @@ def test_splitting_gives_one_message_per_event(device: DeviceFixture) -> None:
     assert [events.payload_bytes for events in split] == [1, 2, 0]
     assert split[1].event(0).hash == b.hash
     assert raised_code(split[2].event, 0) == "unsupported"
+
+
+def test_a_stored_event_may_have_lost_its_payload(device: DeviceFixture) -> None:
+    """As an account's export has it: parsed, and stored again without; published it would be malformed."""
+    gone = replace(device.event("notes", b"gone", ttl_s=60), payload=None)
+    raw = wire_events(gone, device.event("notes", b"there"))
+    assert raised_code(parse(gone).event, 0) == "malformed"
+
+    events = _keepstep.Events.parse(raw, events_max=2, payload_bytes_max=100, payloads_may_be_missing=True)
+
+    assert [events.event(index).payload_dropped for index in (0, 1)] == [True, False]
+    assert [events.event(index).payload for index in (0, 1)] == [b"", b"there"]
+    ingested = ingest(
+        submission(principal(device), device.event("other")).with_events(events), heads=[new_head(device.user, "notes")]
+    )
+    assert [row[7::3] for row in copied_rows(ingested.copy_bytes(1))] == [[None, None], [None, b"there"]]
 
 
 # -- submissions --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +16,7 @@ from keepstep.errors import ProtocolError
 from keepstep.model import Capability, RetentionClass
 from keepstep.protocol.chain import chain_next, event_hash
 from keepstep.protocol.event import NO_PREV
-from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, UserFixture, parse, submission
+from tests.support.events import NOW_MS, DeviceFixture, UserFixture, parse, submission
 from tests.support.ingesting import copied_rows, ingest, new_head, principal
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def test_a_duplicate_behind_the_head_has_no_chain_to_show(user: UserFixture, dev
 def test_refusals_without_detail_have_an_empty_one(user: UserFixture, device: DeviceFixture) -> None:
     """Every code of the decide table that says all by itself."""
     good = device.event("notes")
-    bad = SignedEvent(good.header, bytes(64), good.payload, good.stream, good.n, good.hash)
+    bad = replace(good, sig=bytes(64))
     future = DeviceFixture(user, "ahead").event("notes", at_ms=NOW_MS + 600_001)
     ahead = DeviceFixture(user, "ahead")
     batch = [
@@ -208,7 +209,7 @@ def test_received_at_never_steps_back(user: UserFixture, device: DeviceFixture) 
 def test_a_suspect_gets_the_same_answers(user: UserFixture, device: DeviceFixture) -> None:
     """Only the way of verifying differs."""
     good = device.event("notes")
-    bad = SignedEvent(good.header, good.sig[:63] + b"\x00", good.payload, "notes", 1, good.hash)
+    bad = replace(good, sig=good.sig[:63] + b"\x00")
     for events in ((good,), (bad, good)):
         plain, suspect = (submission(principal(device), *events, suspect=suspect) for suspect in (False, True))
         heads = [new_head(user, "notes")]

@@ -10,6 +10,8 @@ import pytest
 from keepstep import keys
 from keepstep.client import crypto
 from keepstep.errors import StartupError
+from keepstep.protocol.codec import encode
+from keepstep.protocol.succession import Announcement, verify_announcement
 from tests.support.parts import CountedRandomness
 
 
@@ -103,3 +105,102 @@ def test_the_first_of_two_servers_that_start_at_once_wins(tmp_path: Path) -> Non
     assert late == keys.load(tmp_path)
     assert late.secret != CountedRandomness("late").bytes(32)
     assert [file.name for file in tmp_path.iterdir()] == [keys.FILE_NAME]
+
+
+# -- the successor --------------------------------------------------------------------------------------------------
+
+
+def announced(tmp_path: Path) -> Announcement:
+    """A key with a successor that takes over at 1,000 ms."""
+    keys.load_or_create(tmp_path, CountedRandomness("first"))
+    return keys.announce_successor(tmp_path, CountedRandomness("second"), from_ms=1_000, until_ms=2_000)
+
+
+def test_a_successor_is_announced_by_both_keys(tmp_path: Path) -> None:
+    """It waits beside the key, which stays in force; the announcement verifies with the client's library."""
+    announcement = announced(tmp_path)
+    succession = verify_announcement(crypto, announcement)
+    assert succession.old_key == keys.load(tmp_path).public
+    assert succession.new_key == keys.load(tmp_path, name=keys.NEXT_FILE_NAME).public
+    assert (succession.from_ms, succession.until_ms) == (1_000, 2_000)
+    assert keys.load_announcements(tmp_path) == [announcement]
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_successor_takes_over_when_its_time_has_come(tmp_path: Path) -> None:
+    """Once; the announcement stays, for devices that were away."""
+    announcement = announced(tmp_path)
+    new_key = keys.load(tmp_path, name=keys.NEXT_FILE_NAME)
+    assert not keys.take_over(tmp_path, now_ms=999)
+    assert keys.take_over(tmp_path, now_ms=1_000)
+    assert keys.load(tmp_path) == new_key
+    assert not keys.take_over(tmp_path, now_ms=1_001)
+    assert keys.load_announcements(tmp_path) == [announcement]
+    following = keys.announce_successor(tmp_path, CountedRandomness("third"), from_ms=3_000, until_ms=4_000)
+    assert verify_announcement(crypto, following).old_key == new_key.public
+    assert keys.load_announcements(tmp_path) == [announcement, following]
+
+
+def test_one_successor_is_announced_at_a_time(tmp_path: Path) -> None:
+    """Devices would not know whom to believe."""
+    announcement = announced(tmp_path)
+    with pytest.raises(StartupError, match="announced already"):
+        keys.announce_successor(tmp_path, CountedRandomness("third"), from_ms=1_000, until_ms=2_000)
+    assert keys.load_announcements(tmp_path) == [announcement]
+
+
+def test_an_announcement_that_was_interrupted_goes_on_with_the_key_it_made(tmp_path: Path) -> None:
+    """The key was written, the announcement was not."""
+    announced(tmp_path)
+    made = keys.load(tmp_path, name=keys.NEXT_FILE_NAME)
+    (tmp_path / keys.ANNOUNCEMENTS_FILE_NAME).unlink()
+    again = keys.announce_successor(tmp_path, CountedRandomness("third"), from_ms=1_000, until_ms=2_000)
+    assert verify_announcement(crypto, again).new_key == made.public
+
+
+def test_a_server_without_a_successor_has_nothing_to_take_over(tmp_path: Path) -> None:
+    """The ordinary start; also the first one, without any key."""
+    assert not keys.take_over(tmp_path, now_ms=1)
+    assert keys.load_announcements(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"\x91", encode([(b"x", bytes(64), bytes(64))])])
+def test_damaged_announcements_are_not_passed_on(tmp_path: Path, content: bytes) -> None:
+    """The server does not start: devices could not verify them."""
+    announced(tmp_path)
+    (tmp_path / keys.ANNOUNCEMENTS_FILE_NAME).write_bytes(content)
+    with pytest.raises(StartupError, match="damaged"):
+        keys.take_over(tmp_path, now_ms=1)
+
+
+def test_another_key_than_the_announced_one_does_not_take_over(tmp_path: Path) -> None:
+    """Nor does a missing one."""
+    announced(tmp_path)
+    path = tmp_path / keys.NEXT_FILE_NAME
+    path.write_text("11" * 32 + "\n")
+    with pytest.raises(StartupError, match="not the key that was announced"):
+        keys.take_over(tmp_path, now_ms=1_000)
+    path.unlink()
+    with pytest.raises(StartupError, match="there is no server key"):
+        keys.take_over(tmp_path, now_ms=1_000)
+
+
+def test_announcements_that_cannot_be_read_or_written_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In plain words, with the path."""
+    announced(tmp_path)
+    path = tmp_path / keys.ANNOUNCEMENTS_FILE_NAME
+
+    def broken(*_: object) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", broken)
+        with pytest.raises(StartupError, match="cannot be put in its place: Permission denied"):
+            keys.take_over(tmp_path, now_ms=1_000)
+        path.unlink()
+        with pytest.raises(StartupError, match=r"cannot be written into .*: Permission denied"):
+            keys.announce_successor(tmp_path, CountedRandomness("third"), from_ms=1_000, until_ms=2_000)
+    path.mkdir()
+    with pytest.raises(StartupError, match="cannot be read: Is a directory"):
+        keys.load_announcements(tmp_path)

@@ -139,6 +139,13 @@ def test_the_owner_of_a_port_is_found_by_its_socket(tmp_path: Path) -> None:
     assert find_owner(8442, proc=tmp_path) is None
 
 
+def test_an_owners_name_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    """Every process names itself, in any bytes."""
+    write_proc(tmp_path, inode=777, port=8441)
+    (tmp_path / "42" / "comm").write_bytes(b"\x1b[31m\xff\n")
+    assert find_owner(8441, proc=tmp_path) == r"'\x1b[31m\\xff' (process 42)"
+
+
 def test_a_socket_that_does_not_listen_owns_no_port(tmp_path: Path) -> None:
     """A client's end may have the same number."""
     write_proc(tmp_path, inode=777, port=8441, state="01")

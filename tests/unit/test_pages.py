@@ -8,7 +8,7 @@ import pytest
 from keepstep.interfaces import Page
 from keepstep.pages import encode_events, encode_read_result
 from keepstep.protocol.messages import EventRow, Events, ReadResult, decode_from_server
-from tests.support.events import secret
+from tests.support.events import seed
 
 
 def make_page(count: int) -> tuple[Page, list[EventRow]]:
@@ -17,7 +17,7 @@ def make_page(count: int) -> tuple[Page, list[EventRow]]:
         (seq, bytes(16), 1_000 + seq, b"header", bytes(64), b"payload", None) for seq in range(5, 5 + count)
     ]
     encoded = b"".join(msgspec.msgpack.encode(row) for row in rows)
-    return Page(4, encoded, count, 4 + count, secret("chain"), 1_000_000), rows
+    return Page(4, encoded, count, 4 + count, seed("chain"), 1_000_000), rows
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 1_000])

@@ -13,9 +13,9 @@ import trio.testing
 
 from keepstep._keepstep import Submission
 from keepstep.errors import Unavailable
-from keepstep.interfaces import AccountChange, Appended
-from keepstep.model import Capability, Kind, Principal
-from keepstep.protocol.account import encode_enrol
+from keepstep.interfaces import Appended
+from keepstep.model import AccountChange, Capability, Kind, Principal
+from keepstep.protocol.account_payloads import encode_enrol
 from keepstep.protocol.messages import ResultAccepted, ResultDuplicate, ResultError
 from keepstep.publish import Answered
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, submission
@@ -362,7 +362,7 @@ async def test_the_account_log_is_read_anew_after_a_refusal() -> None:
     async with parts.running():
         assert codes(await alice.publish(alice.device.event("notes"))) == ["accepted"]
         handed_in = submission(alice.principal, event)
-        change = await parts.identity.check_account_event(alice.principal, handed_in.events.event(0))
+        change = await parts.identity.check_account_event(alice.principal, handed_in.events.event(0), now_ms=NOW_MS)
         await other_node.log.append([handed_in], now_ms=NOW_MS, account_change=change)
         later, _ = alice.device.enrol(DeviceFixture(alice.device.user, "lamp", capabilities=Capability.PUBLISH))
         first, *_ = codes(await alice.publish(later))

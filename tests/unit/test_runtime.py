@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepstep.runtime import OffsetClock, SystemClock, SystemRandomness, WorkerThreads
+from keepstep.runtime import STEP_BACK_MS_MIN, OffsetClock, SystemClock, SystemRandomness, WorkerThreads
 from tests.support.events import NOW_MS
 from tests.support.parts import TestClock
 
@@ -28,9 +28,23 @@ async def test_an_offset_clock_follows_by_what_was_measured(autojump_clock: trio
     followed = TestClock()
     clock = OffsetClock(followed)
     assert clock.now_ms() == NOW_MS
-    clock.offset_ms = -250
-    assert clock.now_ms() == NOW_MS - 250
+    clock.offset_ms = 250
+    assert clock.now_ms() == NOW_MS + 250
     assert clock.monotonic_s() == followed.monotonic_s()
+
+
+def test_an_offset_clock_that_is_measured_anew_does_not_step_back() -> None:
+    """A payload that had expired by it would be missing under a head that says it has not; a real step is followed."""
+    followed = TestClock()
+    clock = OffsetClock(followed)
+    clock.offset_ms = 30
+    assert clock.now_ms() == NOW_MS + 30
+    clock.offset_ms = -20
+    assert clock.now_ms() == NOW_MS + 30
+    followed.at_ms += 60
+    assert clock.now_ms() == NOW_MS + 40
+    clock.offset_ms -= STEP_BACK_MS_MIN
+    assert clock.now_ms() == NOW_MS + 40 - STEP_BACK_MS_MIN
 
 
 def test_randomness_gives_as_many_bytes_as_asked_and_others_each_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ import trio
 import trio.testing
 
 from keepstep import keys, server
+from keepstep.client import crypto
 from keepstep.config import Settings
 from keepstep.errors import StartupError
 from keepstep.listening import bind
 from keepstep.memory import MemoryDatabase
-from keepstep.protocol.messages import Accepted, Draining
+from keepstep.protocol.messages import Accepted, Draining, KeyAnnounced
+from keepstep.protocol.succession import encode_announcement, verify_announcement
+from keepstep.runtime import SystemClock, SystemRandomness
+from keepstep.validation import format_base64url
 from tests.support.events import DeviceFixture, UserFixture
 from tests.support.server import RunningServer, free_listeners, memory_storage, running_server
 from tests.support.wire import Closed, WireDevice, open_socket
@@ -50,6 +55,33 @@ async def test_a_started_server_says_where_it_is(data_dir: Path) -> None:
             told = (await http.get("/api/v1/server")).json()
         assert told["device_url"] == started.device_url
     await running.stopped.wait()
+
+
+async def test_devices_are_told_of_the_servers_next_key_until_it_is_old(data_dir: Path) -> None:
+    """After Ready and over REST; at the next start after its time it is the server's key, and still announced."""
+    old = keys.load_or_create(data_dir, SystemRandomness())
+    now_ms = SystemClock().now_ms()
+    announcement = keys.announce_successor(data_dir, SystemRandomness(), from_ms=now_ms - 1, until_ms=now_ms + 600_000)
+    encoded = encode_announcement(announcement)
+    async with running_server(data_dir) as running:
+        key = running.started.server_key
+        assert key == verify_announcement(crypto, announcement).new_key != old.public
+        async with httpx.AsyncClient(base_url=running.rest_url) as http:
+            told = (await http.get("/api/v1/server")).json()
+        assert told["server_key_announcements"] == [format_base64url(encoded)]
+        phone = await register(running, "alice")
+        async with open_socket(running.device_url) as end:
+            session = await WireDevice.connect(phone, end, key)
+            assert await session.expect(KeyAnnounced) == KeyAnnounced(encoded)
+
+
+async def test_an_announcement_whose_time_is_over_is_no_longer_told(data_dir: Path) -> None:
+    """Every device that was there has the new key by then."""
+    keys.load_or_create(data_dir, SystemRandomness())
+    now_ms = SystemClock().now_ms()
+    keys.announce_successor(data_dir, SystemRandomness(), from_ms=now_ms - 2, until_ms=now_ms - 1)
+    clock = SystemClock()
+    assert server._announcement(Settings(data_dir=data_dir), clock)() is None
 
 
 @pytest.mark.parametrize(
@@ -224,3 +256,47 @@ async def test_counts_of_the_moment_are_exposed(data_dir: Path) -> None:
         "draining": 0,
     }.items():
         assert f"keepstep_{name} {float(value)}" in lines
+
+
+async def test_a_database_that_is_not_asked_is_a_metric(data_dir: Path) -> None:
+    """What the breaker says now, for whoever is to be woken by it."""
+    is_away = False
+    storage = replace(memory_storage(), is_away=lambda: is_away)
+    async with (
+        running_server(data_dir, storage=storage) as running,
+        httpx.AsyncClient(base_url=running.rest_url) as http,
+    ):
+        for away in (False, True, False):
+            is_away = away
+            assert f"keepstep_database_away {float(away)}" in (await http.get("/metrics")).text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("settings", "origin"),
+    [
+        ({}, None),
+        ({"public_rest_url": "https://rest.example.org:8443"}, "https://rest.example.org:8443"),
+        ({"public_device_url": "wss://sync.example.org/v1/connect"}, "https://sync.example.org"),
+        ({"public_device_url": "ws://sync.example.org:8441/v1/connect"}, "http://sync.example.org:8440"),
+    ],
+)
+async def test_rest_clients_are_told_the_address_that_they_sign(
+    data_dir: Path, settings: dict[str, Any], origin: str | None
+) -> None:
+    """The public one, else the one beside the devices'; what signs tokens is in a file of its own."""
+    async with running_server(data_dir, settings=settings) as running:
+        async with httpx.AsyncClient(base_url=running.rest_url) as http:
+            body = {"user_id": "ab" * 32, "device_id": "0f8fad5b-d9cb-469f-a165-70867728950e"}
+            told = (await http.post("/api/v1/auth/challenge", json=body)).json()
+        assert told["origin"] == (origin or running.rest_url)
+        assert told["server_key"] == running.started.server_key.hex()
+    assert (data_dir / "token-keys.json").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_server_does_not_start_with_damaged_token_keys(data_dir: Path) -> None:
+    """The message says what to do."""
+    path = data_dir / "token-keys.json"
+    path.write_text("{")
+    path.chmod(0o600)
+    with pytest.raises(StartupError, match="Delete the file"):
+        await server.run(Settings(data_dir=data_dir), storage=memory_storage(), listeners=free_listeners())

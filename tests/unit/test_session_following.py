@@ -26,9 +26,11 @@ from keepstep.protocol.messages import (
     Unsubscribe,
 )
 from keepstep.session import REPLIES_MAX
-from tests.support.alice import Alice, closes
-from tests.support.events import DeviceFixture
+from tests.support.alice import Alice
+from tests.support.events import NOW_MS, DeviceFixture
+from tests.support.following import verified
 from tests.support.parts import Parts
+from tests.support.wire import Closed, closing_reason
 
 # -- following ------------------------------------------------------------------------------------------------------
 
@@ -51,7 +53,7 @@ async def test_acks_reach_the_subscriber() -> None:
     async with alice.parts.running() as nursery:
         session = await alice.connect(nursery)
         await session.send(Ack({"notes": (1, bytes(16))}))
-        assert await closes(session) == "malformed"
+        assert await closing_reason(session.receive) == "malformed"
 
 
 async def test_a_session_that_does_not_follow_the_account_hears_that_it_moved() -> None:
@@ -61,6 +63,46 @@ async def test_a_session_that_does_not_follow_the_account_hears_that_it_moved() 
         session = await alice.connect(nursery)
         await alice.parts.enrol(alice.phone, DeviceFixture(alice.phone.user, "watch", Capability.PUBLISH))
         assert await session.receive() == DevicesChanged(2)
+
+
+async def test_a_session_ends_where_the_log_is_another_one(autojump_clock: trio.testing.MockClock) -> None:
+    """Positions in a restored or promoted log mean nothing: the device resumes, and is told what is still there."""
+    alice = Alice()
+    async with alice.parts.running() as nursery:
+        session = await alice.connect(nursery)
+        restore(alice.parts)
+        assert await closing_reason(session.receive) == "unavailable"
+        session = await alice.parts.connect(nursery, alice.phone, resume="all")
+        (head,) = session.ready.heads
+        assert verified(head).epoch == NOW_MS
+
+
+async def test_nothing_of_another_log_is_sent_in_a_session() -> None:
+    """Not the page during whose reading it shows: its signed head would prove the server a liar."""
+    alice = Alice()
+    async with alice.parts.running() as nursery:
+        session = await alice.connect(nursery)
+        await session.publish(alice.phone.event("notes"))
+        read = alice.parts.log.read
+
+        async def restored(*arguments: Any, **keywords: Any) -> Any:
+            page = await read(*arguments, **keywords)
+            restore(alice.parts)
+            await alice.parts.log.stream(arguments[0], "$devices")  # by which the node learns of it
+            return page
+
+        alice.parts.log.read = restored  # type: ignore[method-assign]
+        await session.subscribe("notes")
+        await session.expect(Resumed)
+        with pytest.raises(Closed) as caught:
+            await session.receive()
+        assert caught.value.reason == "unavailable"
+
+
+def restore(parts: Parts) -> None:
+    """The database is another one than it was."""
+    parts.database.epoch = NOW_MS
+    parts.database.generation += 1
 
 
 async def test_reading_goes_on_when_the_log_is_back(autojump_clock: trio.testing.MockClock) -> None:
@@ -103,7 +145,7 @@ async def test_a_fault_found_while_reading_ends_the_session_after_its_answers() 
         alice.parts.log.read = broken  # type: ignore[method-assign]
         await session.start_publish(alice.phone.event("notes"))
         assert isinstance(await session.receive(), Accepted)
-        assert await closes(session) == "internal"
+        assert await closing_reason(session.receive) == "internal"
 
 
 async def test_refused_subscriptions_do_not_pile_up() -> None:

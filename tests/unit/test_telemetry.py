@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
-from keepstep.errors import ProtocolError
+from keepstep.errors import KeepstepError, ProtocolError
 from keepstep.protocol.messages import Result, ResultAccepted, ResultDuplicate, ResultError
-from keepstep.telemetry import FRAMES_MAX, LOG_FIELDS, Metrics, configure_logging, describe
+from keepstep.telemetry import FRAMES_MAX, LOG_FIELDS, BoundedLines, Metrics, configure_logging, describe
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
+PACKAGE = Path(__file__).parents[2] / "python" / "keepstep"
+LOG_METHODS = {"bind", "debug", "info", "warning", "error"}
 
 
 @pytest.fixture(autouse=True)
@@ -75,11 +78,11 @@ def test_json_lines_carry_time_level_and_fields(capsys: pytest.CaptureFixture[st
     """One object a line, on standard error."""
     log = configure_logging("info", "json")
     log.debug("not_this")
-    log.info("session_open", session_id="00ff", user_pk=1)
+    log.info("session_open", request_id="00ff", user_pk=1)
     (line,) = capsys.readouterr().err.splitlines()
     fields = json.loads(line)
     assert fields.pop("timestamp").endswith("Z")
-    assert fields == {"event": "session_open", "level": "info", "session_id": "00ff", "user_pk": 1}
+    assert fields == {"event": "session_open", "level": "info", "request_id": "00ff", "user_pk": 1}
 
 
 def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +121,21 @@ def test_libraries_are_heard_from_warnings_up(capsys: pytest.CaptureFixture[str]
     assert json.loads(line)["detail"].startswith("library: error in ")
 
 
+def given_fields() -> set[str]:
+    """The names of all fields that the package gives to its log."""
+    given = set(describe(KeepstepError()))
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOG_METHODS:
+                given |= {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+    return given
+
+
+def test_the_listed_log_fields_are_those_that_are_given() -> None:
+    """One that is not listed is dropped: why the embedded PostgreSQL does not start once never reached the log."""
+    assert given_fields() == set(LOG_FIELDS)
+
+
 def test_every_log_field_says_what_it_is() -> None:
     """No field without a meaning."""
     assert all(meaning.strip() for meaning in LOG_FIELDS.values())
@@ -152,3 +170,14 @@ def test_a_deep_traceback_is_cut_to_its_innermost_frames() -> None:
     frames = describe(caught.value)["frames"]
     assert len(frames) == FRAMES_MAX
     assert all(frame.endswith(" dive") for frame in frames)
+
+
+def test_strangers_write_so_many_lines_and_no_more() -> None:
+    """The first line of the next interval comes after how many were left out."""
+    with structlog.testing.capture_logs() as lines:
+        bounded = BoundedLines(structlog.get_logger(), lines_max=2, interval_s=60)
+        for now_s in (0, 1, 2, 3, 59, 60, 61, 200):
+            bounded.write("handshake_refused", now_s=now_s, code="timeout")
+
+    shown = [line.get("count", line.get("code")) for line in lines]
+    assert shown == ["timeout", "timeout", 3, "timeout", "timeout", "timeout"]

@@ -9,7 +9,7 @@ import pytest
 from keepstep import _keepstep, validation
 from keepstep.client import crypto
 from keepstep.errors import ProtocolError
-from tests.support.scripted_log import seed
+from tests.support.events import seed
 from tests.support.vectors import load
 
 if TYPE_CHECKING:
@@ -288,3 +288,30 @@ def test_server_addresses_carry_the_key(text: str, url: str, host: str, port: in
 def test_other_addresses_are_malformed(text: str) -> None:
     """Without a key there is no server to trust; and nothing else may hide in the URL."""
     assert refused(lambda: validation.parse_server_url(text)) == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("http://127.0.0.1:8440", "http://127.0.0.1:8440"),
+        ("HTTPS://Rest.Example.ORG/", "https://rest.example.org"),
+        ("https://h:443", "https://h"),
+        ("http://h:443", "http://h:443"),
+        ("http://[::1]:80", "http://[::1]"),
+    ],
+)
+def test_rest_addresses_have_one_spelling(text: str, origin: str) -> None:
+    """Device and server sign and verify the same bytes."""
+    assert validation.parse_origin(text) == origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "h", "ftp://h", "http://", "http://h/path", "http://h?x", "http://h#key", "http://u@h", "http://u:p@h"),
+        *("http://h:0", "http://h:65536", "http://[h", "http://two words", f"http://{WIDE_A}", "http://" + "h" * 512),
+    ],
+)
+def test_other_rest_addresses_are_malformed(text: str) -> None:
+    """Nothing but scheme, host and port."""
+    assert refused(lambda: validation.parse_origin(text)) == "malformed"

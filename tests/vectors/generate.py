@@ -50,7 +50,8 @@ SERVER_SECRET: Final = secret("server identity key")
 SERVER_KEY: Final = crypto.ed25519_public(SERVER_SECRET)
 ROOT_SECRET: Final = secret("user root key")
 USER_KEY: Final = crypto.ed25519_public(ROOT_SECRET)
-NEXT_ROOT_KEY: Final = crypto.ed25519_public(secret("next user root key"))
+NEXT_ROOT_SECRET: Final = secret("next user root key")
+NEXT_ROOT_KEY: Final = crypto.ed25519_public(NEXT_ROOT_SECRET)
 DEVICE_SECRET: Final = secret("device key")
 DEVICE_KEY: Final = crypto.ed25519_public(DEVICE_SECRET)
 BOX_SECRET: Final = secret("device box key")
@@ -58,6 +59,8 @@ BOX_KEY: Final = crypto.x25519_public(BOX_SECRET)
 DEVICE_ID: Final = bytes.fromhex("0197711f3a0070008000000000000001")
 PHONE_SECRET: Final = secret("second device key")
 PHONE_ID: Final = bytes.fromhex("0197711f3a0070008000000000000002")
+TABLET_SECRET: Final = secret("third device key")
+TABLET_ID: Final = bytes.fromhex("0197711f3a0070008000000000000004")
 EVENT_ID: Final = bytes.fromhex("0197711f3a0170008000000000000003")
 DEVICES_CHAIN_0: Final = H("keepstep/v1/chain-0", USER_KEY + b"$devices")
 
@@ -308,6 +311,43 @@ def head_vectors() -> Any:
     return vectors
 
 
+def challenge_vectors() -> Any:
+    """Challenges over REST, signed by a device."""
+    vectors = []
+    for purpose, origin in (
+        ("token", "http://127.0.0.1:8440"),
+        ("token", "https://sync.example.org"),
+        ("delete-account", f"https://{'x' * 250}.org:65535"),
+    ):
+        nonce = secret(f"nonce of {purpose} at {origin}")
+        signing_input = (
+            b"keepstep/v1/rest-auth\0"
+            + SERVER_KEY
+            + len(origin).to_bytes(2, "big")
+            + origin.encode()
+            + USER_KEY
+            + DEVICE_ID
+            + nonce
+            + len(purpose).to_bytes(2, "big")
+            + purpose.encode()
+        )
+        vectors.append(
+            {
+                "server_key": SERVER_KEY,
+                "origin": origin,
+                "user_key": USER_KEY,
+                "device_id": DEVICE_ID,
+                "nonce": nonce,
+                "purpose": purpose,
+                "device_secret": DEVICE_SECRET,
+                "device_key": DEVICE_KEY,
+                "signing_input": signing_input,
+                "signature": crypto.ed25519_sign(DEVICE_SECRET, signing_input),
+            }
+        )
+    return vectors
+
+
 # -- account and keys ---------------------------------------------------------------------------------------------
 
 
@@ -332,15 +372,44 @@ def genesis_payload(device: list[Any]) -> dict[str, bytes]:
     }
 
 
-def account_event(seq: int, chain: bytes, prev: bytes, payload: bytes) -> dict[str, Any]:
+def rotate_payload(chain: bytes, staying: list[bytes], device: list[Any]) -> dict[str, bytes]:
+    """The payload of a rotation and what goes into its signature."""
+    next_root_hash = H("keepstep/v1/next-root", crypto.ed25519_public(secret("the user root key after the next")))
+    unsigned = [3, NEXT_ROOT_KEY, next_root_hash, staying, device]
+    root_input = b"keepstep/v1/root\0" + USER_KEY + chain + crypto.blake3(pack(unsigned))
+    root_sig = crypto.ed25519_sign(NEXT_ROOT_SECRET, root_input)
+    return {
+        "next_root_hash": next_root_hash,
+        "root_signing_input": root_input,
+        "root_sig": root_sig,
+        "payload": pack([*unsigned, root_sig]),
+    }
+
+
+def announcement() -> list[bytes]:
+    """A successor of the server's identity key."""
+    successor = secret("next server identity key")
+    data = pack([1, SERVER_KEY, crypto.ed25519_public(successor), NOW_MS, NOW_MS + 86_400_000])
+    return [data, *(crypto.ed25519_sign(key, b"keepstep/v1/server-key\0" + data) for key in (SERVER_SECRET, successor))]
+
+
+def account_event(
+    seq: int,
+    chain: bytes,
+    prev: bytes,
+    payload: bytes,
+    *,
+    n: int,
+    author: tuple[bytes, bytes] = (DEVICE_SECRET, DEVICE_ID),
+) -> dict[str, Any]:
     """The event of the account log that comes after a chain, with the chain after it."""
     position = [seq - 1, chain]
-    changes = {"kind": 5, "stream": "$devices", "n": seq, "prev": prev, "seen": position, "devices_seen": position}
-    header, sig, hash_ = signed(header_fields(payload, **changes), DEVICE_SECRET, DEVICE_ID)
+    changes = {"kind": 5, "stream": "$devices", "n": n, "prev": prev, "seen": position, "devices_seen": position}
+    header, sig, hash_ = signed(header_fields(payload, **changes), *author)
     received_at_ms = NOW_MS + seq
     return {
         "seq": seq,
-        "device_id": DEVICE_ID,
+        "device_id": author[1],
         "received_at_ms": received_at_ms,
         "header": header,
         "sig": sig,
@@ -351,14 +420,33 @@ def account_event(seq: int, chain: bytes, prev: bytes, payload: bytes) -> dict[s
 
 
 def account_vectors() -> Any:
-    """An account log of a genesis and an enrolment, and payloads that are refused."""
+    """An account log with every operation, and payloads that are refused."""
     laptop = entry(DEVICE_ID, DEVICE_SECRET, BOX_SECRET, 7)
     phone = entry(PHONE_ID, PHONE_SECRET, secret("second device box key"), 3)
     genesis = genesis_payload(laptop)
-    first = account_event(1, DEVICES_CHAIN_0, bytes(16), genesis["payload"])
-    second = account_event(2, first["chain"], first["hash"][:16], pack([1, phone]))
+    tablet = entry(TABLET_ID, TABLET_SECRET, secret("third device box key"), 7)
+    payloads = [
+        (genesis["payload"], [DEVICE_ID]),
+        (pack([1, phone]), [DEVICE_ID, PHONE_ID]),
+        (pack([4, {"$devices": [0, DEVICES_CHAIN_0], "notes": [3, secret("a chain")]}]), [DEVICE_ID, PHONE_ID]),
+        (pack([5, announcement()]), [DEVICE_ID, PHONE_ID]),
+        (pack([2, PHONE_ID, {"notes": 2}]), [DEVICE_ID]),
+    ]
+    events: list[dict[str, Any]] = []
+    chain, prev = DEVICES_CHAIN_0, bytes(16)
+    for seq, (payload, live) in enumerate(payloads, 1):
+        events.append({**account_event(seq, chain, prev, payload, n=seq), "live": live})
+        chain, prev = events[-1]["chain"], events[-1]["hash"][:16]
+    rotate = rotate_payload(chain, [PHONE_ID], tablet)
+    recovering = account_event(6, chain, bytes(16), rotate["payload"], n=1, author=(TABLET_SECRET, TABLET_ID))
+    events.append({**recovering, "live": [PHONE_ID, TABLET_ID]})
     refused = {
-        "revoke, of a later version": (pack([2, DEVICE_ID, {}]), "unsupported"),
+        "an operation of a later version": (pack([6, DEVICE_ID, {}]), "unsupported"),
+        "a revocation that names a stream twice": (
+            b"\x93\x02" + pack(PHONE_ID) + b"\x82\xa1n\x01\xa1n\x02",
+            "malformed",
+        ),
+        "a checkpoint of nothing": (pack([4, {}]), "malformed"),
         "an unknown capability": (pack([1, [*phone[:3], 8, *phone[4:]]]), "unsupported"),
         "a label of 257 bytes": (pack([1, [*phone[:6], bytes(257)]]), "malformed"),
         "an entry of six fields": (pack([1, phone[:6]]), "malformed"),
@@ -373,7 +461,8 @@ def account_vectors() -> Any:
         "chain_0": DEVICES_CHAIN_0,
         "genesis": {"device_entry": laptop, **genesis},
         "enrol": {"device_entry": phone},
-        "events": [first, second],
+        "rotate": {"device_entry": tablet, **rotate},
+        "events": events,
         "refused_payloads": [{"name": name, "payload": data, "code": code} for name, (data, code) in refused.items()],
     }
 
@@ -425,16 +514,53 @@ def payload_vectors() -> Any:
     }
 
 
+def control_vectors() -> Any:
+    """Payloads of the kinds 1 to 4: their value, field by field, and its bytes; and some that are refused."""
+    accepted = [
+        ("append", 1, [1, 0, 1, None, None]),
+        ("expect, kept for ever", 1, [1, 1, 0, None, None]),
+        ("fork, with a longest ttl", 1, [1, 2, 1, 86_400, None]),
+        ("latest", 1, [1, 3, 1, None, None]),
+        ("a snapshot", 2, [1, 7, H("keepstep/v1/chain", b"some chain"), {DEVICE_ID: 5, PHONE_ID: 2}, b"sealed"]),
+        ("a confirmation", 3, [1, 8]),
+        ("an erasure", 4, [1, {DEVICE_ID: [1, 2, 70_000], PHONE_ID: [3]}]),
+    ]
+    refused = [
+        ("a policy of later", 1, [1, 4, 1, None, None], "unsupported"),
+        ("a retention class of later", 1, [1, 0, 2, None, None], "unsupported"),
+        ("a bound of the stream's bytes", 1, [1, 0, 1, None, 1_000_000], "unsupported"),
+        ("another version", 1, [2, 0, 1, None, None], "unsupported"),
+        ("a longest ttl of nothing", 1, [1, 0, 1, 0, None], "malformed"),
+        ("a field too many", 3, [1, 8, 8], "malformed"),
+        ("a snapshot of nothing", 2, [1, 0, bytes(32), {DEVICE_ID: 1}, b""], "malformed"),
+        ("numbers that do not ascend", 4, [1, {DEVICE_ID: [2, 1]}], "malformed"),
+        ("a number twice", 4, [1, {DEVICE_ID: [1, 1]}], "malformed"),
+        ("nothing to erase", 4, [1, {}], "malformed"),
+    ]
+    return {
+        "accepted": [{"name": name, "kind": kind, "payload": pack(value)} for name, kind, value in accepted],
+        "refused": [
+            {"name": name, "kind": kind, "payload": pack(value), "code": code} for name, kind, value, code in refused
+        ],
+    }
+
+
 def vector_files() -> dict[str, str]:
     """Every file's name and content; bytes are hexadecimal."""
+    from tests.vectors.between_devices import linking_vectors, live_vectors  # they are made of what is here
+
     values = {
         "handshake.json": handshake_vectors(),
         "records.json": record_vectors(),
         "event.json": event_vectors(),
         "chain.json": chain_vectors(),
+        "controls.json": control_vectors(),
         "head.json": head_vectors(),
+        "challenge.json": challenge_vectors(),
         "account.json": account_vectors(),
         "payload.json": payload_vectors(),
+        "linking.json": linking_vectors(),
+        "live.json": live_vectors(),
     }
     return {name: json.dumps(value, indent=2, default=bytes.hex) + "\n" for name, value in values.items()}
 

@@ -11,7 +11,7 @@ import trio
 from keepstep.client import crypto
 from keepstep.client.environment import SYSTEM, uuid4, uuid7
 from keepstep.client.http import raise_for_problem, request
-from keepstep.client.keys import Keyring, generate_content_key, seal_label, wrap
+from keepstep.client.keys import Keyring, generate_content_key, recovery_box, seal_label, wrap
 from keepstep.client.locallog import LocalLog
 from keepstep.client.outbox import HLC_COUNTER_BITS, Draft, Outbox
 from keepstep.client.payload import NONCE_BYTES
@@ -20,8 +20,9 @@ from keepstep.client.store import Identity, create_store
 from keepstep.client.worker import CLEANUP_S
 from keepstep.errors import ClientError, ProtocolError, Retry, VerificationError
 from keepstep.model import DEVICES_STREAM, KEY_BYTES, KEYS_STREAM, Capability, DeviceEntry, Kind, Position
-from keepstep.protocol.account import FULL_CAPABILITIES, AccountLog, encode_genesis
-from keepstep.protocol.chain import chain_0, event_hash, start_of_devices
+from keepstep.protocol.account import AccountLog
+from keepstep.protocol.account_payloads import FULL_CAPABILITIES, RotatePayload, decode_account, encode_genesis
+from keepstep.protocol.chain import chain_0, event_hash, start_of_devices, verify_head
 from keepstep.protocol.codec import decode_lenient, encode
 from keepstep.protocol.event import NO_PREV, Header, sign_event
 from keepstep.protocol.messages import U64, Bytes32, SignedHead
@@ -59,6 +60,7 @@ async def create_user(
     passphrase: str,
     environment: Environment = SYSTEM,
     cost: Cost = COST,
+    invite: str | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> None:
     """Make a user with a first device, and register it.
@@ -74,6 +76,7 @@ async def create_user(
         passphrase: at least 12 characters.
         environment: clock and randomness.
         cost: what a guess of the passphrase costs.
+        invite: the code of an invite, where the server asks for one.
         tls: for ``https``; the system's trusted certificates by default.
 
     Raises:
@@ -87,7 +90,7 @@ async def create_user(
         lambda: make_user(server, path, name, recovery_path, passphrase, environment, cost)
     )
     try:
-        position = await register(made.store, environment, tls=tls)
+        position = await register(made.store, environment, invite=invite, tls=tls)
     except ProtocolError as error:
         if error.row.retry is not Retry.NEVER and error.code != "rate_limited":
             raise ClientError(f"{error}; the device at {path} will try again when it is used") from error
@@ -155,7 +158,12 @@ def make_user(
     )
     # The root keys are safe before anything exists that only they could recover.
     recovery_file.write(recovery_path, recovery, nonce=environment.random_bytes(NONCE_BYTES))
-    store = create_store(path, new.identity, genesis=genesis, content_keys=[key])
+    try:
+        store = create_store(path, new.identity, genesis=genesis, content_keys=[key])
+    except BaseException:
+        if not path.exists():
+            recovery_path.unlink()
+        raise
     return NewUser(store, recovery, recovery_file, recovery_path, environment)
 
 
@@ -203,9 +211,12 @@ def make_device(
 
 def _sign_genesis(new: NewDevice, root_secret: bytes, next_root_key: bytes, environment: Environment) -> bytes:
     """The body that registers a user: the genesis event, signed by the root key and the first device."""
-    identity = new.identity
     payload = encode_genesis(crypto, root_secret=root_secret, next_root_key=next_root_key, device=new.entry)
-    start = start_of_devices(crypto, identity.user_key)
+    return sign_first(new.identity, payload, start_of_devices(crypto, new.identity.user_key), environment)
+
+
+def sign_first(identity: Identity, payload: bytes, built_on: Position, environment: Environment) -> bytes:
+    """The body of a genesis or a rotation: the first event of the device that it lists, as it is posted."""
     header = Header(
         kind=Kind.ACCOUNT,
         id=uuid7(environment),
@@ -213,8 +224,8 @@ def _sign_genesis(new: NewDevice, root_secret: bytes, next_root_key: bytes, envi
         n=1,
         prev=NO_PREV,
         base=None,
-        seen=(start.seq, start.chain),
-        devices_seen=(start.seq, start.chain),
+        seen=(built_on.seq, built_on.chain),
+        devices_seen=(built_on.seq, built_on.chain),
         key=None,
         hlc=environment.now_ms() << HLC_COUNTER_BITS,
         ttl_s=None,
@@ -231,8 +242,12 @@ def _sign_genesis(new: NewDevice, root_secret: bytes, next_root_key: bytes, envi
     return encode([header, sig, payload])
 
 
-async def register(store: Store, environment: Environment, *, tls: ssl.SSLContext | None = None) -> Position:
-    """Post the genesis that a store holds, and verify the answer; posting it again is no harm.
+async def register(
+    store: Store, environment: Environment, *, invite: str | None = None, tls: ssl.SSLContext | None = None
+) -> Position:
+    """Post the genesis or the rotation that a store holds, and verify the answer; posting it again is no harm.
+
+    An invite is asked for at most once: what is stored is answered without it.
 
     Returns:
         the position in ``$devices`` that it was given.
@@ -244,11 +259,14 @@ async def register(store: Store, environment: Environment, *, tls: ssl.SSLContex
     """
     body = store.genesis()
     assert body is not None
+    is_rotation = isinstance(decode_account(_POSTED.decode(body)[2]), RotatePayload)
+    address = f"{store.identity.rest_url}/api/v1/accounts"
     response = await request(
         "POST",
-        f"{store.identity.rest_url}/api/v1/accounts",
+        f"{address}/{store.identity.user_key.hex()}/rotate" if is_rotation else address,
         body=body,
         content_type="application/msgpack",
+        headers={} if invite is None else {"Keepstep-Invite": invite},
         tls=tls,
     )
     raise_for_problem(response)
@@ -256,7 +274,36 @@ async def register(store: Store, environment: Environment, *, tls: ssl.SSLContex
         answer = decode_lenient(_REGISTERED, response.body, "the answer to a registration")
     except ProtocolError as exc:
         raise ClientError("the server's answer to the registration is in no form that is known") from exc
-    return await trio.to_thread.run_sync(take_registration, store, environment, body, answer)
+    take = take_rotation if is_rotation else take_registration
+    return await trio.to_thread.run_sync(take, store, environment, body, answer)
+
+
+def take_rotation(
+    store: Store, environment: Environment, body: bytes, answer: tuple[int, int, bytes, SignedHead]
+) -> Position:
+    """Keep where the server says the rotation is: ``$devices`` must pass through there when it is read.
+
+    Raises:
+        VerificationError: the answer is not true, as far as that shows before ``$devices`` is read.
+    """
+    seq, _, chain, signed = answer
+    identity = store.identity
+    header, sig, _ = _POSTED.decode(body)
+    try:
+        head = verify_head(crypto, identity.server_key, signed)
+    except ProtocolError as exc:
+        raise VerificationError("a head does not verify", stream=DEVICES_STREAM, seq=seq) from exc
+    position = Position(seq, chain)
+    named = (head.user_key, head.stream) == (identity.user_key, DEVICES_STREAM)
+    if not named or head.seq < seq or (head.seq == seq and head.chain != chain):
+        raise VerificationError("the head is not of the rotation that was posted", stream=DEVICES_STREAM, seq=seq)
+    hash_ = event_hash(crypto, header, sig)
+    with store.transaction():
+        store.hand_over(position)
+        store.execute("INSERT INTO own VALUES (?, 1, ?, 1, ?, ?, ?)", DEVICES_STREAM, hash_, hash_, seq, chain)
+        store.raise_hlc(environment.now_ms() << HLC_COUNTER_BITS)
+        store.forget_genesis()
+    return position
 
 
 def take_registration(
@@ -304,5 +351,7 @@ def _publish_first_key(store: Store, environment: Environment, devices: Position
     nothing_read = Position(0, chain_0(crypto, identity.user_key, KEYS_STREAM))
     outbox = Outbox(store, keyring, environment, {DEVICES_STREAM: devices, KEYS_STREAM: nothing_read}.__getitem__)
     if outbox.own(KEYS_STREAM).last_n == 0:
-        wrapped = wrap(keyring.current(), {identity.device_id: crypto.x25519_public(identity.box_secret)})
+        receivers = dict([recovery_box(identity.user_key)])
+        receivers[identity.device_id] = crypto.x25519_public(identity.box_secret)
+        wrapped = wrap(keyring.current(), receivers)
         outbox.add([Draft(KEYS_STREAM, wrapped, kind=Kind.KEYS)], sending=False)

@@ -17,27 +17,35 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, overload
 
 import outcome
 import trio
 
-from keepstep.client import accounts, device, server
+from keepstep.client import accounts, device, linking, recovering, restdevice, server
 from keepstep.client.recovery import COST
+from keepstep.client.store import open_store
 from keepstep.client.worker import leaves
+from keepstep.errors import ClientError
 from keepstep.model import Capability
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from keepstep.client.device import Device, DeviceInfo
+    from keepstep.client.device import Device
     from keepstep.client.follower import Start
-    from keepstep.client.publication import Receipt
+    from keepstep.client.listing import DeviceInfo
+    from keepstep.client.live import DevicePresence, ReceivedSignal
+    from keepstep.client.notices import Notice
+    from keepstep.client.publication import Publication, Receipt
     from keepstep.client.recovery import Cost
+    from keepstep.client.restdevice import RestDevice
     from keepstep.client.server import Server
+    from keepstep.client.snapshots import Snapshot
     from keepstep.client.store import Alarm
     from keepstep.client.subscription import Event
+    from keepstep.model import Policy, Position
 
 T = TypeVar("T")
 
@@ -49,7 +57,16 @@ def find_server(address: str = server.DEFAULT_REST_URL, *, rest_url: str | None 
     return trio.run(functools.partial(server.find_server, address, rest_url=rest_url))
 
 
-def create_user(at: Server, *, path: Path, name: str, recovery_path: Path, passphrase: str, cost: Cost = COST) -> None:
+def create_user(
+    at: Server,
+    *,
+    path: Path,
+    name: str,
+    recovery_path: Path,
+    passphrase: str,
+    cost: Cost = COST,
+    invite: str | None = None,
+) -> None:
     """As ``keepstep.client.create_user``."""
     trio.run(
         functools.partial(
@@ -60,8 +77,43 @@ def create_user(at: Server, *, path: Path, name: str, recovery_path: Path, passp
             recovery_path=recovery_path,
             passphrase=passphrase,
             cost=cost,
+            invite=invite,
         )
     )
+
+
+def recover(
+    recovery_path: Path,
+    passphrase: str,
+    *,
+    path: Path,
+    name: str,
+    new_recovery_path: Path,
+    keep: Collection[bytes] = (),
+    server: Server | None = None,
+    cost: Cost = COST,
+) -> None:
+    """As ``keepstep.client.recover``."""
+    trio.run(
+        functools.partial(
+            recovering.recover,
+            recovery_path,
+            passphrase,
+            path=path,
+            name=name,
+            new_recovery_path=new_recovery_path,
+            keep=keep,
+            server=server,
+            cost=cost,
+        )
+    )
+
+
+def accept_link(
+    invitation: str, *, path: Path, name: str, show_code: Callable[[str], None], at: Server | None = None
+) -> None:
+    """As ``keepstep.client.accept_link``."""
+    trio.run(functools.partial(linking.accept_link, invitation, path=path, name=name, show_code=show_code, at=at))
 
 
 class BlockingDevice:
@@ -84,8 +136,39 @@ class BlockingDevice:
         """Events that the server has not acknowledged."""
         return self._device.waiting
 
+    @overload
     def publish(
-        self, stream: str, data: bytes, *, key: str | None = None, ttl_s: int | None = None, wait_s: float | None = None
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        key: str | None = None,
+        ttl_s: int | None = None,
+        expects: Position | Literal["own"] | None = None,
+        wait_s: None = None,
+    ) -> Receipt: ...
+
+    @overload
+    def publish(
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        key: str | None = None,
+        ttl_s: int | None = None,
+        expects: Position | Literal["own"] | None = None,
+        wait_s: float,
+    ) -> Receipt | None: ...
+
+    def publish(
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        key: str | None = None,
+        ttl_s: int | None = None,
+        expects: Position | Literal["own"] | None = None,
+        wait_s: float | None = None,
     ) -> Receipt | None:
         """Publish, and wait until the server has it on its disk.
 
@@ -94,6 +177,7 @@ class BlockingDevice:
             data: likewise.
             key: likewise.
             ttl_s: likewise.
+            expects: likewise.
             wait_s: wait no longer than this for the server, seconds; ``None``: as long as it takes.
 
         Returns:
@@ -102,21 +186,87 @@ class BlockingDevice:
         Raises:
             ClientError, ProtocolError, VerificationError: as ``Device.publish`` and ``Publication.accepted``.
         """
-        receipts = self._publish(stream, [data], key=key, ttl_s=ttl_s, wait_s=wait_s)
+
+        async def put() -> list[Publication]:
+            return [await self._device.publish(stream, data, key=key, ttl_s=ttl_s, expects=expects)]
+
+        receipts = self._publish(put, wait_s)
         return None if receipts is None else receipts[0]
+
+    @overload
+    def publish_many(self, stream: str, data: Sequence[bytes], *, wait_s: None = None) -> list[Receipt]: ...
+
+    @overload
+    def publish_many(self, stream: str, data: Sequence[bytes], *, wait_s: float) -> list[Receipt] | None: ...
 
     def publish_many(self, stream: str, data: Sequence[bytes], *, wait_s: float | None = None) -> list[Receipt] | None:
         """Publish in order, all or none, and wait until the server has all of them. As ``publish``."""
-        return self._publish(stream, data, key=None, ttl_s=None, wait_s=wait_s)
+        return self._publish(lambda: self._device.publish_many(stream, data), wait_s)
+
+    def set_policy(self, stream: str, policy: Policy, *, ttl_max_s: int | None = None) -> None:
+        """As ``Device.set_policy``; returns when the server has it on its disk."""
+
+        async def put() -> list[Publication]:
+            return [await self._device.set_policy(stream, policy, ttl_max_s=ttl_max_s)]
+
+        self._publish(put, None)
+
+    def erase(self, stream: str, events: Iterable[Event]) -> None:
+        """As ``Device.erase``; returns when the server has it on its disk."""
+
+        async def put() -> list[Publication]:
+            return [await self._device.erase(stream, events)]
+
+        self._publish(put, None)
+
+    def snapshot(self, stream: str, state: bytes, *, seq: int | None = None) -> Receipt:
+        """As ``Device.snapshot``; returns when the server has it on its disk. The receipt has the snapshot's seq."""
+
+        async def put() -> list[Publication]:
+            return [await self._device.snapshot(stream, state, seq=seq)]
+
+        return self._published(put)
+
+    def confirm(self, stream: str, snapshot_seq: int) -> Receipt:
+        """As ``Device.confirm``; returns when the server has it on its disk."""
+
+        async def put() -> list[Publication]:
+            return [await self._device.confirm(stream, snapshot_seq)]
+
+        return self._published(put)
+
+    def snapshots(self, stream: str) -> list[Snapshot]:
+        """As ``Device.snapshots``."""
+        return self._run(lambda: self._device.snapshots(stream))
+
+    def start_from_snapshot(self, stream: str) -> Snapshot | None:
+        """The state to begin with; give ``covers.seq`` as ``after`` to ``events``. ``None``: read from the first event.
+
+        Raises:
+            ClientError, ProtocolError, VerificationError: as ``Device.subscribe`` with ``start="snapshot"``.
+        """
+        return self._run(lambda: self._device.subscribe(stream, start="snapshot")).snapshot
+
+    def position(self, stream: str) -> Position:
+        """As ``Device.position``."""
+        return self._device.position(stream)
+
+    def _published(self, put: Callable[[], Awaitable[Sequence[Publication]]]) -> Receipt:
+        receipts = self._publish(put, None)
+        assert receipts is not None
+        return receipts[0]
 
     def _publish(
-        self, stream: str, data: Sequence[bytes], *, key: str | None, ttl_s: int | None, wait_s: float | None
+        self, put: Callable[[], Awaitable[Sequence[Publication]]], wait_s: float | None
     ) -> list[Receipt] | None:
         async def publish() -> list[Receipt] | None:
-            await self._device.wait_until_ready()
-            publications = [await self._device.publish(stream, each, key=key, ttl_s=ttl_s) for each in data[:1]]
-            publications += await self._device.publish_many(stream, data[1:])
-            with trio.move_on_after(float("inf") if wait_s is None else wait_s):
+            with trio.move_on_after(float("inf") if wait_s is None else wait_s) as patience:
+                await self._device.wait_until_ready()
+            if patience.cancelled_caught:
+                raise ClientError("nothing is published: this device has to reach its server once before it can")
+            # The disk is waited for in any case: a cancellation would leave it open what is in the outbox.
+            publications = await put()
+            with trio.CancelScope(deadline=patience.deadline):
                 return [await publication.accepted() for publication in publications]
             return None
 
@@ -174,6 +324,50 @@ class BlockingDevice:
         """As ``Device.alarms``."""
         return self._run(self._device.alarms)
 
+    def set_presence(self, state: bytes | None) -> None:
+        """As ``Device.set_presence``."""
+        self._run(lambda: self._device.set_presence(state))
+
+    def presences(self, *, quiet_s: float | None = None) -> Iterator[DevicePresence]:
+        """As ``Device.presences``; ends when nothing changed for ``quiet_s`` seconds, ``None``: never."""
+        return self._each(self._device.presences, quiet_s)
+
+    def signal(self, to: bytes, data: bytes) -> None:
+        """As ``Device.signal``."""
+        self._run(lambda: self._device.signal(to, data))
+
+    def signals(self, *, quiet_s: float | None = None) -> Iterator[ReceivedSignal]:
+        """As ``Device.signals``, from this call on; ends when none came for ``quiet_s`` seconds, ``None``: never."""
+        return self._each(self._device.signals, quiet_s)
+
+    def _each(self, begin: Callable[[], AsyncIterator[T]], quiet_s: float | None) -> Iterator[T]:
+        """What an iterator of the device gives, beginning at this call."""
+        iterator = trio.from_thread.run_sync(begin, trio_token=self._token)
+
+        async def take() -> list[T]:
+            with trio.move_on_after(float("inf") if quiet_s is None else quiet_s):
+                return [await anext(iterator)]
+            return []
+
+        def give() -> Iterator[T]:
+            while taken := self._run(take):
+                yield from taken
+
+        return give()
+
+    def warnings(self, *, after: int = 0) -> list[Notice]:
+        """As ``Device.warnings``."""
+        return self._run(lambda: self._device.warnings(after=after))
+
+    def revoke(self, device: bytes | str) -> None:
+        """As ``Device.revoke``."""
+
+        async def revoke() -> None:
+            await self._device.wait_until_ready()
+            await self._device.revoke(device)
+
+        self._run(revoke)
+
     def enrol(self, path: Path, name: str, *, capabilities: Capability = READS_AND_WRITES) -> None:
         """As ``Device.enrol``."""
         self._run(lambda: self._device.enrol(path, name, capabilities=capabilities))
@@ -196,6 +390,41 @@ def open_device(path: Path, *, device_url: str | None = None) -> Iterator[Blocki
         yield thread.opened()
     finally:
         thread.finish()
+
+
+class BlockingRestDevice:
+    """A device over REST; ``open_rest_device`` makes it. One thread at a time calls it."""
+
+    def __init__(self, opened: RestDevice) -> None:
+        self._device = opened
+
+    def access_token(self) -> str:
+        """As ``RestClient.access_token``."""
+        return trio.run(self._device.client.access_token)
+
+    def publish(self, stream: str, data: bytes) -> Receipt:
+        """As ``RestDevice.publish``."""
+        return trio.run(self._device.publish, stream, data)
+
+    def publish_many(self, stream: str, data: Sequence[bytes]) -> list[Receipt]:
+        """As ``RestDevice.publish_many``."""
+        return trio.run(self._device.publish_many, stream, data)
+
+    def read(self, stream: str, *, after: int = 0, wait_s: int = 0) -> list[Event]:
+        """As ``RestDevice.read``."""
+        return trio.run(functools.partial(self._device.read, stream, after=after, wait_s=wait_s))
+
+
+@contextlib.contextmanager
+def open_rest_device(path: Path, *, rest_url: str | None = None) -> Iterator[BlockingRestDevice]:
+    """As ``restdevice.open_rest_device``: nothing runs between calls.
+
+    Raises:
+        ClientError: the file is not there, not a device's, or in use by another process.
+    """
+    store = open_store(path)
+    with contextlib.closing(store):
+        yield BlockingRestDevice(trio.run(functools.partial(restdevice.make_rest_device, store, rest_url=rest_url)))
 
 
 class _DeviceThread(threading.Thread):

@@ -1,4 +1,4 @@
-"""The commands of a device: ``keepstep device new | device list | publish | tail``.
+"""The commands of a device: ``keepstep device new | device list | publish | tail | token``.
 
 Devices live in ``$KEEPSTEP_HOME`` (``~/.local/share/keepstep`` by default): ``devices/NAME.sqlite3``, one file each,
 and ``recovery-NAME.txt`` for the user that the device NAME began. Errors are ``KeepstepError``, which ``keepstep.cli``
@@ -7,39 +7,54 @@ prints.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import functools
+import math
 import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import click
 import trio
 
-from keepstep.client import accounts, device, server
+from keepstep.client import accounts, device, restdevice, server
+from keepstep.client.listing import list_devices_of
+from keepstep.client.notices import describe_notice
 from keepstep.client.recovery import COST, PASSPHRASE_CHARACTERS_MIN, Cost
 from keepstep.client.store import open_store
-from keepstep.errors import ClientError, StoreError
+from keepstep.client.worker import open_nursery
+from keepstep.errors import ClientError, KeepstepError, StoreError
 from keepstep.model import Capability
 
 if TYPE_CHECKING:
-    import io
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
-    from keepstep.client.device import Device, DeviceInfo
+    from keepstep.client.device import Device
+    from keepstep.client.listing import DeviceInfo
     from keepstep.client.publication import Publication
+    from keepstep.client.store import Store
     from keepstep.client.subscription import Event
 
 EXIT_WAITING: Final = 75
 """``EX_TEMPFAIL``: the event is safe in the outbox, the server has not got it yet."""
 SERVER_WAIT_S: Final = 10.0
 """How long ``publish`` waits for the server before it leaves the event in the outbox, seconds."""
+STDIN: Final = 0
 READ_BYTES: Final = 16 * 1024
+NOTICES_SHOWN: Final = 5
+"""Notices in the list of devices: the newest."""
 SUFFIX: Final = ".sqlite3"
 _NAME: Final = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_UNPRINTABLE: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+_STEERING: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters but the tab, and what turns the direction of a line."""
+
+
+def program() -> str:
+    """How this program was called, so that what is printed can be copied."""
+    return click.get_current_context().find_root().info_name or "keepstep"
 
 
 def home() -> Path:
@@ -54,7 +69,7 @@ def device_path(name: str) -> Path:
         ClientError: that is no name for a device here.
     """
     if not _NAME.match(name):
-        raise ClientError(f"{name!r} is no name for a device: use letters, digits, dots, dashes; at most 64")
+        raise ClientError(f"{name!r} is no name for a device: use letters, digits and . _ -, at most 64, no sign first")
     return home() / "devices" / f"{name}{SUFFIX}"
 
 
@@ -63,7 +78,7 @@ def device_names() -> list[str]:
     return sorted(path.name.removesuffix(SUFFIX) for path in (home() / "devices").glob(f"*{SUFFIX}"))
 
 
-def _choose(name: str | None) -> Path:
+def choose(name: str | None) -> Path:
     """The file of the named device, or of the only one."""
     if name is not None:
         path = device_path(name)
@@ -72,7 +87,7 @@ def _choose(name: str | None) -> Path:
         return path
     names = device_names()
     if not names:
-        raise ClientError("there is no device here yet: make one with `keepstep device new NAME`")
+        raise ClientError(f"there is no device here yet: make one with `{program()} device new NAME`")
     if len(names) > 1:
         raise ClientError(f"which device? say --device with one of: {', '.join(names)}")
     return device_path(names[0])
@@ -85,7 +100,20 @@ def commands() -> None:
 
 @commands.group("device")
 def device_group() -> None:
-    """The devices of a user on this machine."""
+    """The devices of a user on this machine.
+
+    They are in $KEEPSTEP_HOME, ~/.local/share/keepstep where that is not set.
+    """
+
+
+device_option = click.option(
+    "--device",
+    "name",
+    metavar="NAME",
+    envvar="KEEPSTEP_DEVICE",
+    show_envvar=True,
+    help="Which device; the only one by default.",
+)
 
 
 # -- device new -------------------------------------------------------------------------------------------------------
@@ -98,12 +126,17 @@ def device_group() -> None:
 @click.option("--server", "address", metavar="ADDRESS", help="ws://host:port/v1/connect#key, or http(s)://host:port.")
 @click.option("--rest", "rest_url", metavar="URL", help="Where a ws:// server has its REST, if not beside it.")
 @click.option("--recovery", "recovery_path", type=click.Path(path_type=Path), help="Where the recovery file goes.")
+@click.option("--invite", metavar="CODE", help="The code of an invite, where the server asks for one.")
 @click.option(
     "--passphrase-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Read the recovery file's passphrase from the first line; asked for otherwise.",
 )
-@click.option("--manage", is_flag=True, help="With --by: the new device may enrol others (two devices at most).")
+@click.option(
+    "--manage",
+    is_flag=True,
+    help="With --by: the new device may enrol and revoke others; a third such device after 24 hours.",
+)
 def device_new(
     name: str,
     by: str | None,
@@ -111,18 +144,27 @@ def device_new(
     address: str | None,
     rest_url: str | None,
     recovery_path: Path | None,
+    invite: str | None,
     passphrase_file: Path | None,
     manage: bool,
 ) -> None:
-    """Make a device: the first one of a new user, or with --by another one of the same user."""
+    """Make a device: a new user's first, or with --by another.
+
+    The first one also makes the user's recovery file, recovery-NAME.txt beside the devices unless --recovery says
+    otherwise. Without --server it looks for a server on this machine.
+    """
     path = device_path(name)
     if path.exists():
         raise ClientError(f"there is a device {name} here already")
     if by is not None:
+        if new_user or address or rest_url or recovery_path or invite or passphrase_file:
+            raise click.UsageError("with --by, user and server are those of that device: only --manage goes with it")
         capabilities = Capability.PUBLISH | Capability.SUBSCRIBE | (Capability.MANAGE if manage else Capability(0))
-        trio.run(_enrol, _choose(by), path, name, capabilities)
-        click.echo(f"device {name} is enrolled. Try: keepstep tail notes --device {name}")
+        trio.run(_enrol, choose(by), path, name, capabilities)
+        click.echo(f"device {name} is enrolled. Try: {program()} tail notes --device {name}")
         return
+    if manage:
+        raise click.UsageError("--manage goes with --by only: the first device of a user may always enrol others")
     if device_names() and not new_user:
         raise ClientError(
             f"there are devices here already: {', '.join(device_names())}. Say --by with one of them to give its user "
@@ -131,7 +173,7 @@ def device_new(
     recovery_path = recovery_path or home() / f"recovery-{name}.txt"
     found = _find_server(address, rest_url)
     click.echo(f"server    {found}")
-    passphrase = _passphrase(passphrase_file)
+    passphrase = ask_passphrase(passphrase_file, is_new=True)
     for directory in (home(), path.parent):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     trio.run(
@@ -142,13 +184,15 @@ def device_new(
             name=name,
             recovery_path=recovery_path,
             passphrase=passphrase,
-            cost=_cost(),
+            cost=cost(),
+            invite=invite,
         )
     )
-    click.echo(f"device    {path} (holds secret keys; only you can read it)")
-    click.echo(f"recovery  {recovery_path} (keep it and its passphrase somewhere else: it is all that can replace")
-    click.echo("          lost devices)")
-    click.echo(f"\nNext: keepstep device new phone --by {name}")
+    click.echo(f"device    {path}\n          It holds secret keys; only you can read it.")
+    click.echo(
+        f"recovery  {recovery_path}\n          Keep it and its passphrase elsewhere: it alone replaces lost devices."
+    )
+    click.echo(f"\nNext: {program()} device new phone --by {name}")
 
 
 def _find_server(address: str | None, rest_url: str | None) -> server.Server:
@@ -157,29 +201,50 @@ def _find_server(address: str | None, rest_url: str | None) -> server.Server:
     try:
         return trio.run(server.find_server)
     except ClientError as exc:
-        raise ClientError(f"{exc}. Start a server with `keepstep serve`, or name one with --server") from exc
+        raise ClientError(f"{exc}. Start a server with `{program()} serve`, or name one with --server") from exc
 
 
-def _cost() -> Cost:
+def cost() -> Cost:
     """What a guess of the passphrase costs."""
     return COST
 
 
-def _passphrase(file: Path | None) -> str:
+def ask_passphrase(file: Path | None, *, is_new: bool) -> str:
+    """The passphrase of a recovery file: from a file, or asked for; a new one twice."""
     if file is not None:
-        return file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
-    return str(
-        click.prompt(
-            f"Passphrase for the recovery file (at least {PASSPHRASE_CHARACTERS_MIN} characters)",
-            hide_input=True,
-            confirmation_prompt=True,
+        try:
+            return file.read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        except UnicodeDecodeError as exc:
+            raise ClientError(f"{file} is not UTF-8 text") from exc
+    try:
+        return str(
+            click.prompt(
+                f"Passphrase for the recovery file (at least {PASSPHRASE_CHARACTERS_MIN} characters)"
+                if is_new
+                else "Passphrase of the recovery file",
+                hide_input=True,
+                confirmation_prompt=is_new,
+                value_proc=_long_enough if is_new else None,
+            )
         )
-    )
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise ClientError(
+            "nobody is here to ask for a passphrase: name a file that has it, --passphrase-file"
+        ) from None
+
+
+def _long_enough(passphrase: str) -> str:
+    """Ask again at once, not after it was typed twice."""
+    if len(passphrase) < PASSPHRASE_CHARACTERS_MIN:
+        raise click.BadParameter(f"fewer than {PASSPHRASE_CHARACTERS_MIN} characters")
+    return passphrase
 
 
 async def _enrol(by: Path, path: Path, name: str, capabilities: Capability) -> None:
     async with device.open_device(by) as manager, trio.open_nursery() as nursery:
-        nursery.start_soon(_report_trouble, manager)
+        nursery.start_soon(report_trouble, manager)
         await manager.enrol(path, name, capabilities=capabilities)
         nursery.cancel_scope.cancel()
 
@@ -192,23 +257,42 @@ def device_list() -> None:
     """The devices on this machine."""
     names = device_names()
     if not names:
-        click.echo("no devices here yet: make one with `keepstep device new NAME`")
+        click.echo(f"no devices here yet: make one with `{program()} device new NAME`")
     for name in names:
-        click.echo(f"{name:20}  {_describe(device_path(name))}")
+        for line in _describe(name, device_path(name)):
+            click.echo(line)
 
 
-def _describe(path: Path) -> str:
+def _describe(name: str, path: Path) -> list[str]:
+    """A line for the device, and one for each notice that its user should know of."""
     try:
         store = open_store(path)
     except StoreError as exc:
-        return "in use by another keepstep" if "in use" in str(exc) else str(exc)
+        return [f"{name:20}  {'in use by another keepstep' if 'in use' in str(exc) else exc}"]
     try:
-        identity = store.identity
-        may = "+".join((capability.name or "").lower() for capability in identity.capabilities)
-        waiting = store.row("SELECT count(*) FROM outbox")[0]
-        return f"user {identity.user_key.hex()[:16]}  {may}  {identity.device_url}  {waiting} waiting to be sent"
+        if store.revoked_at_ms() is not None:
+            return [f"{name:20}  revoked: its keys are gone"]
+        devices = list_devices_of(store)
+        notices = [f"  {describe_notice(each, devices, program())}" for each in store.notices()[-NOTICES_SHOWN:]]
+        others = _others(store, devices)
+        also = [f"  elsewhere: {', '.join(others)}"] if others else []
+        return [f"{name:20}  {_state(store)}", *also, *notices]
     finally:
         store.close()
+
+
+def _others(store: Store, devices: Sequence[DeviceInfo]) -> list[str]:
+    """The live devices of the same user that are not on this machine, as far as their names tell."""
+    here = {store.identity.name, *device_names()}
+    names = [each.name or each.device_id.hex() for each in devices if each.ended is None]
+    return [name for name in names if name not in here]
+
+
+def _state(store: Store) -> str:
+    identity = store.identity
+    may = "+".join((capability.name or "").lower() for capability in identity.capabilities)
+    waiting = store.row("SELECT count(*) FROM outbox")[0]
+    return f"user {identity.user_key.hex()[:16]}  {may}  {identity.device_url}  {waiting} waiting to be sent"
 
 
 # -- publish ----------------------------------------------------------------------------------------------------------
@@ -217,42 +301,89 @@ def _describe(path: Path) -> str:
 @commands.command("publish")
 @click.argument("stream")
 @click.argument("text")
-@click.option("--device", "name", envvar="KEEPSTEP_DEVICE", help="Which device; the only one by default.")
+@device_option
 def publish(stream: str, text: str, name: str | None) -> None:
-    """Publish TEXT into STREAM, or each line of standard input where TEXT is -.
+    """Publish TEXT into STREAM.
+
+    Where TEXT is -, each line of standard input is published. Prints the place of each event once the server has it on
+    its disk.
 
     Exit code 75: the server cannot be reached; the text is safe in the outbox and goes out the next time.
     """
-    groups = _lines() if text == "-" else iter([[text.encode()]])
-    sys.exit(trio.run(_publish, _choose(name), stream, groups))
+    sys.exit(trio.run(_publish, choose(name), stream, text))
 
 
-def _lines() -> Iterator[list[bytes]]:
-    """Lines of standard input, those together that are there at once."""
-    # The stubs do not know that standard input is buffered.
-    stdin = cast("io.BufferedReader", sys.stdin.buffer)
-    rest = b""
-    while chunk := stdin.read1(READ_BYTES):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield [line.rstrip(b"\r") for line in lines]
-    yield [rest] if rest else []
-
-
-async def _publish(path: Path, stream: str, groups: Iterator[list[bytes]]) -> int:
+async def _publish(path: Path, stream: str, text: str) -> int:
     async with device.open_device(path) as opened:
-        with trio.move_on_after(SERVER_WAIT_S):
-            await opened.wait_until_ready()
-        publications: list[Publication] = []
-        while (group := await trio.to_thread.run_sync(next, groups, None)) is not None:
-            publications += await opened.publish_many(stream, group)
         with trio.move_on_after(SERVER_WAIT_S) as scope:
-            receipts = [await publication.accepted() for publication in publications]
+            await opened.wait_until_ready()
         if scope.cancelled_caught:
+            why = opened.last_problem or "no answer"
+            raise ClientError(f"nothing is published: a new device has to reach its server once before it can ({why})")
+        # Bounded by the outbox: what is acknowledged is printed and gone.
+        waiting, acknowledged = trio.open_memory_channel["Publication"](math.inf)
+        patience = trio.CancelScope()
+        async with open_nursery() as nursery:
+            nursery.start_soon(_put_into_outbox, opened, stream, text, waiting, patience)
+            with patience:
+                async for publication in acknowledged:
+                    receipt = await publication.accepted()
+                    click.echo(f"{stream} #{receipt.seq}")
+        if patience.cancelled_caught:
             click.echo(f"keepstep: not sent yet ({opened.last_problem or 'no answer'}); it is in the outbox", err=True)
             return EXIT_WAITING
-        for receipt in receipts:
-            click.echo(f"{stream} #{receipt.seq}")
     return 0
+
+
+async def _put_into_outbox(
+    opened: Device, stream: str, text: str, out: trio.MemorySendChannel[Publication], patience: trio.CancelScope
+) -> None:
+    """Publish everything; when it is in the outbox, the acknowledgements get a limited time."""
+    # What is no UTF-8 comes from the shell as surrogates, and is published as it was typed.
+    lines, rest = await _lines(b"") if text == "-" else ([text.encode(errors="surrogateescape")], None)
+    with out:
+        while True:
+            for publication in await opened.publish_many(stream, lines):
+                out.send_nowait(publication)
+            if rest is None:
+                break
+            lines, rest = await _lines(rest)
+    patience.deadline = trio.current_time() + SERVER_WAIT_S
+
+
+async def _lines(rest: bytes) -> tuple[list[bytes], bytes | None]:
+    """The lines of standard input that are there at once, and the beginning of the next one; ``None`` at the end."""
+    chunk = await _read_input()
+    if not chunk:
+        return [rest] if rest else [], None
+    *lines, rest = (rest + chunk).split(b"\n")
+    return [line.rstrip(b"\r") for line in lines], rest
+
+
+async def _read_input() -> bytes:
+    """What standard input has, ``b""`` at its end. A cancellation does not wait for it: Ctrl-C works at a terminal."""
+    with contextlib.suppress(PermissionError):  # a regular file, for which nobody has to wait
+        await trio.lowlevel.wait_readable(STDIN)
+    return os.read(STDIN, READ_BYTES)
+
+
+# -- token ------------------------------------------------------------------------------------------------------------
+
+
+@commands.command("token")
+@device_option
+@click.option("--rest", "rest_url", metavar="URL", help="Where REST is, if not where the device knows it.")
+def token(name: str | None, rest_url: str | None) -> None:
+    """Print an access token for REST.
+
+    It stands for the device, for an hour: curl -H "Authorization: Bearer $(keepstep token)" ...
+    """
+    click.echo(trio.run(_token, choose(name), rest_url))
+
+
+async def _token(path: Path, rest_url: str | None) -> str:
+    async with restdevice.open_rest_device(path, rest_url=rest_url) as opened:
+        return await opened.client.access_token()
 
 
 # -- tail -------------------------------------------------------------------------------------------------------------
@@ -260,7 +391,7 @@ async def _publish(path: Path, stream: str, groups: Iterator[list[bytes]]) -> in
 
 @commands.command("tail")
 @click.argument("stream")
-@click.option("--device", "name", envvar="KEEPSTEP_DEVICE", help="Which device; the only one by default.")
+@device_option
 @click.option(
     "--from",
     "start",
@@ -270,13 +401,17 @@ async def _publish(path: Path, stream: str, groups: Iterator[list[bytes]]) -> in
 )
 @click.option("--count", type=click.IntRange(min=1), help="Stop after so many events.")
 def tail(stream: str, name: str | None, start: str, count: int | None) -> None:
-    """Print the events of STREAM as they come, verified and decrypted; Ctrl-C stops it."""
-    trio.run(_tail, _choose(name), stream, start == "start", count)
+    """Print the events of STREAM as they come.
+
+    Each is verified and decrypted. Ctrl-C stops it.
+    """
+    trio.run(_tail, choose(name), stream, start == "start", count)
 
 
 async def _tail(path: Path, stream: str, from_start: bool, count: int | None) -> None:
     async with device.open_device(path) as opened, trio.open_nursery() as nursery:
-        nursery.start_soon(_report_trouble, opened)
+        nursery.start_soon(report_trouble, opened)
+        nursery.start_soon(_print_notices, opened, program())
         subscription = await opened.subscribe(stream, start="start" if from_start else "end")
         shown = 0
         while count is None or shown < count:
@@ -286,7 +421,15 @@ async def _tail(path: Path, stream: str, from_start: bool, count: int | None) ->
         nursery.cancel_scope.cancel()
 
 
-async def _report_trouble(opened: Device) -> None:
+async def _print_notices(opened: Device, program_name: str) -> None:
+    """Say what happens to the user's devices from now on."""
+    known = await opened.warnings()
+    with contextlib.suppress(KeepstepError):  # the subscription says so too
+        async for notice in opened.notices(after=known[-1].number if known else 0):
+            click.echo(f"keepstep: {describe_notice(notice, await opened.devices(), program_name)}", err=True)
+
+
+async def report_trouble(opened: Device) -> None:
     """Say once, each time it changes, why there is no connection."""
     told = ""
     while opened.failure is None:
@@ -299,12 +442,15 @@ async def _report_trouble(opened: Device) -> None:
 
 
 def _format(event: Event, devices: list[DeviceInfo]) -> str:
-    when = dt.datetime.fromtimestamp(event.received_at_ms / 1000).astimezone()
+    try:
+        when = f"{dt.datetime.fromtimestamp(event.received_at_ms / 1000).astimezone():%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, ValueError):  # no year of a calendar, and yet a time that a server can state
+        when = f"{event.received_at_ms} ms"
     names = [each.name for each in devices if each.device_id == event.device_id]
     name = (names[0] if names else None) or event.device_id.hex()[:8]
     if event.data is None:
         text = f"({event.problem})"
     else:
         # What another device wrote must not steer this terminal.
-        text = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", event.data.decode(errors="replace"))
-    return f"{when:%Y-%m-%d %H:%M:%S}  {name}  {text}"
+        text = _STEERING.sub("\N{REPLACEMENT CHARACTER}", event.data.decode(errors="replace"))
+    return f"{when}  {name}  {text}"

@@ -248,6 +248,20 @@ def xchacha_open(key: Buffer, nonce: Buffer, aad: Buffer, ciphertext: Buffer) ->
         raise ProtocolError("bad_record", "a payload does not open under its content key") from exc
 
 
+def box_key_of_signer(public: Buffer) -> bytes:
+    """The X25519 public key that belongs to an Ed25519 public key (libsodium's conversion). Raises malformed."""
+    try:
+        return bytes(_sodium.crypto_sign_ed25519_pk_to_curve25519(_exactly(public, KEY_BYTES, "a public key")))
+    except SodiumError as exc:
+        raise ProtocolError("malformed", "an Ed25519 public key is no point that could receive a box") from exc
+
+
+def box_secret_of_signer(secret: Buffer) -> bytes:
+    """The X25519 secret that belongs to an Ed25519 seed (libsodium's conversion). Raises malformed."""
+    seed = _exactly(secret, KEY_BYTES, "an Ed25519 seed")
+    return bytes(_sodium.crypto_sign_ed25519_sk_to_curve25519(seed + ed25519_public(seed)))
+
+
 def sealed_box(box_key: Buffer, plaintext: Buffer) -> bytes:
     """libsodium's anonymous sealed box to an X25519 key: 48 bytes longer than the plaintext. Raises malformed."""
     public = _exactly(box_key, KEY_BYTES, "a box key")

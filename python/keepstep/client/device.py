@@ -12,63 +12,64 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import msgspec
 import trio
 
-from keepstep.client import crypto
-from keepstep.client.accounts import make_device, register
+from keepstep.client.accounts import register
+from keepstep.client.enrolling import EnrolCalls
 from keepstep.client.environment import SYSTEM
 from keepstep.client.follower import Follower
-from keepstep.client.keys import Keyring, open_label, wrap
+from keepstep.client.keeper import Keeper
+from keepstep.client.keys import Keyring, open_label
 from keepstep.client.link import Link
+from keepstep.client.listing import DeviceInfo, list_devices
+from keepstep.client.live import Live, LiveCalls
 from keepstep.client.locallog import LocalLog
+from keepstep.client.notices import Notices
 from keepstep.client.outbox import Draft, Outbox
 from keepstep.client.publisher import Publisher
-from keepstep.client.server import Server
-from keepstep.client.store import create_store, open_store
+from keepstep.client.rest import RestClient
+from keepstep.client.snapshots import SnapshotCalls
+from keepstep.client.store import check_live, open_store
 from keepstep.client.subscription import EventSource, Subscription
+from keepstep.client.survey import Survey
 from keepstep.client.worker import CLEANUP_S, open_nursery
 from keepstep.errors import ClientError, ProtocolError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Kind, Position
-from keepstep.protocol.account import encode_enrol
-from keepstep.protocol.reader import state_at_start
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind, Position
+from keepstep.protocol.account_payloads import encode_revoke
+from keepstep.protocol.policy import encode_policy
+from keepstep.protocol.snapshot import ERASE_EVENTS_MAX, encode_erase
 from keepstep.validation import parse_application_stream
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
 
     from keepstep.client.environment import Environment
     from keepstep.client.follower import Start
+    from keepstep.client.notices import Notice
     from keepstep.client.publication import Publication
     from keepstep.client.store import Alarm, Identity, Store
+    from keepstep.client.subscription import Event
     from keepstep.client.worker import Worker
-
-READS_AND_WRITES: Final = Capability.PUBLISH | Capability.SUBSCRIBE
+    from keepstep.model import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """A device of the user, as ``$devices`` lists it.
+class Backup:
+    """What a recovery file holds beside its root keys: see ``recovery.Recovery``."""
 
-    Attributes:
-        device_id: 16 bytes.
-        name: what its user called it; ``None`` where this device cannot open it.
-        capabilities: what it may do.
-        enrolled_at_ms: unix milliseconds, by the enrolling device's clock.
-    """
+    heads: dict[str, tuple[int, bytes]]
+    content_keys: list[tuple[bytes, int, bytes, bytes]]
 
-    device_id: bytes
-    name: str | None
-    capabilities: Capability
-    enrolled_at_ms: int
+    def __repr__(self) -> str:
+        return f"Backup({len(self.heads)} streams)"
 
 
-class Device:
+class Device(EnrolCalls, LiveCalls, SnapshotCalls):
     """An open device. ``open_device`` makes it and keeps it connected."""
 
     def __init__(
@@ -92,6 +93,7 @@ class Device:
         self._follower = Follower(store, self._log, self._keyring, environment, outbox.settle_within)
         self._publisher = Publisher(store, outbox, worker, environment, outbox.count())
         self._source = EventSource(self._log, self._keyring, worker, store.identity.user_key)
+        self._live = Live(store, worker, self._keyring, environment, self._is_another)
         self._link = Link(
             store,
             worker,
@@ -101,7 +103,20 @@ class Device:
             follower=self._follower,
             publisher=self._publisher,
             source=self._source,
+            live=self._live,
         )
+        self._keeper = Keeper(
+            store,
+            worker,
+            environment,
+            follower=self._follower,
+            keyring=self._keyring,
+            outbox=outbox,
+            publisher=self._publisher,
+            link=self._link,
+            source=self._source,
+        )
+        self._tls = tls
 
     # -- what an application calls --------------------------------------------------------------------------------
 
@@ -121,7 +136,10 @@ class Device:
 
     @property
     def failure(self) -> Exception | None:
-        """Why there will be no further session; ``None`` while there may be."""
+        """Why there is no session and will be none soon; ``None`` while there may be.
+
+        After a close code that asks to stay away the device tries again once an hour, except after ``replaced``.
+        """
         return self._link.failure
 
     @property
@@ -135,7 +153,13 @@ class Device:
         return self._publisher.waiting
 
     async def publish(
-        self, stream: str, data: bytes, *, key: str | None = None, ttl_s: int | None = None
+        self,
+        stream: str,
+        data: bytes,
+        *,
+        key: str | None = None,
+        ttl_s: int | None = None,
+        expects: Position | Literal["own"] | None = None,
     ) -> Publication:
         """Encrypt, sign and keep an event; it is on this device's disk when this returns, and goes out by itself.
 
@@ -144,6 +168,9 @@ class Device:
             data: at most about 256 KiB after compression.
             key: in streams of the policy ``latest``, the name of what is written.
             ttl_s: seconds after which the data may be deleted everywhere; ``None`` for never.
+            expects: what it builds on, a ``position`` of the stream or ``"own"`` for this device's event before it. In
+                streams of the policy ``expect`` the event is refused (``conflict``) where that is not the head; in
+                those of ``fork`` readers are told what it does not build on.
 
         Returns:
             what tells when the server has it.
@@ -153,7 +180,48 @@ class Device:
 
         After a cancellation the event is in the outbox or it is not; the next one's number tells.
         """
-        (publication,) = await self._publish([Draft(stream, data, key=key, ttl_s=ttl_s)])
+        (publication,) = await self._publish([Draft(stream, data, key=key, ttl_s=ttl_s, expects=expects)])
+        return publication
+
+    async def set_policy(self, stream: str, policy: Policy, *, ttl_max_s: int | None = None) -> Publication:
+        """Say what a stream does with events that do not know of each other; makes the stream where there is none.
+
+        A stream with events goes from ``append`` to another policy only, and from another one nowhere.
+
+        Args:
+            stream: its name.
+            policy: see ``docs/reference/protocol.md`` section 3.
+            ttl_max_s: the longest life of an event, seconds, which every event then has to name; ``None`` for none.
+
+        Raises:
+            ClientError: this device does not manage. The publication raises ``unprocessable`` where it may not be.
+        """
+        mine = self._follower.account.devices.get(self.identity.device_id)
+        if mine is not None and not mine.manages(self._environment.now_ms()):
+            raise ClientError(f"{self.identity.name} may not set policies: {self._managers()} may")
+        payload = encode_policy(policy, ttl_max_s=ttl_max_s)
+        (publication,) = await self._publish([Draft(stream, payload, kind=Kind.POLICY)])
+        return publication
+
+    async def erase(self, stream: str, events: Iterable[Event]) -> Publication:
+        """Have what events hold deleted, on the server and on every device; that they were there stays visible.
+
+        Args:
+            stream: theirs.
+            events: at most 1024; this device's own, or anybody's where it manages.
+
+        Raises:
+            ClientError: they are of another stream, too many, or none. The publication raises ``forbidden``.
+        """
+        numbers: dict[bytes, list[int]] = {}
+        for event in events:
+            if event.stream != stream:
+                raise ClientError(f"an event of {event.stream} is not erased in {stream}")
+            numbers.setdefault(event.device_id, []).append(event.n)
+        count = sum(map(len, numbers.values()))
+        if not 0 < count <= ERASE_EVENTS_MAX:
+            raise ClientError(f"an erasure names 1 to {ERASE_EVENTS_MAX} events, not {count}")
+        (publication,) = await self._publish([Draft(stream, encode_erase(numbers), kind=Kind.ERASE)])
         return publication
 
     async def publish_many(self, stream: str, data: Sequence[bytes]) -> Sequence[Publication]:
@@ -171,41 +239,53 @@ class Device:
         return self.identity.device_id in self._follower.account.devices and bool(self._keyring.all())
 
     async def subscribe(
-        self, stream: str, *, start: Start = "start", after: int | None = None, cursor: str | None = None
+        self,
+        stream: str,
+        *,
+        start: Start | Literal["snapshot"] = "start",
+        after: int | None = None,
+        cursor: str | None = None,
     ) -> Subscription:
         """Read a stream from a position on, live; what is there already comes first.
 
         Args:
             stream: its name; it need not exist yet.
             start: ``"start"``: with the first event that is kept; ``"end"``: with what comes after what this device
-                has read, or after now where it has read nothing.
+                has read, or after now where it has read nothing; ``"snapshot"``: with what follows the newest confirmed
+                snapshot, which is the subscription's ``snapshot``; as ``"start"`` where there is none. A device that
+                has read nothing of the stream asks the server, and this returns once it has read on to the end. Not
+                where ``after`` or ``cursor`` name a position.
             after: give out events after this seq.
             cursor: give out events after what was committed under this name.
 
         Raises:
-            ClientError: that is no name for a stream.
+            ClientError: that is no name for a stream. With ``"snapshot"`` also: the server is not reached, or what is
+                kept here begins later, and no snapshot stands for what was before.
+            ProtocolError, VerificationError: with ``"snapshot"``, as ``wait_until_caught_up``.
         """
         self._raise_failure()
         try:
             parse_application_stream(stream)
         except ProtocolError as exc:
             raise ClientError(f"{stream!r} cannot be subscribed to: {exc.detail}") from exc
+        state = b""
+        kept = await self._worker.run(lambda: None if cursor is None else self._log.cursor(cursor, stream))
+        if kept is not None:
+            after, state = kept.seq, kept.state
+        snapshot = await self._beginning(stream) if start == "snapshot" and after is None else None
         known = self._follower.position(stream).seq
-        followed = await self._link.follow(stream, start)
+        followed = await self._link.follow(stream, "end" if start == "end" else "start")
         if start == "end" and known and after is None:
             after = known
-        state = b""
-        if cursor is not None:
-            name = cursor
-            kept = await self._worker.run(lambda: self._log.cursor(name, stream))
-            if kept is not None:
-                after, state = kept.seq, kept.state
+        elif snapshot is not None:
+            after = snapshot.covers.seq
         return Subscription(
             self._source,
             stream,
             after=after,
             cursor=cursor,
             state=state,
+            snapshot=snapshot,
             failure=lambda: followed.failure or self._link.failure,
             now_ms=self._environment.now_ms,
         )
@@ -247,91 +327,149 @@ class Device:
 
     async def devices(self) -> list[DeviceInfo]:
         """The user's devices, as far as this device has read ``$devices``."""
-        return [
-            DeviceInfo(
-                device_id=device_id,
-                name=open_label(
-                    self._keyring,
-                    user_key=self.identity.user_key,
-                    device_id=device_id,
-                    sealed_label=each.entry.sealed_label,
-                ),
-                capabilities=each.entry.capabilities,
-                enrolled_at_ms=each.entry.issued_at_ms,
-            )
-            for device_id, each in self._follower.account.devices.items()
-        ]
+        return list_devices(self._follower.account, self._keyring)
 
     async def alarms(self) -> list[Alarm]:
         """What this device has found to be lies, or signs of having been copied or set back; oldest first."""
         return await self._worker.run(self._store.alarms)
 
-    async def enrol(self, path: Path, name: str, *, capabilities: Capability = READS_AND_WRITES) -> None:
-        """Make another device of this user, here on this machine; its file is at ``path`` when this returns.
+    async def revoke(self, device: bytes | str) -> None:
+        """End a device of this user, for good: its sessions, its access, and what it writes from now on.
 
-        Signs its entry into ``$devices`` and wraps every content key for it in ``$keys``; both enter the outbox
-        together, so that no crash leaves a device without keys.
+        What it wrote counts up to where this device has verified it; streams that this device does not follow are read
+        once for that. The others get a new content key, so that it cannot read what is written later; what it has read
+        it may keep. A device that manages ends any device; any device may end itself (sign out). When this returns,
+        what is published next is sealed under the new key.
 
         Args:
-            path: where its file will be.
-            name: for its user; sealed before it leaves this machine.
-            capabilities: what it may do; reading is necessary. A user has two ``MANAGE`` devices at most.
+            device: its id, 16 bytes, or its name.
 
         Raises:
-            ClientError: this device may not, or something is at ``path`` already.
-            ProtocolError: the server refuses; no file is left.
+            ClientError: this device may not, there is no such device or more than one, or the server is not reached.
+            ProtocolError: the server refuses; ``revoked`` where this device has ended itself.
+            VerificationError: something lies about a stream.
 
-        After a cancellation the new device may be enrolled or not; its file stays.
+        After a cancellation the device may be revoked or not; ``devices`` tells.
         """
-        if Capability.MANAGE not in self.identity.capabilities:
-            raise ClientError(f"{self.identity.name} may not enrol devices")
-        if Capability.SUBSCRIBE not in capabilities:
-            raise ClientError("a device has to read, at least who else there is")
         await self.wait_until_caught_up(DEVICES_STREAM)
-        mine = self.identity
-        new = make_device(
-            Server(mine.device_url, mine.rest_url, mine.server_key),
-            self._keyring.current(),
-            user_key=mine.user_key,
-            name=name,
-            capabilities=capabilities,
-            environment=self._environment,
-        )
-        box_keys = {new.identity.device_id: new.entry.box_key}
-        drafts = [Draft(DEVICES_STREAM, encode_enrol(new.entry), kind=Kind.ACCOUNT)]
-        drafts += [Draft(KEYS_STREAM, wrap(key, box_keys), kind=Kind.KEYS) for key in self._keyring.all()]
-        await self._worker.run(lambda: self._hand_over(path, new.identity))
+        device_id = self._find(device)
+        now_ms = self._environment.now_ms()
+        mine = self._follower.account.devices[self.identity.device_id]
+        if device_id != self.identity.device_id and not mine.manages(now_ms):
+            raise ClientError(f"{self.identity.name} may not revoke devices: {self._managers()} may")
         try:
-            for publication in await self._publish(drafts):
-                await publication.accepted()
-        except ProtocolError:
-            with trio.move_on_after(CLEANUP_S, shield=True):
-                await self._worker.run(path.unlink)
-            raise
-        await self._worker.run(lambda: self._pin(path))
+            await self._revoke([device_id])
+        except ProtocolError as error:
+            if error.code != "revoked" or device_id != self.identity.device_id:
+                raise
+        else:
+            await self.wait_for_new_epoch()
 
-    def _pin(self, path: Path) -> None:
-        """Tell the new device where $devices lists it."""
-        self._outbox.settle()
-        store = open_store(path)
-        with contextlib.closing(store), store.transaction():
-            store.hand_over(self._store.receipt(DEVICES_STREAM))
+    async def _revoke(self, device_ids: Sequence[bytes]) -> None:
+        client = RestClient(self.identity, environment=self._environment, tls=self._tls)
+        survey = Survey(
+            self._store,
+            self._follower,
+            self._worker,
+            client,
+            self.wait_until_caught_up,
+            lambda seq: self._until(lambda: self._follower.position(DEVICES_STREAM).seq >= seq),
+        )
+        for device_id, accepted in (await survey.author_numbers(device_ids)).items():
+            draft = Draft(DEVICES_STREAM, encode_revoke(device_id, accepted), kind=Kind.ACCOUNT)
+            await self._change_account([draft])
 
-    def _hand_over(self, path: Path, identity: Identity) -> None:
-        """Make the new device's file, with the heads of all streams: nobody can show it an older history."""
-        position = self._follower.position(DEVICES_STREAM)
-        store = create_store(path, replace(identity, handed_over=position), genesis=None, content_keys=())
-        with contextlib.closing(store), store.transaction():
-            log = LocalLog(store)
-            for stream, known in self._log.streams().items():
-                start = state_at_start(crypto, identity.user_key, stream)
-                log.save(stream, msgspec.structs.replace(start, heads=known.heads), ())
+    async def finish_recovery(self, root_secret: bytes) -> None:
+        """On a device that a recovery has made: take every content key, and say what counts of the devices it ended.
+
+        Args:
+            root_secret: the one of the recovery file that was used, for which content keys are wrapped.
+
+        Raises:
+            ClientError, ProtocolError, VerificationError: as ``revoke``; calling it again goes on.
+        """
+        await self.wait_until_caught_up(DEVICES_STREAM)
+        await self.wait_until_caught_up(KEYS_STREAM)
+        await self._worker.run(lambda: self._follower.take_recovered_keys(root_secret))
+        self._source.announce()
+        devices = self._follower.account.devices.items()
+        await self._revoke([each for each, known in devices if known.ended and known.ended.accepted is None])
+        await self.wait_for_content_epoch(self._follower.account.devices[self.identity.device_id].seq)
+
+    async def backup(self) -> Backup:
+        """What a recovery file holds beside its root keys, as of now."""
+        heads = {stream: (at.seq, at.chain) for stream, at in self._follower.positions().items()}
+        keys = [(each.content_epoch, each.after, each.content_key, each.index_key) for each in self._keyring.all()]
+        return Backup(heads, keys)
+
+    def _find(self, device: bytes | str) -> bytes:
+        """The id of a device that is live, or that only a recovery has ended."""
+        if isinstance(device, bytes):
+            found = [device] if device in self._follower.account.devices else []
+        else:
+            devices = self._follower.account.devices
+            found = [each for each in devices if self._name(each) == device and devices[each].ended is None]
+        if len(found) != 1:
+            what = device.hex() if isinstance(device, bytes) else device
+            raise ClientError(f"there is {'more than one' if found else 'no'} live device {what}")
+        return found[0]
+
+    def _managers(self) -> str:
+        """Who may enrol and revoke, by name."""
+        now_ms = self._environment.now_ms()
+        devices = self._follower.account.devices.items()
+        names = [self._name(device_id) or device_id.hex()[:8] for device_id, each in devices if each.manages(now_ms)]
+        return ", ".join(names) or "no device"
+
+    def _name(self, device_id: bytes) -> str | None:
+        sealed_label = self._follower.account.devices[device_id].entry.sealed_label
+        return open_label(
+            self._keyring, user_key=self.identity.user_key, device_id=device_id, sealed_label=sealed_label
+        )
+
+    async def wait_for_new_epoch(self) -> None:
+        """Wait until what is published is sealed under a key that no device has that was revoked so far."""
+        ends = [each.ended.seq for each in self._follower.account.devices.values() if each.ended is not None]
+        await self.wait_for_content_epoch(max(ends, default=0))
+
+    async def wait_for_content_epoch(self, after: int) -> None:
+        """Wait until what is published is sealed under a content key of ``$devices`` seq ``after`` or later.
+
+        After a revocation at that seq the revoked device does not read what is published from then on.
+        """
+        await self._until(lambda: bool(self._keyring.all()) and self._keyring.current().after >= after)
+
+    def notices(self, *, after: int = 0) -> Notices:
+        """What this device has to tell its user about devices: kept ones first, then as they come.
+
+        Args:
+            after: the number of the last one that is known.
+        """
+        return Notices(
+            self._store,
+            self._worker,
+            after=after,
+            changed=self._source.changed,
+            failure=lambda: self._link.failure,
+        )
+
+    async def warnings(self, *, after: int = 0) -> list[Notice]:
+        """The notices that are kept now, oldest first."""
+        return await self._worker.run(lambda: self._store.notices(after=after))
+
+    async def _change_account(self, drafts: Sequence[Draft]) -> None:
+        """Publish events, the first one into ``$devices``, and wait until it is stored and read back."""
+        publications = await self._publish(drafts)
+        receipts = [await publication.accepted() for publication in publications]
+        at = receipts[0].seq or 0
+        await self._until(lambda: self._follower.position(DEVICES_STREAM).seq >= at)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep connected until the block ends; then write down what the server acknowledged."""
         async with open_nursery() as nursery:
             nursery.start_soon(self._link.run)
+            nursery.start_soon(self._keeper.run)
             try:
                 yield
             finally:
@@ -347,6 +485,11 @@ class Device:
             if condition():
                 return
             await changed.wait()
+
+    def _is_another(self, device_id: bytes) -> bool:
+        """Whether that is another device of the user, and live."""
+        known = self._follower.account.devices.get(device_id)
+        return known is not None and known.ended is None and device_id != self.identity.device_id
 
     def _raise_failure(self) -> None:
         if self._link.failure is not None:
@@ -378,6 +521,7 @@ async def open_device(
     worker = environment.make_worker()
     store = await worker.run(lambda: open_store(path))
     try:
+        check_live(store)
         if store.genesis() is not None:
             await register(store, environment, tls=tls)
         device = await worker.run(lambda: Device(store, worker, environment, device_url=device_url, tls=tls))

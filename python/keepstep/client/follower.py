@@ -8,31 +8,43 @@ Calls block on the disk and on cryptography, and belong to the store's one worke
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
+
 from keepstep.client import crypto
-from keepstep.client.keys import unwrap
+from keepstep.client.accountchanges import AccountChanges
+from keepstep.client.keys import Wraps, recovery_box, unwrap
 from keepstep.client.payload import PayloadError
 from keepstep.client.store import Alarm
 from keepstep.errors import KeepstepError, ProtocolError, VerificationError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Position
-from keepstep.protocol.account import AccountLog, decode_account_state
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind, Position
+from keepstep.protocol.account import AccountEvent, AccountLog
+from keepstep.protocol.account_payloads import CheckpointPayload, decode_account
+from keepstep.protocol.account_state import decode_account_state
 from keepstep.protocol.chain import decode_head, verify_head
+from keepstep.protocol.keys import decode_keys
 from keepstep.protocol.messages import CaughtUp, Events, Head, ReadResult, Resumed
 from keepstep.protocol.reader import BehindDevices, StreamVerifier, state_at, state_at_start
+from keepstep.protocol.snapshot import decode_erase
 
 if TYPE_CHECKING:
     from keepstep.client.environment import Environment
     from keepstep.client.keys import Keyring
     from keepstep.client.locallog import LocalLog
     from keepstep.client.store import Store
-    from keepstep.protocol.reader import StreamState, VerifiedEvent
+    from keepstep.protocol.event import Header
+    from keepstep.protocol.messages import EventRow
+    from keepstep.protocol.reader import StreamState
+    from keepstep.protocol.verified import VerifiedEvent
 
 Arrived = Events | CaughtUp | Head | Resumed | ReadResult
 """What the server says of one stream."""
 Start = Literal["start", "end"]
+"""Where a subscription may begin without a position."""
 RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
 """Streams without which a device cannot go on; whoever stops it for that records the alarm."""
 HLC_AHEAD_MS_MAX: Final = 10 * 60 * 1000
@@ -72,6 +84,7 @@ class Outcome:
         waiting: what was not taken because of that.
         failed: streams that stopped.
         keys_changed: a content key came.
+        ended_at_ms: this device ended, as ``$devices`` shows to its head; unix milliseconds, else ``None``.
     """
 
     acks: dict[str, Position] = field(default_factory=dict)
@@ -82,6 +95,7 @@ class Outcome:
     waiting: list[Arrived] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     keys_changed: bool = False
+    ended_at_ms: int | None = None
 
 
 class Follower:
@@ -112,6 +126,11 @@ class Follower:
         account = store.account()
         state = None if account is None else decode_account_state(account)
         self.account = AccountLog(crypto, store.identity.user_key, state)
+        self._changes = AccountChanges(store, log)
+        self.wraps = Wraps()
+        for header, payload in log.key_events():
+            with contextlib.suppress(PayloadError, ProtocolError):  # an alarm told of it when it came
+                self._take_wraps(header, payload)
         self._states = log.streams()
         self.followed: dict[str, Followed] = {}
         self.follow(DEVICES_STREAM, "start")
@@ -121,13 +140,17 @@ class Follower:
         """How far a stream is verified and stored."""
         return self._state(stream).position
 
-    def follow(self, stream: str, start: Start) -> Followed:
+    def follow(self, stream: str, start: Start | Position) -> Followed:
         """Read a stream from now on; ``start`` counts where nothing of it was read yet."""
         followed = self.followed.get(stream)
         if followed is None:
-            known = stream in self._states or start == "start"
-            verifier = self._verifier(stream, self._state(stream)) if known else None
-            followed = self.followed[stream] = Followed(stream, start, verifier)
+            state = self._state(stream)
+            if isinstance(start, Position) and state.seq == 0:
+                # The heads that its enroller handed over stay: what the server shows from there on has to agree.
+                state = msgspec.structs.replace(state_at(start), heads=state.heads, claimed=state.claimed)
+            verifier = self._verifier(stream, state) if stream in self._states or start != "end" else None
+            begins: Start = "end" if start == "end" else "start"
+            followed = self.followed[stream] = Followed(stream, begins, verifier)
         return followed
 
     def ask_from(self, stream: str) -> tuple[int, bytes] | Start:
@@ -136,8 +159,16 @@ class Follower:
         followed.promised_seq = max(promise.seq for promise in self._promises(stream))
         if followed.verifier is None:
             return followed.start
-        position = self.position(stream)
+        position = followed.verifier.position
         return (position.seq, position.chain)
+
+    def repin(self, server_key: bytes) -> None:
+        """Know the server by another identity key from now on: what it signs next is verified under that."""
+        with self._store.transaction():
+            self._store.repin(server_key)
+        for stream, followed in self.followed.items():
+            if followed.verifier is not None:
+                followed.verifier = self._verifier(stream, followed.verifier.state)
 
     def _state(self, stream: str) -> StreamState:
         state = self._states.get(stream)
@@ -207,6 +238,8 @@ class Follower:
             self._log.expire(followed.name, before - set(missing))
             outcome.missing += [(followed.name, seq) for seq in missing]
             outcome.caught_up.append(followed.name)
+            if followed.name == DEVICES_STREAM:
+                outcome.ended_at_ms = self.ended_at_ms
             self._save(followed.name, verifier, ())
         elif isinstance(message, Head):
             verifier.note(message.head)
@@ -242,12 +275,22 @@ class Follower:
         return self._verifier(name, state_at(Position(head.seq, head.chain)))
 
     def _page(self, verifier: StreamVerifier, page: Events, outcome: Outcome, *, devices_complete: bool) -> None:
+        devices_before = self.account.devices
         events = verifier.feed(page.rows, page.chain, devices_complete=devices_complete)
         self._check_promises(page.stream, events)
         self._save(page.stream, verifier, events)
         outcome.acks[page.stream] = verifier.position
         if page.stream == KEYS_STREAM:
             outcome.keys_changed = self._take_keys(events) or outcome.keys_changed
+        for event in events:
+            if event.header.kind == Kind.ERASE and event.payload is not None:
+                for device_id, numbers in decode_erase(event.payload).events.items():
+                    self._log.erase(page.stream, device_id, frozenset(numbers))
+        if page.stream == DEVICES_STREAM:
+            self._changes.take(
+                devices_before, self.account.devices, {event.seq: event.received_at_ms for event in events}
+            )
+            self._compare(events, outcome)
         latest_hlc = max((event.header.hlc for event in events), default=0)
         if latest_hlc >> HLC_COUNTER_BITS <= self._environment.now_ms() + HLC_AHEAD_MS_MAX:
             self._store.raise_hlc(latest_hlc)
@@ -269,17 +312,107 @@ class Follower:
         identity = self._store.identity
         added = []
         for event in events:
+            if event.payload is None:
+                continue
             try:
+                self._take_wraps(event.header, event.payload)
                 key = event.payload and unwrap(
                     event.payload, device_id=identity.device_id, box_secret=identity.box_secret
                 )
-            except PayloadError as exc:
+            except (PayloadError, ProtocolError) as exc:
                 self._alarm(VerificationError(str(exc), stream=KEYS_STREAM, seq=event.seq))
                 continue
             if key and self._keyring.add(key):
                 added.append(key)
         self._store.add_content_keys(added)
         return bool(added)
+
+    def _take_wraps(self, header: Header, payload: bytes) -> None:
+        """Learn for whom a content key is wrapped. Raises PayloadError, ProtocolError: the event is not to be used."""
+        if decode_keys(payload).after > header.devices_seen[0]:
+            # Else one event could make its author's epoch the last one for ever.
+            raise PayloadError("a content key is to be used from a place that its author had not read")
+        self.wraps.add(payload)
+
+    def _compare(self, events: Sequence[VerifiedEvent], outcome: Outcome) -> None:
+        """What other devices say they have verified is what this device was shown (protocol.md section 1)."""
+        for event in events:
+            change = None if event.payload is None else decode_account(event.payload)
+            if not isinstance(change, CheckpointPayload) or event.device_id == self._store.identity.device_id:
+                continue
+            for stream, (seq, chain) in change.positions.items():
+                if stream != DEVICES_STREAM:  # the account log has compared that itself
+                    self._compare_stream(stream, seq, chain, outcome)
+
+    def _compare_stream(self, stream: str, seq: int, chain: bytes, outcome: Outcome) -> None:
+        followed = self.followed.get(stream)
+        verifier = None if followed is None else followed.verifier
+        if verifier is None and stream in self._states:
+            verifier = self._verifier(stream, self._states[stream])
+        if verifier is None or (followed is not None and followed.failure is not None):
+            return
+        try:
+            verifier.compare(seq, chain)
+        except VerificationError as failure:
+            if followed is not None:
+                followed.failure = failure
+                outcome.failed.append(stream)
+            if followed is None or stream not in RESERVED_STREAMS:
+                self._alarm(failure)
+        else:
+            self._save(stream, verifier, ())
+
+    @property
+    def ended_at_ms(self) -> int | None:
+        """When this device ended, as far as ``$devices`` is verified; ``None`` while it is live."""
+        mine = self.account.devices.get(self._store.identity.device_id)
+        return None if mine is None or mine.ended is None else mine.ended.received_at_ms
+
+    def end_shown(self, row: EventRow) -> int | None:
+        """When this device ended, by an event of ``$devices`` that the server shows; ``None`` where it proves none."""
+        seq, author, received_at_ms, header, sig, payload, _ = row
+        event = AccountEvent(author, header, sig, payload or b"", received_at_ms)
+        try:
+            self.account.verify_end(self._store.identity.device_id, event, seq)
+        except ProtocolError:
+            return None
+        return received_at_ms
+
+    def author_n(self, stream: str, device_id: bytes) -> int | None:
+        """The last author number verified of a device; ``None`` where this device has not read the beginning."""
+        state = self._state(stream)
+        author = state.authors.get(device_id)
+        if author is not None:
+            return author.n
+        return 0 if state.whole and stream in self._states else None
+
+    def author_numbers(self, stream: str) -> dict[bytes, int]:
+        """The last author number verified of each device whose events this one has read."""
+        return {device_id: author.n for device_id, author in self._state(stream).authors.items()}
+
+    def is_whole(self, stream: str) -> bool:
+        """Whether this device reads a stream from its first event on."""
+        followed = self.followed.get(stream)
+        verifier = None if followed is None else followed.verifier
+        return (self._state(stream) if verifier is None else verifier.state).whole
+
+    def positions(self) -> dict[str, Position]:
+        """How far every stream that this device holds is verified."""
+        return {stream: state.position for stream, state in self._states.items()}
+
+    def take_recovered_keys(self, root_secret: bytes) -> None:
+        """Take every content key that ``$keys`` holds for the recovery file with this root key."""
+        receiver, _ = recovery_box(crypto.ed25519_public(root_secret))
+        secret = crypto.box_secret_of_signer(root_secret)
+        added = []
+        for header, payload in self._log.key_events():
+            with contextlib.suppress(PayloadError, ProtocolError):
+                self._take_wraps(header, payload)
+                key = unwrap(payload, device_id=receiver, box_secret=secret)
+                if key is not None and self._keyring.add(key):
+                    added.append(key)
+        with self._store.transaction():
+            self._store.add_content_keys(added)
 
     def _save(self, stream: str, verifier: StreamVerifier, events: Sequence[VerifiedEvent]) -> None:
         state = self._states[stream] = verifier.state

@@ -1,15 +1,16 @@
-"""One HTTP/1.1 request over a Trio stream: finding a server, and posting a genesis. Nothing else goes over HTTP."""
+"""One HTTP/1.1 request over a Trio stream: finding a server, posting a genesis, and REST for devices that use it."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import ssl
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
 import h11
+import msgspec
 import trio
 
 from keepstep.errors import ERRORS, ClientError, ProtocolError
@@ -19,6 +20,7 @@ RESPONSE_BYTES_MAX: Final = 256 * 1024
 REQUEST_TIMEOUT_S: Final = 30
 """A whole request, from the name's look-up to the last byte of the answer, seconds."""
 READ_BYTES: Final = 16 * 1024
+HTTP_OK: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +32,34 @@ class Response:
     body: bytes
 
 
+class _Problem(msgspec.Struct, frozen=True):
+    """A problem document (RFC 9457), as far as it matters here."""
+
+    code: str
+
+
 async def request(
     method: str,
     url: str,
     *,
     body: bytes = b"",
     content_type: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    response_bytes_max: int | None = None,
+    sink: Callable[[bytes], Awaitable[object]] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Response:
     """Send one request on a connection of its own and read the whole answer; redirects are not followed.
 
     Args:
-        method: ``GET`` or ``POST``.
+        method: ``GET``, ``POST`` and so on.
         url: ``http://`` or ``https://``.
         body: the request's body.
         content_type: its media type.
+        headers: more of them.
+        response_bytes_max: largest body of the answer, bytes; ``RESPONSE_BYTES_MAX`` by default.
+        sink: takes the body of an answer with status 200 piece by piece, however large, instead of the answer; each
+            piece may take as long as a request otherwise does.
         tls: for ``https``; the system's trusted certificates by default.
 
     Raises:
@@ -52,15 +67,27 @@ async def request(
 
     A cancellation closes the connection; whether the server acted on the request is then unknown.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as exc:
+        raise ClientError(f"{url} is not an http or https address") from exc
+    if parts.scheme not in ("http", "https") or not host:
         raise ClientError(f"{url} is not an http or https address")
     try:
-        with trio.fail_after(REQUEST_TIMEOUT_S):
-            stream = await _connect(parts.scheme, parts.hostname, parts.port, tls)
+        with trio.fail_after(REQUEST_TIMEOUT_S) as scope:
+            stream = await _connect(parts.scheme, host, port, tls)
             async with stream:
-                head = _request(method, parts.netloc, parts.path or "/", body, content_type)
-                return await _exchange(stream, head, body)
+                target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                head = _request(method, parts.netloc, target, body, content_type, headers or {})
+
+                async def take(piece: bytes) -> None:
+                    scope.deadline = trio.current_time() + REQUEST_TIMEOUT_S
+                    assert sink is not None
+                    await sink(piece)
+
+                bytes_max = response_bytes_max or RESPONSE_BYTES_MAX
+                return await _exchange(stream, head, body, bytes_max, None if sink is None else take)
     except trio.TooSlowError as exc:
         raise ClientError(f"{parts.netloc} did not answer within {REQUEST_TIMEOUT_S} s") from exc
     except (OSError, ssl.SSLError, trio.BrokenResourceError) as exc:
@@ -78,10 +105,11 @@ def raise_for_problem(response: Response) -> None:
     """
     if response.status < 400:
         return
-    with contextlib.suppress(ValueError, AttributeError):
-        code = json.loads(response.body).get("code")
-        if response.content_type == "application/problem+json" and code in ERRORS:
-            raise ProtocolError(code)
+    if response.content_type == "application/problem+json":
+        with contextlib.suppress(ValueError, RecursionError):
+            code = msgspec.json.decode(response.body, type=_Problem).code
+            if code in ERRORS:
+                raise ProtocolError(code)
     raise ClientError(f"the server answered with HTTP status {response.status}")
 
 
@@ -99,8 +127,11 @@ async def _connect(scheme: str, host: str, port: int | None, tls: ssl.SSLContext
     return stream
 
 
-def _request(method: str, netloc: str, path: str, body: bytes, content_type: str | None) -> h11.Request:
+def _request(
+    method: str, netloc: str, target: str, body: bytes, content_type: str | None, more: Mapping[str, str]
+) -> h11.Request:
     headers = [
+        *more.items(),
         ("Host", netloc),
         ("User-Agent", "keepstep-client"),
         ("Accept", "application/json, application/msgpack"),
@@ -108,10 +139,16 @@ def _request(method: str, netloc: str, path: str, body: bytes, content_type: str
     ]
     if content_type is not None:
         headers += [("Content-Type", content_type), ("Content-Length", str(len(body)))]
-    return h11.Request(method=method, target=path, headers=headers)
+    return h11.Request(method=method, target=target, headers=headers)
 
 
-async def _exchange(stream: trio.abc.Stream, head: h11.Request, body: bytes) -> Response:
+async def _exchange(
+    stream: trio.abc.Stream,
+    head: h11.Request,
+    body: bytes,
+    response_bytes_max: int,
+    sink: Callable[[bytes], Awaitable[object]] | None,
+) -> Response:
     connection = h11.Connection(h11.CLIENT)
     # Head and body in one write: a server that answers early then still finds the whole request read.
     await stream.send_all(
@@ -127,10 +164,12 @@ async def _exchange(stream: trio.abc.Stream, head: h11.Request, body: bytes) -> 
         elif isinstance(event, h11.Response):
             status = event.status_code
             content_type = dict(event.headers).get(b"content-type", b"").decode("latin-1").partition(";")[0].strip()
+        elif isinstance(event, h11.Data) and sink is not None and status == HTTP_OK:
+            await sink(bytes(event.data))
         elif isinstance(event, h11.Data):
             received += event.data
-            if len(received) > RESPONSE_BYTES_MAX:
-                raise ClientError(f"the server's answer is larger than {RESPONSE_BYTES_MAX} bytes")
+            if len(received) > response_bytes_max:
+                raise ClientError(f"the server's answer is larger than {response_bytes_max} bytes")
         elif isinstance(event, h11.EndOfMessage):
             return Response(status, content_type, bytes(received))
 

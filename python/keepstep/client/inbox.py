@@ -1,7 +1,7 @@
 """One session's incoming side: what arrives is queued, verified and stored together, then acknowledged.
 
 Only what is stored is acknowledged, and the server sends no more than it has acknowledgements for, so the queue is
-bounded by both: by the server's credit, and by ``QUEUE_MESSAGES_MAX`` against a server that ignores it.
+bounded by both: by the server's credit, and by a number of messages and of bytes against a server that ignores it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from keepstep.protocol.messages import (
     READ_EVENTS_MAX,
     SUBSCRIBE_STREAMS_MAX,
     Ack,
+    Events,
     Read,
+    ReadResult,
     Resumed,
     Subscribe,
     Unsubscribe,
@@ -32,10 +34,16 @@ if TYPE_CHECKING:
 
 QUEUE_MESSAGES_MAX: Final = 1024
 """Messages that wait to be verified; more are left in the socket."""
+QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Their bytes; a single larger message still enters."""
 WAITING_MESSAGES_MAX: Final = 4096
 """Messages that wait for ``$devices``; more end the session."""
+WAITING_BYTES_MAX: Final = 320 * 1024 * 1024
+"""Their bytes: above the largest credit that a server can be configured to give, 256 MiB."""
 APPLY_MESSAGES_MAX: Final = 64
-"""Messages verified and stored in one transaction: at most about 64 MiB."""
+"""Messages verified and stored in one transaction."""
+ROW_BYTES: Final = 256
+"""What a row takes in memory beside its header and payload, about."""
 READ_RID_FIRST: Final = 2**62
 """Requests of this side have numbers from here on; a publisher's begin at 1."""
 CHAIN_PREFIX_BYTES: Final = 16
@@ -52,6 +60,7 @@ class Inbox:
         self._worker = worker
         self._report = report
         self._queue: deque[Arrived] = deque()
+        self._queue_bytes = 0
         self._room = trio.Event()
         self._wake = trio.Event()
         self._asked: set[str] = set()
@@ -68,6 +77,7 @@ class Inbox:
         # What is still coming under an older subscription is not what these positions continue.
         self._asked.update(names)
         self._queue = deque(message for message in self._queue if message.stream not in self._asked)
+        self._queue_bytes = sum(map(_size, self._queue))
         positions = await self._worker.run(lambda: {name: self._follower.ask_from(name) for name in names})
         await self._connection.send(Subscribe(positions))
 
@@ -77,10 +87,11 @@ class Inbox:
             self._asked.discard(message.stream)
         if message.stream in self._asked or message.stream not in self._follower.followed:
             return
-        while len(self._queue) >= QUEUE_MESSAGES_MAX:
+        while self._queue and (len(self._queue) >= QUEUE_MESSAGES_MAX or self._queue_bytes >= QUEUE_BYTES_MAX):
             self._room = trio.Event()
             await self._room.wait()
         self._queue.append(message)
+        self._queue_bytes += _size(message)
         self._wake.set()
 
     async def run(self) -> None:
@@ -96,6 +107,7 @@ class Inbox:
             if not self._queue:
                 await self._wake.wait()
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), APPLY_MESSAGES_MAX))]
+            self._queue_bytes -= sum(map(_size, batch))
             self._room.set()
             waiting, self._waiting = self._waiting, []
             await self._apply([*waiting, *batch])
@@ -115,7 +127,7 @@ class Inbox:
 
     async def _settle(self, outcome: Outcome) -> None:
         self._waiting += outcome.waiting
-        if len(self._waiting) > WAITING_MESSAGES_MAX:
+        if len(self._waiting) > WAITING_MESSAGES_MAX or sum(map(_size, self._waiting)) > WAITING_BYTES_MAX:
             raise ProtocolError("limit_exceeded", "the server sends more than its own $devices explains")
         if outcome.acks:
             await self._connection.send(
@@ -140,3 +152,9 @@ class Inbox:
             reads.append(Read(self._next_rid, stream, first - 1, last - first + 1))
             self._next_rid += 1
         return reads
+
+
+def _size(message: Arrived) -> int:
+    """What a message takes in memory, bytes, about."""
+    rows = message.rows if isinstance(message, Events | ReadResult) else ()
+    return ROW_BYTES + sum(ROW_BYTES + len(row[3]) + len(row[5] or b"") for row in rows)

@@ -18,7 +18,7 @@ from keepstep.client.payload import (
     seal_payload,
 )
 from keepstep.errors import ClientError, ProtocolError
-from keepstep.model import DEVICES_STREAM, KEY_BYTES
+from keepstep.model import DEVICE_ID_BYTES, DEVICES_STREAM, KEY_BYTES
 from keepstep.protocol.keys import KeysPayload, decode_keys, encode_keys
 from keepstep.validation import parse_label
 
@@ -29,6 +29,23 @@ if TYPE_CHECKING:
 
 _LABEL_N: Final = 0
 """A label is sealed for the author number 0, which no event has."""
+
+
+class Wraps:
+    """For whom which content epoch is wrapped, as ``$keys`` says."""
+
+    def __init__(self) -> None:
+        self._devices: dict[bytes, set[bytes]] = {}
+
+    def add(self, payload: bytes) -> None:
+        """Take an event's payload. Raises ProtocolError where it is none."""
+        keys = decode_keys(payload)
+        self._devices.setdefault(keys.content_epoch, set()).update(keys.wraps)
+
+    def missing(self, content_epoch: bytes, device_ids: Iterable[bytes]) -> list[bytes]:
+        """Those of the devices for whom it is not wrapped."""
+        wrapped = self._devices.get(content_epoch, set())
+        return [each for each in device_ids if each not in wrapped]
 
 
 def generate_content_key(environment: Environment, *, after: int, index_key: bytes | None = None) -> ContentKey:
@@ -101,6 +118,14 @@ def wrap(key: ContentKey, box_keys: Mapping[bytes, bytes]) -> bytes:
     return encode_keys(KeysPayload(key.content_epoch, key.after, boxes))
 
 
+def recovery_box(root_key: bytes) -> tuple[bytes, bytes]:
+    """Under which id, and to which box key, content keys are wrapped for the recovery file that holds a root key.
+
+    Without it a file would know only the content keys of its own date (protocol.md section 5).
+    """
+    return root_key[:DEVICE_ID_BYTES], crypto.box_key_of_signer(root_key)
+
+
 def unwrap(payload: bytes, *, device_id: bytes, box_secret: bytes) -> ContentKey | None:
     """The key that a ``$keys`` event hands to this device, ``None`` where it is for others only.
 
@@ -134,8 +159,8 @@ def seal_label(key: ContentKey, *, user_key: bytes, device_id: bytes, name: str,
 
 
 def open_label(keyring: Keyring, *, user_key: bytes, device_id: bytes, sealed_label: bytes) -> str | None:
-    """A device's name, ``None`` where it does not open."""
+    """A device's name, ``None`` where it does not open or is no printable line."""
     try:
-        return keyring.open(Place(user_key, DEVICES_STREAM, device_id, _LABEL_N), sealed_label).decode()
-    except (PayloadError, UnicodeDecodeError):
+        return parse_label(keyring.open(Place(user_key, DEVICES_STREAM, device_id, _LABEL_N), sealed_label).decode())
+    except (PayloadError, UnicodeDecodeError, ProtocolError):
         return None

@@ -9,22 +9,32 @@ import trio
 
 from keepstep.client.connection import connect
 from keepstep.client.inbox import READ_RID_FIRST, Inbox
+from keepstep.client.live import SIGNAL_RID_FIRST
+from keepstep.client.notices import Notice, NoticeKind
+from keepstep.client.repinning import overdue, read_announcements, successor
 from keepstep.client.store import Alarm
 from keepstep.client.transport import Disconnected
 from keepstep.client.worker import open_nursery
-from keepstep.errors import ERRORS, ClientError, ProtocolError, StoreError, VerificationError
+from keepstep.errors import ERRORS, ClientError, DeviceRevoked, ProtocolError, StoreError, VerificationError
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM
 from keepstep.protocol.messages import (
     Accepted,
     CaughtUp,
+    Cloned,
     Draining,
     Error,
     Events,
     Head,
+    KeyAnnounced,
     Ping,
+    PresenceFrom,
     ReadResult,
     Resumed,
+    Revoked,
+    SignalFrom,
+    Signalled,
 )
+from keepstep.protocol.succession import decode_announcement
 
 if TYPE_CHECKING:
     import ssl
@@ -32,11 +42,14 @@ if TYPE_CHECKING:
     from keepstep.client.connection import Connection
     from keepstep.client.environment import Environment
     from keepstep.client.follower import Followed, Follower, Outcome, Start
+    from keepstep.client.live import Live
     from keepstep.client.publisher import Publisher
     from keepstep.client.store import Store
     from keepstep.client.subscription import EventSource
     from keepstep.client.worker import Worker
+    from keepstep.model import Position
     from keepstep.protocol.messages import FromServer
+    from keepstep.protocol.succession import Announcement
 
 RECONNECT_S: Final = 0.5
 RECONNECT_S_MAX: Final = 60.0
@@ -47,9 +60,15 @@ STEADY_S: Final = 10.0
 PING_S: Final = 30.0
 """Between pings; the server closes a connection that says nothing for 120 seconds."""
 FINAL_CLOSE_CODE: Final = 4500
-"""From this close code on a device does not reconnect by itself (protocol.md section 4)."""
-FINAL_CODES: Final = frozenset({"auth_failed", "cloned", "unsupported"})
+"""From this close code on a device does not reconnect as after the others (protocol.md section 4)."""
+FINAL_RETRY_S: Final = 3600.0
+"""Before the next attempt after such a code: it came unauthenticated, and one forged frame must not end a device."""
+FINAL_RETRY_JITTER_S: Final = 600.0
+"""What is waited beyond that, at most, evenly spread, seconds."""
+FINAL_CODES: Final = frozenset({"auth_failed", "cloned", "revoked", "unsupported"})
 """Errors found on this side that another attempt would only meet again."""
+_REPLACED_CLOSE_CODE: Final = ERRORS["replaced"].close_code
+_REVOKED_CLOSE_CODE: Final = ERRORS["revoked"].close_code
 _BY_CLOSE_CODE: Final = {row.close_code: row for row in ERRORS.values()}
 
 
@@ -57,7 +76,7 @@ class Link:
     """The sessions of one device.
 
     Attributes:
-        failure: why there will be no further session; ``None`` while there may be.
+        failure: why there is no session soon, or none any more; ``None`` once there is one again.
         last_problem: why the last attempt failed or the last session ended, in plain words.
     """
 
@@ -72,8 +91,10 @@ class Link:
         follower: Follower,
         publisher: Publisher,
         source: EventSource,
+        live: Live,
     ) -> None:
         self.failure: Exception | None = None
+        self.announced: Announcement | None = None
         self.last_problem = ""
         self._store = store
         self._worker = worker
@@ -83,11 +104,13 @@ class Link:
         self._follower = follower
         self._publisher = publisher
         self._source = source
+        self._live = live
         self._connection: Connection | None = None
         self._inbox: Inbox | None = None
         self._caught_up: set[str] = set()
         self._following = trio.Lock()
         self._retry_after_ms = 0
+        self._was_told_of_its_end = False
 
     @property
     def connected(self) -> bool:
@@ -98,7 +121,7 @@ class Link:
         """Whether this session has received everything that was there when the server last said so."""
         return stream in self._caught_up
 
-    async def follow(self, stream: str, start: Start) -> Followed:
+    async def follow(self, stream: str, start: Start | Position) -> Followed:
         """Read a stream from now on.
 
         A cancellation may come before the server was asked: the next session asks.
@@ -117,23 +140,87 @@ class Link:
             return followed
 
     async def run(self) -> None:
-        """Connect, and connect again, until there is a reason not to; then ``failure`` is set."""
+        """Connect, and connect again, until there is a reason not to; then ``failure`` is set.
+
+        Where the reason is a close code alone, which anybody on the way can forge, it goes on, rarely.
+        """
         failures = 0
         while True:
+            is_told_to_stay_away = False
             began_s = trio.current_time()
             try:
                 await self._session()
             except (Disconnected, StoreError, ProtocolError, VerificationError) as error:
                 self.last_problem = str(error)
-                if _is_final(error):
-                    await self._stop(error)
+                if await self._has_ended(error):
+                    self._fail(ProtocolError("revoked", "this device was revoked; its keys and its outbox are gone"))
                     return
+                is_shown_why = self._may_be_shown_why(error)
+                if _is_final(error) and not is_shown_why and not await self._has_succeeded(error):
+                    await self._stop(error)
+                    is_told_to_stay_away = _may_be_forged(error)
+                    if not is_told_to_stay_away:
+                        return
             finally:
                 self._disconnected()
+            if is_told_to_stay_away:
+                failures = 0
+                await trio.sleep(FINAL_RETRY_S + self._environment.jitter(FINAL_RETRY_JITTER_S))
+                continue
             failures = 1 if trio.current_time() - began_s >= STEADY_S else failures + 1
             limit_s = min(RECONNECT_S * 2.0 ** min(failures, DOUBLINGS_MAX), RECONNECT_S_MAX)
             named_s, self._retry_after_ms = self._retry_after_ms / 1000, 0
             await trio.sleep(min(named_s, RECONNECT_S_MAX) + self._environment.jitter(limit_s))
+
+    def _may_be_shown_why(self, error: Exception) -> bool:
+        """Whether a close code says that this device was revoked: the next handshake shows the proof."""
+        is_first = not self._was_told_of_its_end
+        self._was_told_of_its_end = isinstance(error, Disconnected) and error.close_code == _REVOKED_CLOSE_CODE
+        return self._was_told_of_its_end and is_first
+
+    async def _has_succeeded(self, error: Exception) -> bool:
+        """Whether the server showed another key than the pinned one because that one was replaced.
+
+        It believes nobody but the pinned key's own signature, in ``$devices`` or over REST; the next session is with
+        the successor.
+        """
+        if not isinstance(error, ProtocolError) or error.code != "auth_failed":
+            return False
+        identity = self._store.identity
+        announcements = list(self._follower.account.announcements)
+        with contextlib.suppress(ClientError, ProtocolError):
+            announcements += await read_announcements(identity.rest_url, tls=self._tls)
+        return await self._repin(successor(identity.server_key, announcements))
+
+    async def _repin(self, server_key: bytes) -> bool:
+        """Know the server by that key; whether it is another one than before."""
+        if server_key == self._store.identity.server_key:
+            return False
+        async with self._following:
+            await self._worker.run(lambda: self._follower.repin(server_key))
+        return True
+
+    async def _has_ended(self, error: Exception) -> bool:
+        """Whether a session ended because this device did, as ``$devices`` or a signed revocation shows; then wipe it.
+
+        A server's word alone wipes nothing.
+        """
+        at_ms = self._follower.ended_at_ms
+        if at_ms is None and isinstance(error, DeviceRevoked):
+            shown = error.event
+            at_ms = await self._worker.run(lambda: self._follower.end_shown(shown))
+        elif not isinstance(error, ProtocolError) or error.code != "revoked":
+            return False
+        if at_ms is None:
+            return False
+        ended_at_ms = at_ms
+        await self._worker.run(lambda: self._wipe(ended_at_ms))
+        return True
+
+    def _wipe(self, at_ms: int) -> None:
+        self._store.wipe(at_ms)
+        with self._store.transaction():
+            self._store.add_notice(Notice(NoticeKind.REVOKED, at_ms, self._store.identity.device_id))
 
     def close(self) -> None:
         """Nothing more comes: tell whoever waits."""
@@ -141,11 +228,19 @@ class Link:
             self._fail(ClientError("the device was closed"))
 
     async def _stop(self, error: Exception) -> None:
-        """There will be no further session."""
+        """There will be no further session, or none soon."""
         if isinstance(error, VerificationError):
             alarm = Alarm(self._environment.now_ms(), error.stream, error.seq, error.reason)
             await self._worker.run(lambda: self._keep_alarm(alarm))
         self._fail(_as_shown(error))
+
+    async def _tell(self, notice: Notice) -> None:
+        await self._worker.run(lambda: self._keep_notice(notice))
+        self._source.announce()
+
+    def _keep_notice(self, notice: Notice) -> None:
+        with self._store.transaction():
+            self._store.add_notice(notice)
 
     def _keep_alarm(self, alarm: Alarm) -> None:
         with self._store.transaction():
@@ -160,11 +255,16 @@ class Link:
         self._inbox = self._connection = None
         self._caught_up.clear()
         self._publisher.end()
+        self._live.end()
         self._source.announce()
 
     # -- one session ----------------------------------------------------------------------------------------------
 
     async def _session(self) -> None:
+        identity = self._store.identity
+        await self._repin(
+            overdue(identity.server_key, self._follower.account.announcements, self._environment.now_ms())
+        )
         opened = connect(self._store.identity, self._environment, device_url=self._device_url, tls=self._tls)
         async with opened as connection:
             await self._check_epoch(connection.epoch)
@@ -175,11 +275,13 @@ class Link:
                 self._connection, self._inbox = connection, inbox
                 await inbox.subscribe(readable)
             self.last_problem = ""
+            self.failure = None
             self._source.announce()
             async with open_nursery() as nursery:
                 nursery.start_soon(self._receive, connection, inbox)
                 nursery.start_soon(inbox.run)
                 nursery.start_soon(self._publisher.run)
+                nursery.start_soon(self._live.run, connection)
                 nursery.start_soon(self._ping, connection)
 
     async def _check_epoch(self, epoch: int) -> None:
@@ -200,8 +302,21 @@ class Link:
                 if isinstance(message, Resumed) and message.stream not in self._follower.followed:
                     self._publisher.resumed(message.stream, message.author)
                 await inbox.put(message)
+            elif isinstance(message, Revoked):
+                raise DeviceRevoked(message.row)
+            elif isinstance(message, KeyAnnounced):
+                self._take_announcement(message.announcement)
+            elif isinstance(message, Cloned):
+                await self._tell(Notice(NoticeKind.CLONED, message.at_ms, message.device_id))
             else:
                 self._take(message)
+
+    def _take_announcement(self, data: bytes) -> None:
+        """The server's next key, for the other devices (``keeper``); what the pinned key did not sign is nothing."""
+        announcement = decode_announcement(data)
+        if successor(self._store.identity.server_key, [announcement]) != self._store.identity.server_key:
+            self.announced = announcement
+            self._source.announce()
 
     def _take(self, message: FromServer) -> None:
         """Everything that is not about a stream that is followed."""
@@ -210,7 +325,12 @@ class Link:
         elif isinstance(message, Draining):
             self._retry_after_ms = message.reconnect_after_ms
             self._publisher.hold()
+        elif isinstance(message, SignalFrom | PresenceFrom | Signalled):
+            self._live.take(message)
         elif isinstance(message, Error):
+            if message.rid is not None and SIGNAL_RID_FIRST <= message.rid < READ_RID_FIRST:
+                self._live.take(message)
+                return
             self._retry_after_ms = message.retry_after_ms or 0
             if message.rid is not None and message.rid < READ_RID_FIRST:
                 self._publisher.refused(message)
@@ -227,9 +347,12 @@ class Link:
             failure = self._follower.followed[stream].failure
             if stream in (DEVICES_STREAM, KEYS_STREAM) and failure is not None:
                 raise failure
+        if outcome.ended_at_ms is not None:
+            raise ProtocolError("revoked", "this device has ended, as $devices says")
         self._caught_up.update(outcome.caught_up)
         for stream, author in outcome.authors.items():
             self._publisher.resumed(stream, author)
+        self._live.refresh()
         self._source.announce()
 
 
@@ -241,6 +364,11 @@ def _is_final(error: Exception) -> bool:
         return error.code in FINAL_CODES
     # After a failed transaction what is in memory is ahead of what is on the disk.
     return True
+
+
+def _may_be_forged(error: Exception) -> bool:
+    """Whether nothing but a close code says so, which nobody signs; after ``replaced`` two would take turns."""
+    return isinstance(error, Disconnected) and error.close_code != _REPLACED_CLOSE_CODE
 
 
 def _as_shown(error: Exception) -> Exception:

@@ -9,20 +9,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM
-from keepstep.protocol.reader import Problem, StreamState, decode_state
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind
+from keepstep.protocol.event import decode_header
+from keepstep.protocol.reader import StreamState, decode_state
+from keepstep.protocol.verified import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from keepstep.client.store import Store
-    from keepstep.protocol.reader import VerifiedEvent
+    from keepstep.protocol.event import Header
+    from keepstep.protocol.verified import VerifiedEvent
 
 KEPT_BYTES_MAX: Final = 256 * 1024 * 1024
 KEPT_DAYS: Final = 30
 """How long and how much of a stream stays after every cursor has passed it: other devices may need it to heal a log."""
 PRUNE_EVENTS: Final = 1000
 """Rows removed in one transaction."""
+WITHDRAW_EVENTS: Final = 1000
+"""Rows looked at together for the events of a revoked device."""
+SEQ_MAX: Final = 2**63 - 1
+SNAPSHOT_EVENTS_MAX: Final = 64
+"""Snapshots and confirmations of one stream that are looked at, the newest: at most 16 MiB of them."""
 ROW_OVERHEAD_BYTES: Final = 128
 DAY_MS: Final = 24 * 60 * 60 * 1000
 
@@ -38,6 +46,18 @@ class StoredEvent:
     header: bytes
     payload: bytes | None
     problem: Problem | None
+    concurrent_from: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FirstEvent:
+    """The first kept event of a stream, as far as the chain is made of it; ``chain`` is the one after it."""
+
+    seq: int
+    received_at_ms: int
+    header: bytes
+    sig: bytes
+    chain: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +81,12 @@ class LocalLog:
     def save(self, stream: str, state: StreamState, events: Sequence[VerifiedEvent]) -> None:
         """Keep verified events and the state after them. Part of a transaction."""
         self._store.execute_many(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 (
                     stream, each.seq, each.device_id, each.received_at_ms, each.header_bytes, each.sig, each.payload,
                     each.problem and each.problem.value, each.chain,
+                    None if each.concurrent_with is None else each.concurrent_with[0],
                 )
                 for each in events
             ),
@@ -91,6 +112,58 @@ class LocalLog:
             ((Problem.EXPIRED.value, stream, seq) for seq in seqs),
         )
 
+    def withdraw(self, device_id: bytes, accepted: Mapping[str, int]) -> None:
+        """A device was revoked: its events above what is accepted of it are given out no more. Part of a transaction.
+
+        The payloads stay in the file: a recovery may make the device live again (``reinstate``).
+        """
+        streams = self._store.rows("SELECT DISTINCT stream FROM events WHERE device_id = ?", device_id)
+        for (stream,) in streams:
+            if stream not in (DEVICES_STREAM, KEYS_STREAM):
+                self._withdraw(stream, device_id, accepted.get(stream, 0))
+
+    def _withdraw(self, stream: str, device_id: bytes, accepted_n: int) -> None:
+        for page in self._backwards(stream, device_id, above_n=accepted_n):
+            self._store.execute_many(
+                "UPDATE events SET problem = ? WHERE stream = ? AND seq = ? AND problem IS NULL",
+                ((Problem.AFTER_REVOCATION.value, stream, seq) for seq, _ in page),
+            )
+
+    def _backwards(self, stream: str, device_id: bytes, *, above_n: int) -> Iterator[list[tuple[int, Header]]]:
+        """A device's kept events with author numbers above one, the newest first, page by page."""
+        before = SEQ_MAX
+        while True:
+            rows = self._store.rows(
+                "SELECT seq, header FROM events WHERE stream = ? AND device_id = ? AND seq < ?"
+                " ORDER BY seq DESC LIMIT ?",
+                stream, device_id, before, WITHDRAW_EVENTS,
+            )  # fmt: skip
+            found = [(seq, decode_header(header)) for seq, header in rows]
+            above = [(seq, header) for seq, header in found if header.n > above_n]
+            yield above
+            if len(above) < WITHDRAW_EVENTS:
+                return
+            before = above[-1][0]
+
+    def erase(self, stream: str, device_id: bytes, numbers: Collection[int]) -> None:
+        """Drop the payloads of a device's events, as an erasure says. Part of a transaction."""
+        for page in self._backwards(stream, device_id, above_n=min(numbers) - 1):
+            self._store.execute_many(
+                "UPDATE events SET payload = NULL, problem = ? WHERE stream = ? AND seq = ?",
+                (
+                    (Problem.ERASED.value, stream, seq)
+                    for seq, header in page
+                    if header.n in numbers and header.kind in (Kind.APPLICATION, Kind.SNAPSHOT)
+                ),
+            )
+
+    def reinstate(self, device_id: bytes) -> None:
+        """A recovery made a device live again: what ``withdraw`` took is there again. Part of a transaction."""
+        self._store.execute(
+            "UPDATE events SET problem = NULL WHERE device_id = ? AND problem = ? AND payload IS NOT NULL",
+            device_id, Problem.AFTER_REVOCATION.value,
+        )  # fmt: skip
+
     def chain_at(self, stream: str, seq: int) -> bytes | None:
         """The chain at ``seq``, where the event is kept."""
         row = self._store.row("SELECT chain FROM events WHERE stream = ? AND seq = ?", stream, seq)
@@ -99,13 +172,48 @@ class LocalLog:
     def read(self, stream: str, *, after: int, events_max: int) -> list[StoredEvent]:
         """Kept events with seq > ``after``, in order."""
         return [
-            StoredEvent(stream, seq, device_id, received_at_ms, header, payload, problem and Problem(problem))
-            for seq, device_id, received_at_ms, header, payload, problem in self._store.rows(
-                "SELECT seq, device_id, received_at_ms, header, payload, problem FROM events"
+            StoredEvent(stream, seq, device_id, received_at_ms, header, payload, problem and Problem(problem), fork)
+            for seq, device_id, received_at_ms, header, payload, problem, fork in self._store.rows(
+                "SELECT seq, device_id, received_at_ms, header, payload, problem, concurrent_from FROM events"
                 " WHERE stream = ? AND seq > ? ORDER BY seq LIMIT ?",
                 stream, after, events_max,
             )
         ]  # fmt: skip
+
+    def key_events(self) -> list[tuple[Header, bytes]]:
+        """Header and payload of every event of ``$keys``, which is small, in order."""
+        rows = self._store.rows(
+            "SELECT header, payload FROM events WHERE stream = ? AND payload IS NOT NULL ORDER BY seq", KEYS_STREAM
+        )
+        return [(decode_header(header), payload) for header, payload in rows]
+
+    def snapshot_events(self, stream: str) -> list[StoredEvent]:
+        """Kept snapshots and confirmations, the newest first."""
+        # These words are also those of the index `snapshot_events`.
+        return [
+            StoredEvent(stream, seq, device_id, received_at_ms, header, payload, problem and Problem(problem), None)
+            for seq, device_id, received_at_ms, header, payload, problem in self._store.rows(
+                "SELECT seq, device_id, received_at_ms, header, payload, problem FROM events"
+                " WHERE stream = ? AND substr(header, 3, 1) IN (x'02', x'03') ORDER BY seq DESC LIMIT ?",
+                stream, SNAPSHOT_EVENTS_MAX,
+            )
+        ]  # fmt: skip
+
+    def counts(self, stream: str, *, after: int) -> dict[bytes, int]:
+        """How many kept events each device has in a stream with seq > ``after``."""
+        return dict(
+            self._store.rows(
+                "SELECT device_id, count(*) FROM events WHERE stream = ? AND seq > ? GROUP BY device_id", stream, after
+            )
+        )
+
+    def first(self, stream: str) -> FirstEvent:
+        """The first kept event of a stream of which there is one."""
+        row = self._store.row(
+            "SELECT seq, received_at_ms, header, sig, chain FROM events WHERE stream = ? ORDER BY seq LIMIT 1", stream
+        )
+        assert row is not None
+        return FirstEvent(*row)
 
     def first_seq(self, stream: str) -> int | None:
         """The first kept event of a stream."""

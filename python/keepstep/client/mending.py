@@ -30,6 +30,8 @@ RETRY_S: Final = 1.0
 RETRY_S_MAX: Final = 60.0
 """Waiting after an answer that names no time, doubled each time, seconds."""
 DOUBLINGS_MAX: Final = 10
+AUTHOR_N_MAX: Final = 2**62
+"""Largest author number that a server is believed to hold: no outbox goes from there beyond the protocol's integers."""
 FRUITLESS_MAX: Final = 3
 """How often a stream is sent again from its first unacknowledged event without getting further."""
 
@@ -106,12 +108,23 @@ class Mender:
                 raise ProtocolError("out_of_order", "the server refuses the event that it asks for")
             await self._reconcile(session, stream, last_n, last_hash)
             held.until_s = 0
+        elif trouble.code == "unknown_position":
+            # The server was set back behind what the event says its author had seen: say what it has seen since.
+            session.fruitless[stream] += 1
+            if session.fruitless[stream] > FRUITLESS_MAX:
+                raise ProtocolError("unknown_position", "the server does not know the streams that this device knows")
+            await self._worker.run(lambda: self._sign_again(stream))
+            held.until_s = trio.current_time() + self._pause_s(session, stream, trouble)
         elif row.retry is Retry.NEVER:
             await self._worker.run(lambda: self._outbox.refuse(entry))
             self._done(entry, ProtocolError(row.code, f"event {entry.n} of {stream} was refused"))
             held.until_s = 0
         else:
             held.until_s = trio.current_time() + self._pause_s(session, stream, trouble)
+
+    def _sign_again(self, stream: str) -> None:
+        own = self._outbox.own(stream)
+        self._outbox.adopt(stream, own.accepted_n, own.accepted_hash)
 
     def _pause_s(self, session: Sending, stream: str, trouble: Trouble) -> float:
         named_ms = trouble.detail[0] if trouble.detail else None
@@ -133,6 +146,8 @@ class Mender:
         self, session: Sending, stream: str, last_n: int, last_hash: bytes, *, floor_n: int | None = None
     ) -> None:
         """Make the outbox follow the last event that the server has of this device."""
+        if last_n > AUTHOR_N_MAX:
+            raise ProtocolError("malformed", "the server leaves this device no author number")
         own, known = await self._worker.run(lambda: (self._outbox.own(stream), self._outbox.hash_of(stream, last_n)))
         floor_n = own.accepted_n if floor_n is None else floor_n
         if last_n < floor_n or (last_n == own.accepted_n and last_hash != own.accepted_hash):

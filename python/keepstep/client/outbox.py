@@ -9,9 +9,9 @@ Every call blocks on the disk and belongs to the store's one worker thread at a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -22,6 +22,7 @@ from keepstep.errors import ClientError, ProtocolError, VerificationError
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Kind, Position
 from keepstep.protocol.chain import event_hash
 from keepstep.protocol.event import NO_PREV, Header, decode_header, sign_event
+from keepstep.protocol.snapshot import decode_snapshot, encode_snapshot
 from keepstep.validation import parse_stream_name
 
 if TYPE_CHECKING:
@@ -39,15 +40,26 @@ FRAMING_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Covers:
+    """What a snapshot stands for: everything up to a position, and each author's last number there."""
+
+    position: Position
+    authors: Mapping[bytes, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """What to publish.
 
     Attributes:
         stream: its name.
-        data: plaintext for ``Kind.APPLICATION``, else the payload itself.
+        data: plaintext for ``Kind.APPLICATION`` and ``Kind.SNAPSHOT``, else the payload itself.
         kind: what the event is.
         key: in streams of the policy ``latest``, the name of what is written; the server sees a MAC of it.
         ttl_s: seconds after which the payload may go; ``None`` for never.
+        expects: in streams of the policies ``expect`` and ``fork``, what it builds on: a position, ``"own"`` for this
+            device's event before it, or ``None`` for nothing.
+        covers: of a snapshot, and only of one.
     """
 
     stream: str
@@ -55,6 +67,8 @@ class Draft:
     kind: Kind = Kind.APPLICATION
     key: str | None = None
     ttl_s: int | None = None
+    expects: Position | Literal["own"] | None = None
+    covers: Covers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +120,9 @@ class Own:
     receipt: Position
 
 
+_KINDS: Final = frozenset({Kind.APPLICATION, Kind.POLICY, Kind.SNAPSHOT, Kind.CONFIRM, Kind.ERASE})
+"""What an application's streams take from this library."""
+_KINDS_RESERVED: Final = {DEVICES_STREAM: frozenset({Kind.ACCOUNT}), KEYS_STREAM: frozenset({Kind.KEYS})}
 _NOTHING_WRITTEN: Final = Own(0, NO_HASH, 0, NO_HASH, Position(0, b""))
 _NEXT_ENTRIES: Final = (
     "SELECT entry, stream, n, hash, header, sig, payload, sent FROM outbox WHERE entry > ? ORDER BY entry LIMIT ?"
@@ -174,13 +191,15 @@ class Outbox:
             payload = self._seal(draft.stream, n, draft.data)
             if draft.key is not None:
                 key = key_name(self._keyring.current().index_key, draft.stream, draft.key)
+        elif draft.covers is not None:
+            payload = self._seal_snapshot(draft.stream, n, draft.covers, draft.data)
         header = Header(
             kind=int(draft.kind),
             id=uuid7(self._environment),
             stream=draft.stream,
             n=n,
             prev=_prev(n, mine.last_hash),
-            base=None,
+            base=_base(draft.expects, n),
             seen=(0, b""),
             devices_seen=(0, b""),
             key=key,
@@ -196,9 +215,10 @@ class Outbox:
         place = Place(identity.user_key, stream, identity.device_id, n)
         nonce = self._environment.random_bytes(NONCE_BYTES)
         payload = seal_payload(self._keyring.current(), place, plaintext, nonce=nonce)
-        if len(payload) > PAYLOAD_BYTES_MAX:
-            raise ClientError(f"an event for {stream} has {len(payload)} bytes sealed, at most {PAYLOAD_BYTES_MAX} fit")
-        return payload
+        return _within(stream, payload)
+
+    def _seal_snapshot(self, stream: str, n: int, covers: Covers, state: bytes) -> bytes:
+        return _within(stream, encode_snapshot(covers.position, covers.authors, self._seal(stream, n, state)))
 
     def _sign(self, header: Header, payload: bytes) -> Entry:
         """Sign a header as of what this device has verified now; the entry has no number yet."""
@@ -369,12 +389,21 @@ class Outbox:
             old = decode_header(each.header)
             payload = each.payload
             n = last_n + 1
+            identity = self._store.identity
+            place = Place(identity.user_key, stream, identity.device_id, old.n)
             if old.kind == Kind.APPLICATION:
-                identity = self._store.identity
-                place = Place(identity.user_key, stream, identity.device_id, old.n)
                 payload = self._seal(stream, n, self._keyring.open(place, each.payload))
+            elif old.kind == Kind.SNAPSHOT:
+                known = decode_snapshot(each.payload)
+                covers = Covers(Position(known.covers_seq, known.covers_chain), known.authors)
+                payload = self._seal_snapshot(stream, n, covers, self._keyring.open(place, known.sealed))
             header = msgspec.structs.replace(
-                old, n=n, prev=_prev(n, last_hash), payload_len=len(payload), payload_hash=crypto.blake3(payload)
+                old,
+                base=n - 1 if isinstance(old.base, int) else old.base,
+                n=n,
+                prev=_prev(n, last_hash),
+                payload_len=len(payload),
+                payload_hash=crypto.blake3(payload),
             )
             signed = self._insert(replace(self._sign(header, payload), entry=each.entry), sent=False)
             last_n, last_hash = n, signed.hash
@@ -418,12 +447,28 @@ def _prev(n: int, last_hash: bytes) -> bytes:
     return NO_PREV if n == 1 else last_hash[:PREV_BYTES]
 
 
+def _base(expects: Position | Literal["own"] | None, n: int) -> tuple[int, bytes] | int | None:
+    """As the header names it (protocol.md section 3, Policies)."""
+    if expects is None:
+        return None
+    return n - 1 if isinstance(expects, str) else (expects.seq, expects.chain)
+
+
+def _within(stream: str, payload: bytes) -> bytes:
+    """The payload; raises ClientError for one that servers do not take."""
+    if len(payload) > PAYLOAD_BYTES_MAX:
+        raise ClientError(f"an event for {stream} has {len(payload)} bytes sealed, at most {PAYLOAD_BYTES_MAX} fit")
+    return payload
+
+
 def _check(draft: Draft) -> None:
     """What the server would refuse for good is refused before it takes a number."""
-    expected = {DEVICES_STREAM: Kind.ACCOUNT, KEYS_STREAM: Kind.KEYS}.get(draft.stream, Kind.APPLICATION)
-    if draft.kind is not expected or (expected is Kind.APPLICATION and draft.stream.startswith("$")):
+    kinds = _KINDS_RESERVED.get(draft.stream, _KINDS)
+    if draft.stream.startswith("$") and (draft.stream not in _KINDS_RESERVED or draft.kind not in kinds):
+        raise ClientError(f"{draft.stream} is reserved, as every name that begins with $")
+    if draft.kind not in kinds:
         raise ClientError(f"{draft.stream} does not take that kind of event")
-    if expected is Kind.APPLICATION and len(draft.data) > PLAINTEXT_BYTES_MAX:
+    if draft.kind in (Kind.APPLICATION, Kind.SNAPSHOT) and len(draft.data) > PLAINTEXT_BYTES_MAX:
         raise ClientError(f"an event holds at most {PLAINTEXT_BYTES_MAX} bytes, this one has {len(draft.data)}")
     if draft.ttl_s is not None and draft.ttl_s < 1:
         raise ClientError("a time to live has at least one second")

@@ -22,6 +22,7 @@ from keepstep.client.sending import UNCHECKED, Held, Sending, Trouble
 from keepstep.errors import ERRORS, ClientError, ProtocolError, Retry
 from keepstep.model import Position
 from keepstep.protocol.messages import (
+    INTEGER_MAX,
     PUBLISH_BYTES_MAX,
     PUBLISH_EVENTS_MAX,
     Accepted,
@@ -240,7 +241,8 @@ class Publisher:
             answers.append((batch[at : at + count], result))
             at += count
         # Consecutive numbers are consecutive in one stream only.
-        if at != len(batch) or any(len({entry.stream for entry in entries}) != 1 for entries, _ in answers):
+        fits = at == len(batch) and all(len({entry.stream for entry in entries}) == 1 for entries, _ in answers)
+        if not fits or any(_is_beyond(result) for _, result in answers):
             raise ProtocolError("malformed", "an answer does not fit what was published")
         for entries, result in answers:
             self._take(session, entries, result)
@@ -301,3 +303,8 @@ class Publisher:
         publication = self._publications.pop(entry.entry, None)
         if publication is not None:
             publication.settle(outcome)
+
+
+def _is_beyond(result: Result) -> bool:
+    """Whether the last seq of a run is above every integer of the protocol."""
+    return isinstance(result, ResultAccepted) and result.first_seq + result.count - 1 > INTEGER_MAX

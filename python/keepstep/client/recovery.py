@@ -105,6 +105,9 @@ class RecoveryFile:
             path: replaced if it is there.
             recovery: what it will hold.
             nonce: 24 random bytes, never used twice.
+
+        Raises:
+            ClientError: it cannot be written there.
         """
         header = self._header + nonce
         sealed = header + crypto.xchacha_seal(self._key, nonce, header, msgspec.msgpack.encode(recovery))

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from keepstep.client.http import raise_for_problem, request
 from keepstep.errors import ClientError, ProtocolError
-from keepstep.validation import parse_server_key, parse_server_url
+from keepstep.validation import parse_server_key, parse_server_url, rest_url_beside
 
 if TYPE_CHECKING:
     import ssl
 
 DEFAULT_REST_URL: Final = "http://127.0.0.1:8440"
 """Where ``keepstep serve`` answers REST unless configured otherwise."""
-DEVICE_PORT_DEFAULT: Final = 8441
-REST_PORT_DEFAULT: Final = 8440
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +57,12 @@ async def find_server(
     Raises:
         ClientError: it is no such address, nothing answers there, or another server than the one named.
     """
-    if urlsplit(address).scheme in ("ws", "wss"):
+    if address.lower().startswith(("ws://", "wss://")):
         try:
             parsed = parse_server_url(address)
         except ProtocolError as exc:
             raise ClientError(f"{address} is no server's address: {exc.detail}") from exc
-        return Server(parsed.url, rest_url or _rest_url(parsed.url), parsed.server_key)
+        return Server(parsed.url, rest_url or rest_url_beside(parsed.url), parsed.server_key)
     base, _, pinned = address.partition("#")
     base = base.rstrip("/")
     response = await request("GET", f"{base}/api/v1/server", tls=tls)
@@ -74,17 +71,8 @@ async def find_server(
         told = msgspec.json.decode(response.body, type=_Told)
         parsed = parse_server_url(told.device_url)
         known_key = parse_server_key(pinned) if pinned else parsed.server_key
-    except (msgspec.DecodeError, ProtocolError) as exc:
+    except (ValueError, RecursionError, ProtocolError) as exc:  # the codec's errors are ValueErrors
         raise ClientError(f"what answers at {base} is not a keepstep server") from exc
     if known_key != parsed.server_key:
         raise ClientError(f"the server at {base} shows another key than the one that was named")
     return Server(parsed.url, base, parsed.server_key)
-
-
-def _rest_url(device_url: str) -> str:
-    """Where REST is unless said otherwise: the default port beside the default port, else the same port."""
-    parts = urlsplit(device_url)
-    netloc = parts.netloc
-    if parts.port == DEVICE_PORT_DEFAULT:
-        netloc = f"{netloc.rpartition(':')[0]}:{REST_PORT_DEFAULT}"
-    return urlunsplit(("https" if parts.scheme == "wss" else "http", netloc, "", "", ""))

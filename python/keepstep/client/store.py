@@ -11,25 +11,48 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from keepstep.client.files import make_private, move_into_place
+from keepstep.client.files import make_private, move_into_place, writing
+from keepstep.client.notices import Notice, NoticeKind
 from keepstep.client.payload import ContentKey
 from keepstep.errors import ClientError, StoreError
-from keepstep.model import Capability, Position
+from keepstep.model import KEY_BYTES, Capability, Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_S: Final = 0.5
 """How long to wait for another process to let go of the file, seconds."""
 ALARMS_MAX: Final = 1000
 """Alarms kept, the newest; a server that lies all the time fills no disk."""
+NOTICES_MAX: Final = 1000
+"""Notices kept, the newest."""
 
-_SCHEMA: Final = """
+_NOTICES: Final = """
+CREATE TABLE notices (                  -- what its user has to be told about devices
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at_ms INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    device_id BLOB,
+    until_ms INTEGER
+) STRICT;
+"""
+_SNAPSHOT_EVENTS: Final = """
+CREATE INDEX IF NOT EXISTS snapshot_events ON events (stream, seq) WHERE substr(header, 3, 1) IN (x'02', x'03');
+"""
+"""The third byte of a header is its kind: an array of less than 16 elements that begins with the version."""
+_UPGRADE_FROM_1: Final = (
+    "ALTER TABLE device ADD COLUMN revoked_at_ms INTEGER;ALTER TABLE events ADD COLUMN concurrent_from INTEGER;"
+    + _NOTICES
+    + _SNAPSHOT_EVENTS
+)
+
+_SCHEMA: Final = (
+    """
 CREATE TABLE device (
     only INTEGER PRIMARY KEY CHECK (only = 1),
     name TEXT NOT NULL,
@@ -46,7 +69,8 @@ CREATE TABLE device (
     handed_over_seq INTEGER NOT NULL,   -- $devices as the enrolling device knew it: the log must pass through here
     handed_over_chain BLOB NOT NULL,
     hlc INTEGER NOT NULL,               -- the highest one given or seen
-    epoch INTEGER NOT NULL              -- the highest one the server showed
+    epoch INTEGER NOT NULL,             -- the highest one the server showed
+    revoked_at_ms INTEGER               -- when it ended: its keys are gone
 ) STRICT;
 CREATE TABLE content_keys (
     content_epoch BLOB PRIMARY KEY,
@@ -71,6 +95,7 @@ CREATE TABLE events (                   -- exact bytes, as received and verified
     payload BLOB,
     problem TEXT,                       -- why there is no payload, where there is none
     chain BLOB NOT NULL,
+    concurrent_from INTEGER,            -- policy fork: it does not build on the events from here to the one before it
     PRIMARY KEY (stream, seq)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE cursors (                  -- how far an application is, with state it commits together
@@ -115,6 +140,9 @@ CREATE TABLE alarms (
     reason TEXT NOT NULL
 ) STRICT;
 """
+    + _NOTICES
+    + _SNAPSHOT_EVENTS
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +310,55 @@ class Store:
         """Every alarm kept, oldest first."""
         return [Alarm(*row) for row in self.rows("SELECT at_ms, stream, seq, reason FROM alarms ORDER BY id")]
 
+    def add_notice(self, notice: Notice) -> None:
+        """Keep a notice for the user. Part of a transaction."""
+        newest = self.execute(
+            "INSERT INTO notices (at_ms, kind, device_id, until_ms) VALUES (?, ?, ?, ?)",
+            notice.at_ms, notice.kind.value, notice.device_id, notice.until_ms,
+        )  # fmt: skip
+        self.execute("DELETE FROM notices WHERE id <= ?", newest - NOTICES_MAX)
+
+    def notices(self, *, after: int = 0) -> list[Notice]:
+        """The notices kept that are numbered above ``after``, oldest first."""
+        return [
+            Notice(NoticeKind(kind), at_ms, device_id, until_ms, number)
+            for number, at_ms, kind, device_id, until_ms in self.rows(
+                "SELECT id, at_ms, kind, device_id, until_ms FROM notices WHERE id > ? ORDER BY id", after
+            )
+        ]
+
+    def revoked_at_ms(self) -> int | None:
+        """When this device ended, unix milliseconds; ``None`` while it has its keys."""
+        at_ms: int | None = self.row("SELECT revoked_at_ms FROM device")[0]
+        return at_ms
+
+    def wipe(self, at_ms: int) -> None:
+        """Take this device's keys, outbox and events away, for good; who it was and its notices stay.
+
+        What is freed is overwritten in the file, as far as the file system and the medium overwrite at all.
+        """
+        self._open().execute("PRAGMA secure_delete = ON")
+        with self.transaction():
+            nothing = bytes(KEY_BYTES)
+            self.execute(
+                "UPDATE device SET device_secret = ?, box_secret = ?, genesis = NULL, revoked_at_ms = ?",
+                nothing, nothing, at_ms,
+            )  # fmt: skip
+            for table in ("content_keys", "outbox", "superseded", "events", "streams", "cursors", "own"):
+                self.execute(f"DELETE FROM {table}")  # noqa: S608 - names of this file
+        self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._open().execute("VACUUM")
+
+    def relocate(self, device_url: str, rest_url: str) -> None:
+        """Know the server under other addresses from now on; within a transaction."""
+        self.execute("UPDATE device SET device_url = ?, rest_url = ?", device_url, rest_url)
+        self.identity = replace(self.identity, device_url=device_url, rest_url=rest_url)
+
+    def repin(self, server_key: bytes) -> None:
+        """Know the server by another identity key from now on; within a transaction."""
+        self.execute("UPDATE device SET server_key = ?", server_key)
+        self.identity = replace(self.identity, server_key=server_key)
+
     def _load_identity(self) -> Identity:
         row = self.row(
             "SELECT name, user_key, device_id, device_secret, box_secret, capabilities, device_url, rest_url,"
@@ -316,17 +393,18 @@ def create_store(path: Path, identity: Identity, *, genesis: bytes | None, conte
     Raises:
         ClientError: something is there already, or the place cannot be written.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists():
-        raise ClientError(f"{path} exists already")
     beside = path.with_name(path.name + ".new")
-    for suffix in ("", "-wal", "-journal"):
-        beside.with_name(beside.name + suffix).unlink(missing_ok=True)
-    make_private(beside)
+    with writing(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            raise ClientError(f"{path} exists already")
+        for suffix in ("", "-wal", "-journal"):
+            beside.with_name(beside.name + suffix).unlink(missing_ok=True)
+        make_private(beside)
     with _plain_errors(path), contextlib.closing(_connect(beside)) as connection:
         connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
         connection.execute(
-            "INSERT INTO device VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0, 0)",
+            "INSERT INTO device VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0, 0, NULL)",
             (
                 identity.name, identity.user_key, identity.device_id, identity.device_secret, identity.box_secret,
                 int(identity.capabilities), identity.device_url, identity.rest_url, identity.server_key, genesis,
@@ -337,7 +415,8 @@ def create_store(path: Path, identity: Identity, *, genesis: bytes | None, conte
         with store.transaction():
             store.add_content_keys(content_keys)
     # Closing has moved everything out of the write-ahead log, so the one file is the whole store.
-    move_into_place(beside, path)
+    with writing(path):
+        move_into_place(beside, path)
     return open_store(path)
 
 
@@ -353,14 +432,22 @@ def open_store(path: Path) -> Store:
         connection = _connect(path)
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version != SCHEMA_VERSION:
+            if version not in (1, SCHEMA_VERSION):
                 raise ClientError(f"{path} was made by another version of keepstep (its format is {version})")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("COMMIT")
+            if version == 1:
+                connection.executescript(f"BEGIN;{_UPGRADE_FROM_1}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
             return Store(path, connection)
         except BaseException:
             connection.close()
             raise
+
+
+def check_live(store: Store) -> None:
+    """Raises ClientError where the device has ended, and its keys are gone."""
+    if store.revoked_at_ms() is not None:
+        raise ClientError(f"{store.identity.name} was revoked: its keys are gone; make another device")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

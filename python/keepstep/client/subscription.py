@@ -22,14 +22,16 @@ from keepstep.client.keys import MissingContentKey
 from keepstep.client.locallog import Cursor
 from keepstep.client.payload import PayloadError, Place
 from keepstep.errors import ClientError
+from keepstep.model import Kind
 from keepstep.protocol.event import decode_header
-from keepstep.protocol.reader import Problem
+from keepstep.protocol.verified import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keepstep.client.keys import Keyring
     from keepstep.client.locallog import LocalLog, StoredEvent
+    from keepstep.client.snapshots import Snapshot
     from keepstep.client.worker import Worker
     from keepstep.protocol.event import Header
 
@@ -54,6 +56,7 @@ class Event:
         received_at_ms: unix milliseconds, by the server's clock.
         key: 16 bytes that stand for the name that was written, in streams of the policy ``latest``.
         data: what was published; ``None`` where there is a ``problem``.
+        concurrent_with: in streams of the policy ``fork`` the seqs (first, last) that it does not build on.
         problem: why there is no data: a value of ``protocol.reader.Problem``, ``no_content_key``, ``not_decryptable``.
     """
 
@@ -65,6 +68,7 @@ class Event:
     hlc: int
     received_at_ms: int
     key: bytes | None
+    concurrent_with: tuple[int, int] | None
     data: bytes | None
     problem: str | None
 
@@ -91,7 +95,7 @@ class EventSource:
     def open(self, stored: StoredEvent, *, decided: bool) -> Event | None:
         """Decrypt; ``None`` where what is missing may still come, unless it is ``decided`` that it does not."""
         header = decode_header(stored.header)
-        if stored.payload is None:
+        if stored.payload is None or stored.problem is not None:
             undecided = stored.problem is Problem.MISSING and not decided
             return None if undecided else _event(stored, header, None, stored.problem and stored.problem.value)
         place = Place(self._user_key, stored.stream, stored.device_id, header.n)
@@ -109,6 +113,7 @@ class Subscription:
     Attributes:
         stream: the stream.
         state: what was committed with the cursor, ``b""`` where nothing was.
+        snapshot: what stands for the events before the first one that is given out; ``None`` for nothing.
     """
 
     def __init__(
@@ -119,11 +124,13 @@ class Subscription:
         after: int | None,
         cursor: str | None,
         state: bytes,
+        snapshot: Snapshot | None,
         failure: Callable[[], Exception | None],
         now_ms: Callable[[], int],
     ) -> None:
         self.stream = stream
         self.state = state
+        self.snapshot = snapshot
         self._source = source
         self._after = after
         self._cursor = cursor
@@ -181,24 +188,31 @@ class Subscription:
     async def _load(self, *, decided: bool) -> bool:
         """Read and decrypt the next page; whether there was anything."""
         after = self._after
-        found, events = await self._source.worker.run(lambda: self._page(after, decided=decided))
+        found, after, events = await self._source.worker.run(lambda: self._page(after, decided=decided))
         self._ready.extend(events)
-        if events:
-            self._after = events[-1].seq
+        self._after = after
         return found
 
-    def _page(self, after: int | None, *, decided: bool) -> tuple[bool, list[Event]]:
-        """In the worker thread: events up to the first that is undecided; ``decided`` counts for the first one."""
-        rows = self._source.log.read(self.stream, after=after or 0, events_max=PAGE_EVENTS)
-        if after is not None and rows and rows[0].seq != after + 1:
-            raise ClientError(f"{self.stream} is kept on this device from {rows[0].seq} on, not from {after + 1}")
-        events: list[Event] = []
-        for row in rows:
-            event = self._source.open(row, decided=decided and not events)
-            if event is None:
-                break
-            events.append(event)
-        return bool(rows), events
+    def _page(self, after: int | None, *, decided: bool) -> tuple[bool, int | None, list[Event]]:
+        """In the worker thread: events up to the first that is undecided; ``decided`` counts for the first one.
+
+        Returns:
+            whether there is anything that was not passed over, the last seq that was read, and the events.
+        """
+        while True:
+            rows = self._source.log.read(self.stream, after=after or 0, events_max=PAGE_EVENTS)
+            if after is not None and rows and rows[0].seq != after + 1:
+                raise ClientError(f"{self.stream} is kept on this device from {rows[0].seq} on, not from {after + 1}")
+            events: list[Event] = []
+            for row in rows:
+                if decode_header(row.header).kind == Kind.APPLICATION:
+                    event = self._source.open(row, decided=decided and not events)
+                    if event is None:
+                        return True, after, events
+                    events.append(event)
+                after = row.seq
+            if events or not rows:
+                return bool(events), after, events
 
 
 def _event(stored: StoredEvent, header: Header, data: bytes | None, problem: str | None) -> Event:
@@ -211,6 +225,7 @@ def _event(stored: StoredEvent, header: Header, data: bytes | None, problem: str
         hlc=header.hlc,
         received_at_ms=stored.received_at_ms,
         key=header.key,
+        concurrent_with=None if stored.concurrent_from is None else (stored.concurrent_from, stored.seq - 1),
         data=data,
         problem=problem,
     )

@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 import ssl
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
 from urllib.parse import SplitResult, urlsplit
 
 import trio
 import trio_websocket
 
 from keepstep.client.worker import open_nursery
-from keepstep.errors import ProtocolError
+from keepstep.errors import ERRORS, ProtocolError
 from keepstep.protocol.messages import MESSAGE_BYTES_MAX
 from keepstep.protocol.primitives import RECORD_TAG_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 _Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
@@ -28,6 +28,7 @@ CLOSE_TIMEOUT_S: Final = 2
 """How long the closing handshake may take before the socket is dropped, seconds."""
 RECEIVE_BYTES: Final = 64 * 1024
 """One read from the socket, bytes."""
+_CODES: Final = {row.close_code: row.code for row in ERRORS.values()}
 
 
 class Disconnected(ConnectionError):
@@ -101,25 +102,20 @@ async def open_transport(url: str, tls: ssl.SSLContext | None = None) -> AsyncIt
         Disconnected: the server cannot be reached, refuses the upgrade or does not answer in time.
         ProtocolError: ``unsupported``: what answers does not speak the subprotocol.
     """
-    parts = urlsplit(url)
-    try:
-        async with open_nursery() as nursery:
-            stream, connection = await _connect(nursery, parts, tls)
-            try:
-                if connection.subprotocol != SUBPROTOCOL:
-                    raise ProtocolError("unsupported", f"what answers does not speak {SUBPROTOCOL}")
-                yield WebSocketTransport(connection)
-            finally:
-                # A cancellation has ended the reader too, without which the closing handshake cannot be finished.
-                if trio.current_effective_deadline() != -math.inf:
-                    with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-                        await connection.aclose()
-                # trio_websocket leaves the socket open where the connection was cut.
-                await trio.aclose_forcefully(stream)
-                nursery.cancel_scope.cancel()
-    except trio_websocket.ConnectionRejected as exc:
-        # trio_websocket raises it in its own task.
-        raise Disconnected(f"{parts.netloc} refused the connection with status {exc.status_code}") from exc
+    async with open_nursery() as nursery:
+        stream, connection = await _connect(nursery, urlsplit(url), tls)
+        try:
+            if connection.subprotocol != SUBPROTOCOL:
+                raise ProtocolError("unsupported", f"what answers does not speak {SUBPROTOCOL}")
+            yield WebSocketTransport(connection)
+        finally:
+            # A cancellation has ended the reader too, without which the closing handshake cannot be finished.
+            if trio.current_effective_deadline() != -math.inf:
+                with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                    await connection.aclose()
+            # trio_websocket leaves the socket open where the connection was cut.
+            await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
 
 
 async def _connect(
@@ -130,23 +126,64 @@ async def _connect(
         with trio.fail_after(CONNECT_TIMEOUT_S):
             stream = await _open_stream(parts, tls)
             try:
-                connection = await trio_websocket.wrap_client_stream(
-                    nursery,
-                    stream,
-                    parts.netloc,
-                    parts.path or "/",
-                    subprotocols=[SUBPROTOCOL],
-                    max_message_size=MESSAGE_BYTES_MAX + RECORD_TAG_BYTES,
-                    receive_buffer_size=RECEIVE_BYTES,
-                )
+                return stream, await _upgrade(nursery, stream, parts)
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
-            return stream, connection
     except trio.TooSlowError:
         raise Disconnected(f"{parts.netloc} did not answer within {CONNECT_TIMEOUT_S} s") from None
-    except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed, OSError) as exc:
+    except Disconnected:
+        raise
+    except OSError as exc:
         raise Disconnected(f"{parts.netloc} cannot be reached: {_reason(exc)}") from exc
+
+
+async def _upgrade(nursery: trio.Nursery, stream: _Stream, parts: SplitResult) -> trio_websocket.WebSocketConnection:
+    """The WebSocket on a stream. Raises Disconnected."""
+    reader = _ReaderNursery(nursery)
+    with reader.opening:
+        return await trio_websocket.wrap_client_stream(
+            cast("trio.Nursery", reader),
+            stream,
+            parts.netloc,
+            parts.path or "/",
+            subprotocols=[SUBPROTOCOL],
+            max_message_size=MESSAGE_BYTES_MAX + RECORD_TAG_BYTES,
+            receive_buffer_size=RECEIVE_BYTES,
+        )
+    match reader.fault:
+        case None:
+            raise Disconnected(f"{parts.netloc} closed the connection before it answered")
+        case trio_websocket.ConnectionRejected(status_code=status):
+            raise Disconnected(f"{parts.netloc} refused the connection with status {status}")
+        case fault:
+            raise Disconnected(f"{parts.netloc} does not answer as a WebSocket server") from fault
+
+
+class _ReaderNursery:
+    """As much of a nursery as trio_websocket starts its reader in: what an answer makes that raise ends it alone.
+
+    Attributes:
+        opening: cancelled when the reader ends; nobody else would notice that the upgrade does not come about.
+        fault: why it ended, where it failed.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.opening = trio.CancelScope()
+        self.fault: Exception | None = None
+        self._nursery = nursery
+
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        """Start the reader."""
+        self._nursery.start_soon(self._read, reader)
+
+    async def _read(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        except Exception as exc:  # whatever: anybody can be at the other end
+            self.fault = exc
+        finally:
+            self.opening.cancel()
 
 
 async def _open_stream(parts: SplitResult, tls: ssl.SSLContext | None) -> _Stream:
@@ -161,7 +198,9 @@ async def _open_stream(parts: SplitResult, tls: ssl.SSLContext | None) -> _Strea
 def _disconnected(closed: trio_websocket.ConnectionClosed) -> Disconnected:
     if closed.reason is None:
         return Disconnected("the connection was cut")
-    return Disconnected(f"the server closed the connection: {closed.reason.reason}", closed.reason.code)
+    # The frame's own text is anybody's on the way, and would be shown on a terminal.
+    code = closed.reason.code
+    return Disconnected(f"the server closed the connection: {_CODES.get(code, f'code {code}')}", code)
 
 
 def _reason(error: BaseException) -> str:

@@ -111,6 +111,11 @@ class Answers:
                 if event not in answered:
                     self.answer((index, event), result)
 
+    @property
+    def name_stored(self) -> bool:
+        """Whether one of them says that its event was stored before."""
+        return any(isinstance(result, ResultDuplicate) for given in self._given for _, result in given.values())
+
     def suspects(self) -> frozenset[int]:
         """Indices of submissions that held a bad signature."""
         return frozenset(self._suspects)

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Final, cast
 from keepstep._keepstep import StreamHead, ingest
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.eventlog.answers import DUPLICATE, LOOK_UP, NEW, REFUSED, AnswerRun, Answers, Place, refusal
+from keepstep.eventlog.apart import Apart
 from keepstep.eventlog.store import Contended, DataFault, Loaded, Lookup, StreamKey, StreamPlace, TryAgain
 from keepstep.model import RetentionClass
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Ingested, Run, Submission
+    from keepstep.eventlog.devices import AccountPosition, DeviceCache
     from keepstep.eventlog.heads import HeadCache
-    from keepstep.eventlog.store import Found, Store, Transaction
-    from keepstep.interfaces import AccountChange
+    from keepstep.eventlog.store import Found, LiveDevices, Store, Transaction
+    from keepstep.model import AccountChange
     from keepstep.protocol.messages import Result
 
 ATTEMPTS_MAX: Final = 5
@@ -37,11 +39,12 @@ RETRY_AFTER_MS: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a batch, and what it added to which stream, in the order of the commits."""
+    """What became of a batch, what it added to which stream, in the order of the commits, and where payloads went."""
 
     results: list[list[Result]]
     suspects: frozenset[int]
     runs: list[tuple[StreamKey, Run]]
+    erased: frozenset[StreamKey]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class _Part:
     def keys(self) -> dict[StreamKey, None]:
         """The streams of the events, each once, in order of first use."""
         return {(each.user_pk, name): None for each in self.submissions for name in each.events.streams}
+
+    @cached_property
+    def users(self) -> frozenset[int]:
+        """Who the events are from."""
+        return frozenset(each.user_pk for each in self.submissions)
 
     @property
     def event_count(self) -> int:
@@ -123,7 +131,9 @@ class Appending:
 
     Attributes:
         store: where it goes.
-        heads: what this node remembers.
+        generation: of the store that the submissions' row numbers are of.
+        heads: the heads that this node remembers.
+        devices: the live devices that it remembers.
         streams_per_user_max: streams a user may have, ``$devices`` and ``$keys`` among them.
         batch: the events, in order.
         now_ms: unix milliseconds, as the database's clock has it.
@@ -131,13 +141,17 @@ class Appending:
     """
 
     store: Store
+    generation: int
     heads: HeadCache
+    devices: DeviceCache
     streams_per_user_max: int
     batch: Sequence[Submission]
     now_ms: int
     change: AccountChange | None
     answers: Answers = field(init=False)
     runs: list[tuple[StreamKey, Run]] = field(default_factory=list)
+    erased: set[StreamKey] = field(default_factory=set)
+    misplaced: set[AccountPosition] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         assert self.change is None or [len(each.events) for each in self.batch] == [1], "a change is one event's"
@@ -147,10 +161,12 @@ class Appending:
         """Store the batch, in as many transactions as it takes.
 
         Raises:
-            Unavailable: nothing of it was stored.
+            Unavailable: nothing of it was stored; or what is stored cannot be confirmed now, and the same events sent
+                again are answered as duplicates once it can.
         """
         part = _Part(self.batch, [(index, 0) for index in range(len(self.batch))])
-        parts = deque([replace(part, locked=self.change is not None or self.heads.takes_the_lane(part.keys))])
+        part = replace(part, locked=self.change is not None or self.heads.takes_the_lane(part.keys))
+        parts = deque(self._parts(part))
         try:
             while parts:
                 parts.extendleft(self._advance(parts.popleft()))
@@ -160,7 +176,22 @@ class Appending:
             if not self.runs:
                 raise
             self.answers.give_up(refusal("unavailable", error.retry_after_ms))
-        return Outcome(self.answers.results(), self.answers.suspects(), self.runs)
+        if self.answers.name_stored:
+            self.store.confirm()
+        return Outcome(self.answers.results(), self.answers.suspects(), self.runs, frozenset(self.erased))
+
+    def _parts(self, whole: _Part) -> list[_Part]:
+        """Events that are checked against what is stored alone and under locks, the others together, in their order."""
+        if not any(each.events.checked_apart for each in whole.submissions):
+            return [whole]
+        self.answers.break_up()
+        parts = []
+        for apart, group in groupby(whole.singles(), key=lambda single: single[0].events.checked_apart):
+            members = list(group)
+            for some in [[one] for one in members] if apart else [members]:
+                submissions, places = zip(*some, strict=True)
+                parts.append(replace(whole, submissions=submissions, places=places, locked=apart or whole.locked))
+        return parts
 
     def _find(self, lookups: Sequence[Lookup]) -> Mapping[Lookup, Found]:
         try:
@@ -171,6 +202,9 @@ class Appending:
     def _advance(self, part: _Part) -> list[_Part]:
         """Store one part; returns what is left of it, last first."""
         try:
+            apart = self._apart(part)
+            if apart:
+                return apart
             left = self._store(part)
         except TryAgain:
             return [part.again(locked=part.locked)]
@@ -192,28 +226,117 @@ class Appending:
     def _store(self, part: _Part) -> set[StreamKey]:
         """Decide a part and commit it; returns the streams to be decided again, of which nothing was stored."""
         generation = self.store.generation()
+        if generation != self.generation:
+            # A row number of another database may be another user's in this one.
+            raise Unavailable("the database is another one than the devices were looked up in", retry_after_ms=0)
         left: set[StreamKey] = set()
         if part.locked:
             with self.store.begin() as transaction:
-                decision = self._decide(part, {}, transaction.lock(part.keys))
+                loaded = transaction.lock(part.keys)
+                devices = transaction.devices(part.users)
+                self.devices.put(devices, generation=generation)
+                decision = self._decide(part, {}, loaded, devices)
                 if decision.moved:
-                    unmoved = self._write(transaction, decision)
+                    unmoved = self._write(transaction, part, decision)
                     assert not unmoved, "a locked stream did not move"
         else:
             remembered = self.heads.get(part.keys, generation=generation)
             missing = [key for key in part.keys if key not in remembered]
-            decision = self._decide(part, remembered, self.store.load(missing) if missing else Loaded())
+            loaded = self.store.load(missing) if missing else Loaded()
+            decision = self._decide(part, remembered, loaded, self._devices(part, remembered, loaded, generation))
             left |= self._stale(decision, remembered)
             if decision.moved:
                 with self.store.begin() as transaction:
-                    unmoved = self._write(transaction, decision)
+                    unmoved = self._write(transaction, part, decision)
                 if unmoved:
                     left |= {_key(new) for _, new in decision.moved if _place(new) in unmoved}
         self._keep(decision, left, generation)
+        if self.change is not None and self.change.changes_access:
+            self.heads.drop(part.keys)  # its auth_epoch has gone up since
         self._record(part, decision, left)
         return left
 
-    def _decide(self, part: _Part, remembered: dict[StreamKey, StreamHead], loaded: Loaded) -> _Decision:
+    def _devices(
+        self, part: _Part, remembered: dict[StreamKey, StreamHead], loaded: Loaded, generation: int
+    ) -> Mapping[int, LiveDevices]:
+        """The live devices of the part's users as of the ``auth_epoch`` of its heads, which commit only with it.
+
+        Raises:
+            Contended: heads and devices are of different epochs: another transaction is changing the account.
+        """
+        epochs: set[tuple[int, int]] = {(head.user_pk, head.auth_epoch) for head in remembered.values()}
+        epochs |= {(head.user_pk, head.auth_epoch) for head in loaded.heads.values()}
+        epochs |= {(user_pk, user.auth_epoch) for user_pk, user in loaded.users.items()}
+        devices = self.devices.get(part.users, generation=generation)
+        unknown = {
+            user_pk for user_pk, epoch in epochs if user_pk not in devices or devices[user_pk].auth_epoch != epoch
+        }
+        # An enrolment moves no epoch: a device that is not remembered may be new.
+        unknown |= {
+            each.user_pk
+            for each in part.submissions
+            if each.user_pk in devices and each.device_pk not in devices[each.user_pk].expires_at_ms
+        }
+        if unknown:
+            read = self.store.devices(unknown)
+            self.devices.put(read, generation=generation)
+            devices |= read
+        if any(user_pk in devices and devices[user_pk].auth_epoch != epoch for user_pk, epoch in epochs):
+            raise Contended
+        return devices
+
+    def _apart(self, part: _Part) -> list[_Part]:
+        """Events that name a position of ``$devices`` that never was, each alone, and the others; last first.
+
+        Nothing where there is no such event, or nothing beside it. A reader would stop at such an event and take the
+        server for a liar, so it is not stored: whoever holds a stolen device must not be able to say it.
+        """
+        generation = self.store.generation()
+        asked = {(each.user_pk, at) for each in part.submissions for at in each.events.devices_seen}
+        unknown = self.devices.unheld(asked, generation=generation) - self.misplaced
+        if unknown:
+            seqs = {(user_pk, seq) for user_pk, (seq, _) in unknown}
+            chains = self.store.device_chains(seqs | {(user_pk, 0) for user_pk, _ in seqs})
+            unknown = {each for each in unknown if (each[0], 0) in chains}  # without a user there is no stream either
+            held = {each for each in unknown if chains.get((each[0], each[1][0])) == each[1][1]}
+            self.devices.hold(held, generation=generation)
+            self.misplaced |= unknown - held
+        if part.event_count == 1 or self.misplaced.isdisjoint(asked):
+            return []
+        self.answers.break_up()
+        parts = []
+        for misplaced, group in groupby(part.singles(), key=lambda single: self._is_misplaced(single[0])):
+            members = list(group)
+            for some in [[one] for one in members] if misplaced else [members]:
+                submissions, places = zip(*some, strict=True)
+                parts.append(replace(part, submissions=submissions, places=places))
+        return list(reversed(parts))
+
+    def _is_misplaced(self, submission: Submission) -> bool:
+        return bool(self.misplaced) and not self.misplaced.isdisjoint(
+            (submission.user_pk, at) for at in submission.events.devices_seen
+        )
+
+    def _permitted(self, submission: Submission, devices: Mapping[int, LiveDevices]) -> Submission:
+        """The submission of a device that has ended, or expired, without capabilities: only what is stored is answered.
+
+        So no node takes a new event of it, whatever its sessions know (protocol.md section 1). The same for an event
+        that names a position of ``$devices`` that never was.
+        """
+        if self._is_misplaced(submission):
+            return submission.with_capabilities(0)
+        live = devices.get(submission.user_pk)
+        if live is None or live.lets_write(submission.device_pk, self.now_ms):
+            return submission  # of a user that is not there there is no stream either
+        return submission.with_capabilities(0)
+
+    def _decide(
+        self,
+        part: _Part,
+        remembered: dict[StreamKey, StreamHead],
+        loaded: Loaded,
+        devices: Mapping[int, LiveDevices],
+    ) -> _Decision:
         heads = remembered | loaded.heads
         fresh, refused = self._fresh(part, heads, loaded)
         for key, head in heads.items():
@@ -222,7 +345,8 @@ class Appending:
         offered = heads | fresh
         if refused:
             offered = {key: head for key, head in offered.items() if key not in refused}
-        ingested = ingest(part.submissions, offered, now_ms=self.now_ms)
+        submissions = [self._permitted(each, devices) for each in part.submissions]
+        ingested = ingest(submissions, offered, now_ms=self.now_ms)
         return _Decision(ingested, ingested.moved, heads, fresh, refused)
 
     def _fresh(
@@ -231,12 +355,15 @@ class Appending:
         """Heads for the streams that are not there yet, as far as the user may have more."""
         fresh: dict[StreamKey, StreamHead] = {}
         refused: dict[StreamKey, str] = {}
-        missing = [key for key in part.keys if key not in heads and key[0] in loaded.users and key[1][0] != "$"]
+        missing = [key for key in part.keys if key not in heads and _may_begin(key, loaded)]
         for user_pk, keys in groupby(sorted(missing), key=lambda key: key[0]):
             user = loaded.users[user_pk]
             for number, key in enumerate(keys, 1):
                 if user.stream_count + number > self.streams_per_user_max:
                     refused[key] = "limit_exceeded"
+                    continue
+                if user.streams_max is not None and user.stream_count + number > user.streams_max:
+                    refused[key] = "quota_exceeded"
                     continue
                 fresh[key] = StreamHead.create(
                     user_pk=user_pk,
@@ -262,7 +389,7 @@ class Appending:
         actual = self.store.load(unproven).heads
         return {key for key in unproven if key not in actual or _version(actual[key]) != _version(remembered[key])}
 
-    def _write(self, transaction: Transaction, decision: _Decision) -> frozenset[StreamPlace]:
+    def _write(self, transaction: Transaction, part: _Part, decision: _Decision) -> frozenset[StreamPlace]:
         moved = decision.moved
         created = {_key(new) for _, new in moved if _key(new) in decision.fresh} if decision.fresh else ()
         unmoved = transaction.write(decision.ingested, created=created)
@@ -270,10 +397,15 @@ class Appending:
             return unmoved
         if self.change is not None:
             old, new = moved[0]
-            if self.change.checked_seq not in (None, old.seq):
+            if not self.change.fits(old.seq, old.chain):
                 raise Unavailable("$devices has moved since the change was checked", retry_after_ms=0)
-            transaction.enrol(new.user_pk, self.change.enrolled, now_ms=new.received_at_ms)
+            transaction.apply_account_change(new.user_pk, self.change, seq=new.seq, received_at_ms=new.received_at_ms)
+        emptied = False
+        if part.submissions[0].events.checked_apart:
+            emptied = Apart(transaction, part.submissions[0], *moved[0], now_ms=self.now_ms).apply()
         transaction.commit()
+        if emptied:
+            self.erased.add(_key(moved[0][1]))
         self.runs.extend(
             (_key(new), run)
             for (_, new), run in zip(moved, decision.ingested.runs, strict=True)
@@ -322,7 +454,9 @@ class Appending:
         key = (submission.user_pk, parsed.stream)
         if key in left:
             return
-        if run[0] == REFUSED and run[1] == "unknown_stream" and key in decision.refused:
+        if run[0] == REFUSED and run[1] == "forbidden" and self._is_misplaced(submission):
+            self.answers.answer(place, refusal("unknown_position"))
+        elif run[0] == REFUSED and run[1] == "unknown_stream" and key in decision.refused:
             self.answers.answer(place, refusal(decision.refused[key], RETRY_AFTER_MS))
         elif run[0] == DUPLICATE and run[2] is None:
             self._look_up(decision.heads[key], place, from_seq=run[1], n=parsed.n, hash_=None)
@@ -335,6 +469,12 @@ class Appending:
     def _look_up(self, head: StreamHead, place: Place, *, from_seq: int, n: int, hash_: bytes | None) -> None:
         lookup = Lookup(head.user_pk, head.stream_pk, head.retention_class, from_seq, n)
         self.answers.look_up(place, lookup, hash_)
+
+
+def _may_begin(key: StreamKey, loaded: Loaded) -> bool:
+    """Whether the first event of a stream makes it: an application stream, or the inbox of a device that there is."""
+    user = loaded.users.get(key[0])
+    return user is not None and (key[1][0] != "$" or key[1] in user.inboxes)
 
 
 def _key(head: StreamHead) -> StreamKey:

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from keepstep._keepstep import Run
     from keepstep.eventlog.store import Store
     from keepstep.interfaces import Genesis
-    from keepstep.model import UserPk
+    from keepstep.model import Rotation, UserPk
 
 FIRST_DEVICE_PK = DevicePk(1)
 """The device that genesis lists."""
 
 
-def create_account(store: Store, genesis: Genesis, *, now_ms: int) -> tuple[Result, list[tuple[StreamKey, Run]]]:
+def create_account(
+    store: Store, genesis: Genesis, *, now_ms: int, invite_hash: bytes | None = None
+) -> tuple[Result, list[tuple[StreamKey, Run]]]:
     """The answer to a genesis event, and what it added to ``$devices``.
 
     Raises:
@@ -34,10 +36,12 @@ def create_account(store: Store, genesis: Genesis, *, now_ms: int) -> tuple[Resu
     """
     for _ in range(ATTEMPTS_MAX):
         try:
+            if store.is_deleted(genesis.user_key):
+                return ResultError("account_deleted", []), []
             user_pk = store.user_pk(genesis.user_key)
             if user_pk is not None:
                 return _answer_existing(store, user_pk, genesis), []
-            created = _create(store, genesis, now_ms)
+            created = _create(store, genesis, now_ms, invite_hash)
             if created is not None:
                 return created
         except (TryAgain, Contended):
@@ -45,14 +49,18 @@ def create_account(store: Store, genesis: Genesis, *, now_ms: int) -> tuple[Resu
     raise Unavailable("other transactions kept getting in the way", retry_after_ms=RETRY_AFTER_MS)
 
 
-def _create(store: Store, genesis: Genesis, now_ms: int) -> tuple[Result, list[tuple[StreamKey, Run]]] | None:
+def _create(
+    store: Store, genesis: Genesis, now_ms: int, invite_hash: bytes | None
+) -> tuple[Result, list[tuple[StreamKey, Run]]] | None:
     """Create the account; ``None`` where another node just did."""
     with store.begin() as transaction:
         user_pk = transaction.create_user(genesis, now_ms=now_ms)
         if user_pk is None:
             return None
+        if invite_hash is not None and not transaction.use_invite(invite_hash, genesis.user_key, now_ms=now_ms):
+            return ResultError("invite_invalid", []), []
         try:
-            submission = _submission(user_pk, genesis)
+            submission = first_submission(user_pk, FIRST_DEVICE_PK, genesis)
         except ProtocolError as error:
             return ResultError(error.code, []), []
         devices, keys = (
@@ -76,16 +84,17 @@ def _create(store: Store, genesis: Genesis, now_ms: int) -> tuple[Result, list[t
         return answers.results()[0][0], runs
 
 
-def _submission(user_pk: UserPk, genesis: Genesis) -> Submission:
-    raw = msgspec.msgpack.encode([[genesis.header, genesis.sig, genesis.payload, None]])
+def first_submission(user_pk: UserPk, device_pk: DevicePk, event: Genesis | Rotation) -> Submission:
+    """The event by which a device enters the account log itself. Raises ``ProtocolError`` where it is malformed."""
+    raw = msgspec.msgpack.encode([[event.header, event.sig, event.payload, None]])
     return Submission(
         user_pk=user_pk,
-        user_key=genesis.user_key,
-        device_pk=FIRST_DEVICE_PK,
-        device_id=genesis.device.device_id,
-        device_key=DeviceKey(genesis.device.device_key),
-        capabilities=genesis.device.capabilities,
-        events=Events.parse(raw, events_max=1, payload_bytes_max=len(genesis.payload)),
+        user_key=event.user_key,
+        device_pk=device_pk,
+        device_id=event.device.device_id,
+        device_key=DeviceKey(event.device.device_key),
+        capabilities=event.device.capabilities,
+        events=Events.parse(raw, events_max=1, payload_bytes_max=len(event.payload)),
     )
 
 
@@ -96,4 +105,5 @@ def _answer_existing(store: Store, user_pk: UserPk, genesis: Genesis) -> Result:
     stored_hash = event_hash(_keepstep, stored.header, stored.sig)
     if stored_hash != event_hash(_keepstep, genesis.header, genesis.sig):
         return ResultError("id_reused", [stored.seq, stored_hash])
+    store.confirm()
     return ResultDuplicate(stored.seq, stored.chain, stored.received_at_ms)

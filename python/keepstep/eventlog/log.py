@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Final
 from keepstep import _keepstep
 from keepstep.errors import ProtocolError
 from keepstep.eventlog.append import Appending
+from keepstep.eventlog.devices import DeviceCache
 from keepstep.eventlog.genesis import create_account
 from keepstep.eventlog.heads import HeadCache
+from keepstep.eventlog.rotation import append_rotation
+from keepstep.eventlog.store import SNAPSHOTS_MAX
 from keepstep.interfaces import Appended, Page, StreamInfo
-from keepstep.model import KEY_BYTES, Position
+from keepstep.model import DEVICES_STREAM, KEY_BYTES, Position
 from keepstep.protocol.chain import chain_0
 from keepstep.tail import Tail
 
@@ -20,8 +23,8 @@ if TYPE_CHECKING:
 
     from keepstep._keepstep import Run, Submission
     from keepstep.eventlog.store import Backend, Reader, Store, StreamKey, StreamRow
-    from keepstep.interfaces import AccountChange, Genesis
-    from keepstep.model import DevicePk, UserPk
+    from keepstep.interfaces import Genesis, SnapshotInfo
+    from keepstep.model import AccountChange, DevicePk, Rotation, UserPk
     from keepstep.protocol.messages import Result
 
 REMEMBERED_HEADS_MAX: Final = 100_000
@@ -53,24 +56,52 @@ class StoredLog:
         self._backend = backend
         self._streams_per_user_max = streams_per_user_max
         self._heads = HeadCache(streams_max=REMEMBERED_HEADS_MAX)
+        self._devices = DeviceCache()
         self._generation = backend.generation()
         self._listeners: list[Callable[[Sequence[Run]], None]] = []
         self.tail = Tail(bytes_max=tail_bytes_max, stream_bytes_max=tail_stream_bytes_max)
+
+    def generation(self) -> int:
+        """Changes when the log turns out to be another one than it was."""
+        return self._backend.generation()
+
+    def epoch(self) -> int:
+        """The log's epoch: unix milliseconds of the latest restore, 0 where there was none."""
+        return self._backend.epoch()
 
     def subscribe_commits(self, listener: Callable[[Sequence[Run]], None]) -> None:
         """Call ``listener`` in the Trio thread after each commit with what it added; it must not block or raise."""
         self._listeners.append(listener)
 
-    async def create_account(self, genesis: Genesis, *, now_ms: int) -> Result:
+    async def create_account(self, genesis: Genesis, *, now_ms: int, invite_hash: bytes | None = None) -> Result:
         """Create user, first device, ``$devices``, ``$keys`` and append the genesis event, in one transaction.
 
-        A cancellation waits for the outcome.
+        With ``invite_hash`` that invite is used up with it, or the answer is ``invite_invalid``. A cancellation waits
+        for the outcome.
 
         Raises:
             Unavailable: the outcome is not that it was stored, or it is unknown even after looking.
         """
-        result, runs = await self._backend.write(lambda store: create_account(store, genesis, now_ms=now_ms))
-        self._announce(runs)
+        generation = self._backend.generation()
+        result, runs = await self._backend.write(
+            lambda store: create_account(store, genesis, now_ms=now_ms, invite_hash=invite_hash)
+        )
+        self._announce(runs, generation)
+        return result
+
+    async def rotate(self, rotation: Rotation, change: AccountChange, *, now_ms: int) -> Result:
+        """Append a checked rotation by a device that it enrols itself, and what it changes, in one transaction.
+
+        A cancellation waits for the outcome.
+
+        Raises:
+            Unavailable: not stored: ``$devices`` has moved since ``change.checked_seq``, or the database is away; or
+                it is unknown even after looking.
+        """
+        generation = self._backend.generation()
+        result, runs = await self._backend.write(lambda store: append_rotation(store, rotation, change, now_ms=now_ms))
+        self._heads.drop([(int(rotation.user_pk), DEVICES_STREAM)])
+        self._announce(runs, generation)
         return result
 
     async def append(
@@ -84,11 +115,14 @@ class StoredLog:
             Unavailable: nothing of the batch was stored; or, ``OutcomeUnknown``, nothing can be learned of it now, and
                 the same events sent again are stored or answered as duplicates, whichever is right.
         """
+        generation = self._backend.generation()
 
         def work(store: Store) -> Appending:
             return Appending(
                 store=store,
+                generation=generation,
                 heads=self._heads,
+                devices=self._devices,
                 streams_per_user_max=self._streams_per_user_max,
                 batch=batch,
                 now_ms=now_ms,
@@ -96,7 +130,9 @@ class StoredLog:
             )
 
         outcome = await self._backend.write(lambda store: work(store).run())
-        self._announce(outcome.runs)
+        self._announce(outcome.runs, generation)
+        for key in outcome.erased:
+            self.tail.drop(key)  # no turn of the event loop since: nobody was served from it
         return Appended(outcome.results, outcome.suspects)
 
     async def read(
@@ -127,7 +163,7 @@ class StoredLog:
                 raise ProtocolError("internal", "the log has a hole")
             return Page(after, _keepstep.encode_rows(rows), len(rows), last_seq, chain, max(row.head_seq, last_seq))
 
-        page = await self._backend.read(work)
+        page = await self._backend.read(user_pk, work)
         self._check_generation()
         if self.tail.last_seq(key) > page.head_seq:
             # The snapshot is older than what this node has committed since: not an answer to "caught up".
@@ -146,7 +182,7 @@ class StoredLog:
                 raise ProtocolError("internal", "the log has a hole")
             return chain
 
-        return await self._backend.read(work)
+        return await self._backend.read(user_pk, work)
 
     async def author(self, user_pk: UserPk, stream: str, device_pk: DevicePk) -> tuple[int, bytes]:
         """(last_n, last_hash) of a device in a stream; (0, 32 zero bytes) where it never wrote.
@@ -157,19 +193,28 @@ class StoredLog:
         def work(reader: Reader) -> tuple[int, bytes]:
             return reader.author(_known(reader, user_pk, stream), device_pk) or (0, bytes(KEY_BYTES))
 
-        return await self._backend.read(work)
+        return await self._backend.read(user_pk, work)
 
     async def stream(self, user_pk: UserPk, name: str) -> StreamInfo:
         """Head of one stream. Cancel-safe; raises as ``read``."""
-        row = await self._backend.read(lambda reader: _known(reader, user_pk, name))
+        row = await self._backend.read(user_pk, lambda reader: _known(reader, user_pk, name))
         self._drop_overtaken([row])
         return _info(row)
 
     async def streams(self, user_pk: UserPk) -> list[StreamInfo]:
         """All streams of a user: ``$devices``, ``$keys``, then by name. Cancel-safe; raises as ``read``."""
-        rows = await self._backend.read(lambda reader: reader.streams(user_pk))
+        rows = await self._backend.read(user_pk, lambda reader: reader.streams(user_pk))
         self._drop_overtaken(rows)
         return [_info(row) for row in rows]
+
+    async def snapshots(self, user_pk: UserPk, stream: str) -> list[SnapshotInfo]:
+        """The newest snapshots of a stream, newest first, at most ``SNAPSHOTS_MAX``.
+
+        Cancel-safe; raises as ``read``.
+        """
+        return await self._backend.read(
+            user_pk, lambda reader: reader.snapshots(_known(reader, user_pk, stream), rows_max=SNAPSHOTS_MAX)
+        )
 
     def _drop_overtaken(self, rows: Sequence[StreamRow]) -> None:
         """Forget the tails that another node has gone beyond: they would answer that there is nothing new."""
@@ -177,11 +222,12 @@ class StoredLog:
             if row.head_seq > self.tail.last_seq((int(row.user_pk), row.name)):
                 self.tail.drop((int(row.user_pk), row.name))
 
-    def _announce(self, runs: list[tuple[StreamKey, Run]]) -> None:
-        """Take what was committed into the tail and tell the listeners."""
+    def _announce(self, runs: list[tuple[StreamKey, Run]], generation: int) -> None:
+        """Take what was committed into the tail and tell the listeners. ``generation``: when the commit was begun."""
         self._check_generation()
-        for key, run in runs:
-            self.tail.append(key, run)
+        if generation == self._generation:  # else it may have been committed to the log that was
+            for key, run in runs:
+                self.tail.append(key, run)
         if runs:
             added = [run for _, run in runs]
             for listener in self._listeners:
@@ -205,4 +251,5 @@ def _known(reader: Reader, user_pk: UserPk, name: str, *, up_to: int = 0) -> Str
 
 
 def _info(row: StreamRow) -> StreamInfo:
-    return StreamInfo(row.user_pk, row.stream_pk, row.name, Position(row.head_seq, row.head_chain))
+    head = Position(row.head_seq, row.head_chain)
+    return StreamInfo(row.user_pk, row.stream_pk, row.name, head, row.policy, row.retention_class, row.ttl_max_s)

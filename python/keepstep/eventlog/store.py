@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from keepstep.errors import KeepstepError, Unavailable
-from keepstep.model import DevicePk, RetentionClass, StreamPk, UserPk
+from keepstep.model import DevicePk, Policy, RetentionClass, StreamPk, UserPk, has_expired
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from keepstep._keepstep import Ingested, StreamHead
-    from keepstep.interfaces import Genesis
-    from keepstep.model import DeviceEntry
+    from keepstep.interfaces import Genesis, SnapshotInfo
+    from keepstep.model import AccountChange, DeviceEntry
 
 T = TypeVar("T")
 
@@ -33,6 +33,12 @@ KEYS_STREAM_PK: Final = StreamPk(2)
 """``$keys``."""
 WALK_EVENTS_MAX: Final = 1024
 """How many events of one author a lookup goes back (protocol.md section 3, ``duplicate(unchecked)``)."""
+COMPACTION_DELAY_MS: Final = 60 * 60 * 1000
+"""How long an event that lost its key keeps its payload, so that devices that are there see what was (protocol.md)."""
+ERASE_WALK_EVENTS_MAX: Final = 65_536
+"""How many events of one author an erasure goes back: about a second of a transaction that others wait for."""
+SNAPSHOTS_MAX: Final = 100
+"""Snapshots of one stream that are listed; the newest are what anybody starts from."""
 ROW_BYTES_MAX: Final = 128
 """What a row of a page takes at most beside its header and payload: signature, ids, times, framing."""
 
@@ -49,7 +55,7 @@ class DataFault(KeepstepError):
     """The transaction was rolled back because the store refuses what it holds.
 
     Attributes:
-        code: what the event at fault is answered: ``unprocessable``, or ``internal`` where the fault is ours.
+        code: what the event at fault is answered: ``internal`` where the fault is ours.
     """
 
     def __init__(self, code: str) -> None:
@@ -70,12 +76,16 @@ class UserStreams:
         auth_epoch: of ``$devices``; a new stream starts with it.
         stream_count: streams the user has.
         last_stream_pk: the highest of them.
+        inboxes: names of the streams that the user's devices may have beside those.
+        streams_max: the account's own quota; ``None`` where the server's limit counts.
     """
 
     user_key: bytes
     auth_epoch: int
     stream_count: int
     last_stream_pk: int
+    inboxes: frozenset[str]
+    streams_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +127,76 @@ class StreamRow:
     stream_pk: StreamPk
     name: str
     retention_class: RetentionClass
+    policy: Policy
+    ttl_max_s: int | None
     head_seq: int
     head_chain: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LiveDevices:
+    """The devices of a user that have not ended, as of one ``auth_epoch``.
+
+    Attributes:
+        auth_epoch: of ``$devices``; it moves when a device ends or comes back, and not when one is enrolled.
+        expires_at_ms: by device_pk, unix milliseconds; ``None`` for never.
+    """
+
+    auth_epoch: int
+    expires_at_ms: Mapping[int, int | None]
+
+    def lets_write(self, device_pk: int, now_ms: int) -> bool:
+        """Whether the device is live and has not expired."""
+        return not has_expired(self.expires_at_ms.get(device_pk, 0), now_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """A snapshot as the log keeps it; its sealed state is in the event at ``seq``.
+
+    Attributes:
+        seq: of the snapshot itself.
+        covers_seq: the last event that it holds.
+        covers_chain: the chain there.
+        device_pk: its author.
+        received_at_ms: unix milliseconds.
+        confirmed: seq of the first confirmation and its author, ``None`` before there is one.
+    """
+
+    seq: int
+    covers_seq: int
+    covers_chain: bytes
+    device_pk: int
+    received_at_ms: int
+    confirmed: tuple[int, int] | None = None
+
+
+class StoredStream(Protocol):
+    """What lies in one stream, for the length of a transaction that has it locked."""
+
+    def device_pks(self, device_ids: Collection[bytes]) -> dict[bytes, int]:
+        """Row numbers of the user's devices, ended ones too; those that are not there are left out."""
+
+    def chain(self, seq: int) -> bytes | None:
+        """The chain at an event, ``None`` where the event is not there."""
+
+    def authored(self, device_pk: int, numbers: Sequence[int], *, from_seq: int) -> list[Found]:
+        """An author's events by their numbers, at most ``ERASE_WALK_EVENTS_MAX`` of its events back from ``from_seq``.
+
+        Those that are further back, or gone, are left out.
+        """
+
+    def drop_payloads(self, places: Sequence[tuple[int, int]]) -> None:
+        """Drop the payloads of events, by (seq, received_at_ms)."""
+
+    def add_snapshot(self, snapshot: SnapshotRow) -> None:
+        """Keep a snapshot."""
+
+    def snapshot_author(self, seq: int) -> int | None:
+        """device_pk of the snapshot's author, ``None`` where there is no snapshot at ``seq``."""
+
+    def confirm_snapshot(self, snapshot_seq: int, *, seq: int, device_pk: int) -> None:
+        """Keep its first confirmation; a later one changes nothing."""
 
 
 class Transaction(Protocol):
@@ -134,6 +212,8 @@ class Transaction(Protocol):
     def write(self, ingested: Ingested, *, created: Collection[StreamKey]) -> frozenset[StreamPlace]:
         """Move heads by compare and set, create the streams in ``created``, store the events of what moved.
 
+        Policies, and the winners and losers of keys, go with the heads they came by.
+
         Returns:
             The streams that did not move, because another transaction moved or created them; nothing of them is stored.
 
@@ -141,11 +221,29 @@ class Transaction(Protocol):
             TryAgain, Contended, DataFault: as they say.
         """
 
-    def enrol(self, user_pk: int, device: DeviceEntry, *, now_ms: int) -> None:
-        """Add a device. Raises DataFault where its id or key was used before."""
+    def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
+        """The live devices of users whose ``$devices`` is locked."""
+
+    def stored(self, head: StreamHead) -> StoredStream:
+        """What lies in a stream that this transaction has locked, up to ``head``, and what it writes there itself."""
+
+    def next_device_pk(self, user_pk: int) -> DevicePk:
+        """The row number that ``apply_account_change`` gives the next device; ``$devices`` is locked."""
+
+    def apply_account_change(self, user_pk: int, change: AccountChange, *, seq: int, received_at_ms: int) -> None:
+        """Change the device table as the event of ``$devices`` at ``seq`` says, which is stored with it.
+
+        Where access changes, ``auth_epoch`` of all the user's streams goes up by one.
+
+        Raises:
+            DataFault: an id or key was used before.
+        """
 
     def create_user(self, genesis: Genesis, *, now_ms: int) -> UserPk | None:
         """A new user; ``None`` where the user is there already."""
+
+    def use_invite(self, code_hash: bytes, user_key: bytes, *, now_ms: int) -> bool:
+        """Use up an invite for a user; whether there was one that was neither used nor expired."""
 
     def open_account(self, ingested: Ingested, keys_head: StreamHead, device: DeviceEntry, *, now_ms: int) -> None:
         """Store a new user's ``$devices`` with its genesis event, the empty ``$keys``, and the first device."""
@@ -171,11 +269,30 @@ class Store(Protocol):
     def begin(self) -> AbstractContextManager[Transaction]:
         """Open a transaction. Raises TryAgain when the generation has changed."""
 
+    def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
+        """The live devices of users, as of one snapshot. Raises TryAgain when the generation has changed."""
+
+    def device_chains(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+        """The chains of ``$devices`` by (user_pk, seq), chain_0 at 0; of those that there are.
+
+        Raises TryAgain when the generation has changed.
+        """
+
     def find(self, lookups: Sequence[Lookup]) -> Mapping[Lookup, Found]:
         """Stored events by author number, at most ``WALK_EVENTS_MAX`` of the author's events back."""
 
+    def confirm(self) -> None:
+        """What was seen stored is as safe as what is acknowledged: a wait for a standby may have been cut short.
+
+        Raises:
+            OutcomeUnknown: it may be lost if a standby takes over.
+        """
+
     def user_pk(self, user_key: bytes) -> UserPk | None:
         """The user's row number, if there is such a user."""
+
+    def is_deleted(self, user_key: bytes) -> bool:
+        """Whether an account of that user was deleted, however long ago."""
 
 
 class Reader(Protocol):
@@ -201,6 +318,9 @@ class Reader(Protocol):
     def author(self, stream: StreamRow, device_pk: DevicePk) -> tuple[int, bytes] | None:
         """(last_n, last_hash) of an author, ``None`` where it never wrote."""
 
+    def snapshots(self, stream: StreamRow, *, rows_max: int) -> list[SnapshotInfo]:
+        """The newest snapshots of a stream, newest first."""
+
 
 class Backend(Protocol):
     """Where the log is kept: gets work on a store into a thread and back."""
@@ -208,8 +328,14 @@ class Backend(Protocol):
     def generation(self) -> int:
         """As ``Store.generation``, known without asking."""
 
+    def epoch(self) -> int:
+        """As ``EventLog.epoch``."""
+
     async def write(self, work: Callable[[Store], T]) -> T:
         """Run ``work`` with a store. A cancellation waits for its end. Raises Unavailable while the store is away."""
 
-    async def read(self, work: Callable[[Reader], T]) -> T:
-        """Run ``work`` with a reader; it may run twice. Raises Unavailable while the store is away."""
+    async def read(self, user_pk: UserPk, work: Callable[[Reader], T]) -> T:
+        """Run ``work``, perhaps twice, with a reader that is to be shown the rows of that user only.
+
+        Raises Unavailable while the store is away.
+        """

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from keepstep.interfaces import ListedDevice
 from keepstep.memory.database import SessionRow
-from keepstep.model import DevicePk, Principal, UserPk
+from keepstep.model import CHANGES_MAX, ClonedDevice, DevicePk, KnownDevice, Principal, RevokedDevice, UserPk
 
 if TYPE_CHECKING:
     from keepstep.memory.database import DeviceRow, MemoryDatabase
-    from keepstep.model import DeviceEntry
 
 
 class MemoryAccounts:
@@ -27,14 +27,19 @@ class MemoryAccounts:
 
     async def principal(self, user_key: bytes, device_id: bytes) -> Principal | None:
         """As ``Accounts.principal``. Cancel-safe."""
+        known = await self.device(user_key, device_id)
+        return None if known is None or known.revoked_seq is not None else known.principal
+
+    async def device(self, user_key: bytes, device_id: bytes) -> KnownDevice | None:
+        """As ``Accounts.device``. Cancel-safe."""
         await self._arrive()
         user_pk = self._database.user_pk(user_key)
-        if user_pk is None:
+        if user_pk is None or self._database.users[user_pk].disabled_at_ms is not None:
             return None
         for device_pk, row in self._database.users[user_pk].devices.items():
             entry = row.entry
             if entry.device_id == device_id:
-                return Principal(
+                principal = Principal(
                     UserPk(user_pk),
                     user_key,
                     DevicePk(device_pk),
@@ -42,15 +47,56 @@ class MemoryAccounts:
                     entry.device_key,
                     entry.capabilities,
                     entry.expires_at_ms,
+                    row.manage_from_ms,
                 )
+                return KnownDevice(principal, None if row.revoked is None else row.revoked[1])
         return None
 
-    async def devices(self, user_pk: UserPk) -> list[tuple[DevicePk, DeviceEntry]]:
+    async def user(self, user_key: bytes) -> UserPk | None:
+        """As ``Accounts.user``. Cancel-safe."""
+        await self._arrive()
+        user_pk = self._database.user_pk(user_key)
+        if user_pk is None or self._database.users[user_pk].disabled_at_ms is not None:
+            return None
+        return UserPk(user_pk)
+
+    async def revoked_since(self, since_ms: int) -> list[RevokedDevice]:
+        """As ``Accounts.revoked_since``. Cancel-safe."""
+        await self._arrive()
+        revoked = [
+            (row.revoked, RevokedDevice(UserPk(user_pk), DevicePk(device_pk), row.revoked[1]))
+            for user_pk, user in self._database.users.items()
+            for device_pk, row in user.devices.items()
+            if row.revoked is not None and row.revoked[0] >= since_ms
+        ]
+        revoked.sort(key=lambda each: each[0], reverse=True)
+        return [device for _, device in revoked[:CHANGES_MAX]]
+
+    async def record_clone(self, principal: Principal, *, now_ms: int) -> None:
+        """As ``Accounts.record_clone``. Cancel-safe: it was recorded or it was not."""
+        await self._arrive()
+        self._device(principal).cloned_at_ms = now_ms
+
+    async def cloned_since(self, since_ms: int) -> list[ClonedDevice]:
+        """As ``Accounts.cloned_since``. Cancel-safe."""
+        await self._arrive()
+        cloned = [
+            ClonedDevice(UserPk(user_pk), row.entry.device_id, row.cloned_at_ms)
+            for user_pk, user in self._database.users.items()
+            for row in user.devices.values()
+            if row.cloned_at_ms is not None and row.cloned_at_ms >= since_ms
+        ]
+        return sorted(cloned, key=lambda each: each.cloned_at_ms, reverse=True)[:CHANGES_MAX]
+
+    async def devices(self, user_pk: UserPk) -> list[ListedDevice]:
         """As ``Accounts.devices``. Cancel-safe."""
         await self._arrive()
         user = self._database.users.get(user_pk)
         rows = user.devices if user is not None else {}
-        return [(DevicePk(device_pk), row.entry) for device_pk, row in rows.items()]
+        return [
+            ListedDevice(DevicePk(device_pk), row.entry, row.manage_from_ms, row.revoked)
+            for device_pk, row in rows.items()
+        ]
 
     async def open_session(self, principal: Principal, session_id: bytes, *, now_ms: int) -> int:
         """As ``Accounts.open_session``. Cancel-safe: it was recorded or it was not."""
@@ -76,7 +122,7 @@ class MemoryAccounts:
         acks = self._device(principal).acks
         for name, position in positions.items():
             head = user.head(name)
-            if head is not None and position[0] > acks.get(head.stream_pk, (0, b""))[0]:
+            if head is not None and head.seq >= position[0] > acks.get(head.stream_pk, (0, b""))[0]:
                 acks[head.stream_pk] = position
 
     async def acks(self, principal: Principal) -> dict[str, int]:

@@ -14,6 +14,7 @@ from keepstep.memory.store import MemoryStore
 if TYPE_CHECKING:
     from keepstep.eventlog.store import Reader, Store
     from keepstep.memory.database import MemoryDatabase
+    from keepstep.model import UserPk
 
 T = TypeVar("T")
 
@@ -24,20 +25,30 @@ class MemoryBackend:
     def __init__(self, database: MemoryDatabase, probe: Callable[[str], None]) -> None:
         self._database = database
         self._probe = probe
+        self._generation = database.generation
 
     def generation(self) -> int:
-        """As ``Backend.generation``."""
-        return self._database.generation
+        """As ``Backend.generation``: of the database as it was when it was last asked."""
+        return self._generation
+
+    def epoch(self) -> int:
+        """As ``Backend.epoch``."""
+        return self._database.epoch
 
     async def write(self, work: Callable[[Store], T]) -> T:
         """As ``Backend.write``. A checkpoint comes first; after it the work is done without another."""
         await trio.lowlevel.checkpoint()
-        return work(MemoryStore(self._database, self._probe))
+        try:
+            return work(MemoryStore(self._database, self._probe))
+        finally:
+            self._generation = self._database.generation
 
-    async def read(self, work: Callable[[Reader], T]) -> T:
+    async def read(self, user_pk: UserPk, work: Callable[[Reader], T]) -> T:
         """As ``Backend.read``; a checkpoint comes first."""
+        del user_pk  # its rows are under its key: there is no statement that could forget to name it
         await trio.lowlevel.checkpoint()
         self._database.check_here()
+        self._generation = self._database.generation
         return work(MemoryReader(self._database))
 
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from keepstep.model import has_expired, inbox_of
+
 if TYPE_CHECKING:
+    from keepstep.eventlog.store import StreamPlace
     from keepstep.interfaces import Clock
     from keepstep.memory.database import MemoryDatabase
 
@@ -28,11 +31,6 @@ class MemoryMaintenance:
         """As ``Maintenance.ping``. Cancel-safe."""
         await self._arrive()
 
-    async def epoch(self) -> int:
-        """As ``Maintenance.epoch``. Cancel-safe."""
-        await self._arrive()
-        return self._database.epoch
-
     async def now_ms(self) -> int:
         """As ``Maintenance.now_ms``. Cancel-safe."""
         await self._arrive()
@@ -50,10 +48,44 @@ class MemoryMaintenance:
         expired = 0
         for events in self._database.events.values():
             for index, row in enumerate(events):
-                if expired < rows_max and row.expires_at_ms is not None and row.expires_at_ms <= now_ms:
+                if expired < rows_max and has_expired(row.expires_at_ms, now_ms):
                     events[index] = replace(row, payload=None, expires_at_ms=None)
                     expired += 1
         return expired
+
+    async def compact(self, *, now_ms: int, rows_max: int) -> int:
+        """As ``Maintenance.compact``. Cancel-safe."""
+        await self._arrive()
+        due = [
+            (place, seq)
+            for place, losers in self._database.removals.items()
+            for seq, due_at_ms in losers.items()
+            if due_at_ms <= now_ms
+        ][:rows_max]
+        for place, seq in due:
+            del self._database.removals[place][seq]
+            self._drop_payload(place, seq)
+        return len(due)
+
+    async def empty_inboxes(self, *, now_ms: int, rows_max: int) -> int:
+        """As ``Maintenance.empty_inboxes``. Cancel-safe."""
+        del now_ms
+        await self._arrive()
+        full = [
+            ((user_pk, head.stream_pk), row.seq)
+            for user_pk, user in self._database.users.items()
+            for device in user.devices.values()
+            if (head := user.head(inbox_of(device.entry.device_id))) is not None
+            for row in self._database.events[user_pk, head.stream_pk]
+            if row.payload is not None and row.seq <= device.acks.get(head.stream_pk, (0, b""))[0]
+        ][:rows_max]
+        for place, seq in full:
+            self._drop_payload(place, seq)
+        return len(full)
+
+    def _drop_payload(self, place: StreamPlace, seq: int) -> None:
+        events = self._database.events[place]
+        events[seq - 1] = replace(events[seq - 1], payload=None, expires_at_ms=None)
 
     async def _arrive(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keepstep.eventlog.store import ROW_BYTES_MAX, StreamRow
-from keepstep.model import RetentionClass, StreamPk, UserPk
+from keepstep.eventlog.store import KEYS_STREAM_PK, ROW_BYTES_MAX, StreamRow
+from keepstep.interfaces import SnapshotInfo
+from keepstep.model import Policy, Position, RetentionClass, StreamPk, UserPk, has_expired
 
 if TYPE_CHECKING:
     from keepstep._keepstep import StreamHead
@@ -44,7 +45,7 @@ class MemoryReader:
         rows: list[tuple[int, bytes, int, bytes, bytes, bytes | None]] = []
         size_bytes, chain = 0, b""
         for row in self._database.events[stream.user_pk, stream.stream_pk][after : after + events_max]:
-            expired = row.expires_at_ms is not None and row.expires_at_ms <= now_ms
+            expired = has_expired(row.expires_at_ms, now_ms)
             payload = None if expired else row.payload
             size_bytes += ROW_BYTES_MAX + len(row.header) + len(payload or b"")
             if rows and size_bytes > bytes_max:
@@ -64,6 +65,21 @@ class MemoryReader:
         known = self._database.users[stream.user_pk].heads[stream.stream_pk].author(device_pk)
         return (known[0], known[2]) if known is not None else None
 
+    def snapshots(self, stream: StreamRow, *, rows_max: int) -> list[SnapshotInfo]:
+        """As ``Reader.snapshots``."""
+        devices = self._database.users[stream.user_pk].devices
+        rows = sorted(self._database.snapshots[stream.user_pk, stream.stream_pk].items(), reverse=True)[:rows_max]
+        return [
+            SnapshotInfo(
+                seq,
+                Position(row.covers_seq, row.covers_chain),
+                devices[row.device_pk].entry.device_id,
+                row.received_at_ms,
+                None if row.confirmed is None else (row.confirmed[0], devices[row.confirmed[1]].entry.device_id),
+            )
+            for seq, row in rows
+        ]
+
 
 def _row(user: UserRow, head: StreamHead) -> StreamRow:
     return StreamRow(
@@ -72,6 +88,8 @@ def _row(user: UserRow, head: StreamHead) -> StreamRow:
         StreamPk(head.stream_pk),
         head.name,
         RetentionClass(head.retention_class),
+        Policy(head.policy),
+        head.ttl_max_s,
         head.seq,
         head.chain,
     )
@@ -79,5 +97,5 @@ def _row(user: UserRow, head: StreamHead) -> StreamRow:
 
 def _order(head: StreamHead) -> tuple[bool, int, str]:
     """``$devices``, ``$keys``, then by name."""
-    reserved = head.name.startswith("$")
-    return (not reserved, head.stream_pk if reserved else 0, head.name)
+    from_genesis = head.stream_pk <= KEYS_STREAM_PK
+    return (not from_genesis, head.stream_pk if from_genesis else 0, head.name)

@@ -4,28 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from keepstep import _keepstep
+from keepstep._keepstep import AUTHORS_PACKED_MAX, StreamHead
 from keepstep.eventlog.store import (
+    COMPACTION_DELAY_MS,
     DEVICES_STREAM_PK,
     WALK_EVENTS_MAX,
     Contended,
     DataFault,
     Found,
+    LiveDevices,
     Loaded,
     Lookup,
     StreamKey,
     StreamPlace,
     UserStreams,
 )
-from keepstep.memory.database import DeviceRow, MemoryDatabase, UserRow
+from keepstep.memory.apart import MemoryStoredStream
+from keepstep.memory.database import Contender, DeviceRow, MemoryDatabase, UserRow
 from keepstep.memory.rows import EventRow, read_copy
-from keepstep.model import UserPk
+from keepstep.model import DevicePk, UserPk, inbox_of
+from keepstep.protocol.chain import start_of_devices
 
 if TYPE_CHECKING:
-    from keepstep._keepstep import Ingested, StreamHead
+    from keepstep._keepstep import Ingested
+    from keepstep.eventlog.store import StoredStream
     from keepstep.interfaces import Genesis
-    from keepstep.model import DeviceEntry
+    from keepstep.model import AccountChange, DeviceEntry
 
 LOCK_WAITS_MAX: Final = 1_000
 """How often a transaction looks again for a lock that another one holds."""
@@ -65,6 +73,25 @@ class MemoryStore:
         finally:
             transaction.release()
 
+    def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
+        """As ``Store.devices``."""
+        self._probe("devices")
+        self._database.check_here()
+        return _live_devices(self._database, user_pks)
+
+    def device_chains(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+        """As ``Store.device_chains``."""
+        self._probe("devices")
+        self._database.check_here()
+        chains: dict[tuple[int, int], bytes] = {}
+        for user_pk, seq in places:
+            events = self._database.events[user_pk, DEVICES_STREAM_PK]
+            if seq == 0 and user_pk in self._database.users:
+                chains[user_pk, 0] = start_of_devices(_keepstep, self._database.users[user_pk].user_key).chain
+            elif 1 <= seq <= len(events):
+                chains[user_pk, seq] = events[seq - 1].chain
+        return chains
+
     def find(self, lookups: Sequence[Lookup]) -> Mapping[Lookup, Found]:
         """As ``Store.find``."""
         self._probe("find")
@@ -72,11 +99,20 @@ class MemoryStore:
         found = {lookup: _walk(self._database, lookup) for lookup in lookups}
         return {lookup: event for lookup, event in found.items() if event is not None}
 
+    def confirm(self) -> None:
+        """As ``Store.confirm``: there is no standby."""
+        self._database.check_here()
+
     def user_pk(self, user_key: bytes) -> UserPk | None:
         """As ``Store.user_pk``."""
         self._database.check_here()
         user_pk = self._database.user_pk(user_key)
         return None if user_pk is None else UserPk(user_pk)
+
+    def is_deleted(self, user_key: bytes) -> bool:
+        """As ``Store.is_deleted``."""
+        self._database.check_here()
+        return _keepstep.blake3(user_key) in self._database.deleted_users
 
 
 class MemoryTransaction:
@@ -100,6 +136,8 @@ class MemoryTransaction:
         """As ``Transaction.write``."""
         self._probe("write")
         unmoved = set()
+        for user_pk in sorted({user_pk for user_pk, _ in created}):
+            self._take((user_pk, DEVICES_STREAM_PK))  # a new stream has the auth_epoch of $devices
         for old, new in ingested.moved:
             self._take(_place(new))
             if (new.user_pk, new.name) in created:
@@ -114,29 +152,57 @@ class MemoryTransaction:
                 unmoved.add(_place(new))
         for retention_class in ingested.retention_classes:
             self._store(ingested.copy_bytes(retention_class, excluding=frozenset(unmoved)))
+        keyed = [row for row in ingested.keyed if row[:2] not in unmoved]
+        self._changes.append(lambda: self._compete(keyed))
         return frozenset(unmoved)
 
-    def enrol(self, user_pk: int, device: DeviceEntry, *, now_ms: int) -> None:
-        """As ``Transaction.enrol``."""
-        del now_ms
+    def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
+        """As ``Transaction.devices``."""
+        return _live_devices(self._database, user_pks)
+
+    def stored(self, head: StreamHead) -> StoredStream:
+        """As ``Transaction.stored``."""
+        return MemoryStoredStream(self._database, head, self._changes)
+
+    def next_device_pk(self, user_pk: int) -> DevicePk:
+        """As ``Transaction.next_device_pk``."""
+        return DevicePk(len(self._database.users[user_pk].devices) + 1)
+
+    def apply_account_change(self, user_pk: int, change: AccountChange, *, seq: int, received_at_ms: int) -> None:
+        """As ``Transaction.apply_account_change``."""
         devices = self._database.users[user_pk].devices
-        if any(
-            device.device_id == row.entry.device_id or device.device_key == row.entry.device_key
+        enrolled = change.enrolled
+        if enrolled is not None and any(
+            enrolled.device_id == row.entry.device_id or enrolled.device_key == row.entry.device_key
             for row in devices.values()
         ):
             raise DataFault("unprocessable")
-        self._changes.append(lambda: devices.update({len(devices) + 1: DeviceRow(device)}))
+        if change.changes_access:
+            for stream_pk in sorted(self._database.users[user_pk].heads):
+                self._take((user_pk, stream_pk))
+        self._changes.append(lambda: _change(self._database, user_pk, change, (received_at_ms, seq)))
 
     def create_user(self, genesis: Genesis, *, now_ms: int) -> UserPk | None:
         """As ``Transaction.create_user``."""
-        del now_ms
         self._take(genesis.user_key)
         if self._database.user_pk(genesis.user_key) is not None:
             return None
-        user_pk = UserPk(len(self._database.users) + 1)
+        self._database.last_user_pk += 1
+        user_pk = UserPk(self._database.last_user_pk)
+        user = UserRow(genesis.user_key, genesis.next_root_hash, created_at_ms=now_ms)
         self._take((user_pk, DEVICES_STREAM_PK))
-        self._changes.append(lambda: self._database.users.update({user_pk: UserRow(genesis.user_key)}))
+        self._changes.append(lambda: self._database.users.update({user_pk: user}))
         return user_pk
+
+    def use_invite(self, code_hash: bytes, user_key: bytes, *, now_ms: int) -> bool:
+        """As ``Transaction.use_invite``."""
+        self._take(("invite", code_hash))
+        invite = self._database.invites.get(code_hash)
+        if invite is None or invite.used is not None or invite.expires_at_ms <= now_ms:
+            return False
+        used = replace(invite, used=(now_ms, user_key))
+        self._changes.append(lambda: self._database.invites.update({code_hash: used}))
+        return True
 
     def open_account(self, ingested: Ingested, keys_head: StreamHead, device: DeviceEntry, *, now_ms: int) -> None:
         """As ``Transaction.open_account``."""
@@ -184,6 +250,17 @@ class MemoryTransaction:
             raise DataFault("unprocessable")
         self._changes.append(lambda: self._append(rows))
 
+    def _compete(self, keyed: Sequence[tuple[int, int, bytes, int, int, bytes, int]]) -> None:
+        """Each event against the winner of its key; the loser's payload goes later."""
+        for user_pk, stream_pk, key, seq, hlc, device_id, received_at_ms in keyed:
+            contender = Contender(hlc, device_id, seq)
+            winners = self._database.latest[user_pk, stream_pk]
+            winner = winners.get(key)
+            if winner is not None:
+                loser, contender = sorted((winner, contender), key=lambda each: each.rank)
+                self._database.removals[user_pk, stream_pk][loser.seq] = received_at_ms + COMPACTION_DELAY_MS
+            winners[key] = contender
+
     def _append(self, rows: list[EventRow]) -> None:
         for row in rows:
             events = self._database.events[row.user_pk, row.stream_pk]
@@ -200,8 +277,66 @@ def _load(database: MemoryDatabase, keys: Collection[StreamKey]) -> Loaded:
             loaded.heads[user_pk, name] = head
         elif user is not None:
             devices = user.heads[DEVICES_STREAM_PK]
-            loaded.users[user_pk] = UserStreams(user.user_key, devices.auth_epoch, len(user.heads), max(user.heads))
+            inboxes = frozenset(inbox_of(device.entry.device_id) for device in user.devices.values())
+            loaded.users[user_pk] = UserStreams(
+                user.user_key, devices.auth_epoch, len(user.heads), max(user.heads), inboxes, user.quota.streams_max
+            )
     return loaded
+
+
+def _live_devices(database: MemoryDatabase, user_pks: Collection[int]) -> dict[int, LiveDevices]:
+    return {
+        user_pk: LiveDevices(
+            user.heads[DEVICES_STREAM_PK].auth_epoch,
+            {
+                device_pk: row.entry.expires_at_ms
+                for device_pk, row in user.devices.items()
+                if row.revoked is None and user.disabled_at_ms is None
+            },
+        )
+        for user_pk, user in database.users.items()
+        if user_pk in user_pks
+    }
+
+
+def _change(database: MemoryDatabase, user_pk: int, change: AccountChange, revoked: tuple[int, int]) -> None:
+    """What ``apply_account_change`` does at the commit; ``revoked`` is for the devices that end."""
+    user = database.users[user_pk]
+    for row in user.devices.values():
+        if row.entry.device_id in change.revoked and row.revoked is None:
+            row.revoked = revoked
+            row.token_families.clear()
+        if row.entry.device_id in change.restored:
+            row.revoked = None
+    if change.enrolled is not None:
+        user.devices[len(user.devices) + 1] = DeviceRow(change.enrolled, change.manage_from_ms)
+    if change.next_root_hash is not None:
+        user.next_root_hash = change.next_root_hash
+    if change.changes_access:
+        raise_auth_epoch(user)
+
+
+def raise_auth_epoch(user: UserRow) -> None:
+    """Raise the ``auth_epoch`` of all a user's streams: what was decided upon its devices before is void."""
+    user.heads = {stream_pk: _in_next_epoch(user, head) for stream_pk, head in user.heads.items()}
+
+
+def _in_next_epoch(user: UserRow, head: StreamHead) -> StreamHead:
+    authors = [(pk, *known) for pk in user.devices if (known := head.author(pk)) is not None]
+    return StreamHead.load(
+        user_pk=head.user_pk,
+        stream_pk=head.stream_pk,
+        name=head.name,
+        retention_class=head.retention_class,
+        policy=head.policy,
+        ttl_max_s=head.ttl_max_s,
+        seq=head.seq,
+        chain=head.chain,
+        received_at_ms=head.received_at_ms,
+        auth_epoch=head.auth_epoch + 1,
+        authors_packed=head.authors_packed,
+        authors=authors if len(authors) > AUTHORS_PACKED_MAX else [],
+    )
 
 
 def _walk(database: MemoryDatabase, lookup: Lookup) -> Found | None:

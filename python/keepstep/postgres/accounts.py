@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from keepstep.model import Capability, DeviceEntry, DevicePk, Principal, UserPk
+from keepstep.interfaces import ListedDevice
+from keepstep.model import (
+    CHANGES_MAX,
+    Capability,
+    ClonedDevice,
+    DeviceEntry,
+    DevicePk,
+    KnownDevice,
+    Principal,
+    RevokedDevice,
+    UserPk,
+)
 from keepstep.postgres.arrays import bigints, byteas, texts
 from keepstep.postgres.queries import query
 
@@ -31,12 +42,15 @@ class PostgresAccounts:
         self._open: dict[bytes, tuple[UserPk, DevicePk, int]] = {}
 
     async def principal(self, user_key: bytes, device_id: bytes) -> Principal | None:
-        """The live device, or ``None`` for an unknown user or device. Cancel-safe."""
-        rows = await self._rows("find_principal", user_id=user_key, device_id=device_id)
-        if not rows:
-            return None
-        user_pk, device_pk, device_key, capabilities, expires_at_ms = rows[0]
-        return Principal(
+        """The live device, or ``None`` for an unknown user or device and for one that has ended. Cancel-safe."""
+        known = await self.device(user_key, device_id)
+        return None if known is None or known.revoked_seq is not None else known.principal
+
+    async def device(self, user_key: bytes, device_id: bytes) -> KnownDevice | None:
+        """The device, live or ended, or ``None`` for an unknown user or device. Cancel-safe."""
+        ((is_known, *row),) = await self._rows("find_device", user_id=user_key, device_id=device_id)
+        user_pk, device_pk, device_key, capabilities, expires_at_ms, manage_from_ms, revoked_seq = row
+        principal = Principal(
             UserPk(user_pk),
             user_key,
             DevicePk(device_pk),
@@ -44,17 +58,43 @@ class PostgresAccounts:
             device_key,
             Capability(capabilities),
             expires_at_ms,
+            manage_from_ms,
+        )
+        known = KnownDevice(principal, revoked_seq)  # made in any case: by the clock, unknown is as known
+        return known if is_known else None
+
+    async def user(self, user_key: bytes) -> UserPk | None:
+        """The user's row number, ``None`` for an unknown user. Cancel-safe."""
+        rows = await self._rows("find_enabled_user", user_id=user_key)
+        return UserPk(rows[0][0]) if rows else None
+
+    async def revoked_since(self, since_ms: int) -> list[RevokedDevice]:
+        """As ``Accounts.revoked_since``. Cancel-safe."""
+        rows = await self._rows("read_revoked", since_ms=since_ms, rows_max=CHANGES_MAX)
+        return [RevokedDevice(UserPk(user_pk), DevicePk(device_pk), seq) for user_pk, device_pk, seq in rows]
+
+    async def record_clone(self, principal: Principal, *, now_ms: int) -> None:
+        """As ``Accounts.record_clone``. A cancellation waits for the record."""
+        await self._rows(
+            "record_clone", user_pk=int(principal.user_pk), device_pk=int(principal.device_pk), now_ms=now_ms
         )
 
-    async def devices(self, user_pk: UserPk) -> list[tuple[DevicePk, DeviceEntry]]:
-        """All devices of a user, in order of enrolment. Cancel-safe."""
-        rows = await self._rows("read_devices", user_pk=int(user_pk))
+    async def cloned_since(self, since_ms: int) -> list[ClonedDevice]:
+        """As ``Accounts.cloned_since``. Cancel-safe."""
+        rows = await self._rows("read_cloned", since_ms=since_ms, rows_max=CHANGES_MAX)
+        return [ClonedDevice(UserPk(user_pk), device_id, cloned_at) for user_pk, device_id, cloned_at in rows]
+
+    async def devices(self, user_pk: UserPk) -> list[ListedDevice]:
+        """All devices of a user, also those that have ended, in order of enrolment. Cancel-safe."""
+        rows = await self._rows_of("read_devices", user_pk=int(user_pk))
         return [
-            (
-                DevicePk(device_pk),
-                DeviceEntry(device_id, device_key, box_key, Capability(capabilities), issued_at, expires_at, label),
+            ListedDevice(
+                DevicePk(row[0]),
+                DeviceEntry(row[1], row[2], row[3], Capability(row[4]), *row[5:8]),
+                manage_from_ms=row[8],
+                revoked=None if row[9] is None else (row[9], row[10]),
             )
-            for device_pk, device_id, device_key, box_key, capabilities, issued_at, expires_at, label in rows
+            for row in rows
         ]
 
     async def open_session(self, principal: Principal, session_id: bytes, *, now_ms: int) -> int:
@@ -92,7 +132,10 @@ class PostgresAccounts:
         await self._ask(lambda connection: connection.execute(query("close_session"), arguments))
 
     async def save_acks(self, principal: Principal, positions: dict[str, tuple[int, bytes]]) -> None:
-        """Move ack positions up, never down; streams that are not there are left out. Cancel-safe."""
+        """Move ack positions up, never down nor above the head; streams that are not there are left out.
+
+        Cancel-safe.
+        """
         arguments = {
             "user_pk": int(principal.user_pk),
             "device_pk": int(principal.device_pk),
@@ -104,7 +147,16 @@ class PostgresAccounts:
 
     async def acks(self, principal: Principal) -> dict[str, int]:
         """The device's ack positions by stream name. Cancel-safe."""
-        return dict(await self._rows("read_acks", user_pk=int(principal.user_pk), device_pk=int(principal.device_pk)))
+        of_device = {"user_pk": int(principal.user_pk), "device_pk": int(principal.device_pk)}
+        return dict(await self._rows_of("read_acks", **of_device))
+
+    async def _rows_of(self, statement: str, /, *, user_pk: int, **arguments: int) -> list[Any]:
+        """Behind the second wall: of that user only, whatever the statement asks for."""
+        arguments["user_pk"] = user_pk
+        return await self._database.read_as(
+            user_pk,
+            lambda connection: list[Any](connection.execute(query(statement), arguments, binary=True).fetchall()),
+        )
 
     async def _rows(self, statement: str, /, **arguments: object) -> list[Any]:
         return await self._ask(

@@ -30,6 +30,7 @@ from keepstep.errors import StartupError
 from keepstep.postgres import guardian
 from keepstep.postgres.directory import DirectoryLock, SocketAddress
 from keepstep.postgres.installation import Account, Installation, find_account, find_installation
+from keepstep.postgres.isolation import READER_ROLE
 
 if TYPE_CHECKING:
     from keepstep.config import Settings
@@ -263,10 +264,12 @@ class Cluster:
         )
 
     def ensure_database(self) -> None:
-        """Make role and database where they are not there yet. Raises psycopg.Error."""
+        """Make roles and database where they are not there yet. Raises psycopg.Error."""
         with psycopg.connect(self.url("postgres", role=ADMIN_ROLE), autocommit=True) as connection:
             if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [ROLE]).rowcount:
                 connection.execute(f"CREATE ROLE {ROLE} LOGIN IN ROLE pg_monitor")
+            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [READER_ROLE]).rowcount:
+                connection.execute(f"CREATE ROLE {READER_ROLE} NOLOGIN ROLE {ROLE}")
             if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).rowcount:
                 connection.execute(f"CREATE DATABASE {DATABASE} OWNER {ROLE}")
 

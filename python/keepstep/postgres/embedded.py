@@ -20,6 +20,7 @@ import trio
 from keepstep.errors import StartupError
 from keepstep.postgres import guardian
 from keepstep.postgres.cluster import Cluster, open_cluster, tail
+from keepstep.telemetry import describe
 
 if TYPE_CHECKING:
     from keepstep.config import Settings
@@ -79,17 +80,17 @@ async def _supervise(cluster: Cluster, process: trio.Process, scope: trio.Cancel
         try:
             while True:
                 started_s = trio.current_time()
-                status = await process.wait()
+                exit_status = await process.wait()
                 if trio.current_time() - started_s > STEADY_S:
                     backoff_s = BACKOFF_FIRST_S
-                _log.error("embedded_postgres_ended", status=status, restart_in_s=backoff_s)
+                _log.error("embedded_postgres_ended", exit_status=exit_status, retry_after_s=backoff_s)
                 while process.returncode is not None:
                     await trio.sleep(backoff_s)
                     backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
                     try:
                         process = await _start(cluster)
                     except StartupError as error:
-                        _log.error("embedded_postgres_not_restarted", reason=str(error), restart_in_s=backoff_s)
+                        _log.error("embedded_postgres_not_restarted", retry_after_s=backoff_s, **describe(error))
                 _log.info("embedded_postgres_restarted")
         finally:
             with trio.move_on_after(STOP_TIMEOUT_S + guardian.KILL_S, shield=True):
@@ -158,6 +159,6 @@ async def _stop(process: trio.Process) -> None:
         await process.stdout.aclose()
         await process.wait()
     if process.returncode is None:
-        _log.error("embedded_postgres_not_stopped", guardian=process.pid)
+        _log.error("embedded_postgres_not_stopped", process_id=process.pid)
         process.kill()
         await process.wait()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from keepstep import _keepstep
 from keepstep._keepstep import StreamHead
-from keepstep.eventlog.store import Loaded, StreamKey, UserStreams
+from keepstep.eventlog.store import LiveDevices, Loaded, StreamKey, UserStreams
+from keepstep.model import inbox_of
 from keepstep.postgres.arrays import bigints, texts
 from keepstep.postgres.queries import query
+from keepstep.protocol.chain import start_of_devices
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -24,17 +27,51 @@ def load_heads(connection: Connection, keys: Collection[StreamKey]) -> Loaded:
     users = {}
     if missing:
         rows = connection.execute(query("load_users"), {"user_pks": bigints(missing)}, binary=True).fetchall()
-        users = {user_pk: UserStreams(*values) for user_pk, *values in cast("Iterable[Any]", rows)}
+        users = {
+            user_pk: UserStreams(
+                user_key, auth_epoch, stream_count, last_stream_pk, frozenset(map(inbox_of, device_ids)), streams_max
+            )
+            for user_pk, user_key, auth_epoch, stream_count, last_stream_pk, device_ids, streams_max in cast(
+                "Iterable[Any]", rows
+            )
+        }
     return Loaded(heads, users)
 
 
+def load_devices(connection: Connection, user_pks: Collection[int]) -> dict[int, LiveDevices]:
+    """The live devices of users, with the epoch that they belong to: one snapshot."""
+    arguments = {"user_pks": bigints(sorted(user_pks))}
+    rows = connection.execute(query("load_devices"), arguments, binary=True).fetchall()
+    return {
+        user_pk: LiveDevices(auth_epoch, dict(zip(device_pks, expires_at, strict=True)))
+        for user_pk, auth_epoch, device_pks, expires_at in cast("Iterable[Any]", rows)
+    }
+
+
+def load_device_chains(connection: Connection, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+    """The chains of ``$devices`` by (user_pk, seq)."""
+    arguments = {
+        "user_pks": bigints([user_pk for user_pk, _ in places]),
+        "seqs": bigints([seq for _, seq in places]),
+    }
+    rows = connection.execute(query("load_device_chains"), arguments, binary=True).fetchall()
+    return {
+        (user_pk, seq): start_of_devices(_keepstep, user_key).chain if seq == 0 else chain
+        for user_pk, seq, user_key, chain in cast("Iterable[Any]", rows)
+        if seq == 0 or chain is not None
+    }
+
+
 def _head(row: Any) -> StreamHead:
-    user_pk, stream_pk, name, retention_class, seq, chain, received_at_ms, auth_epoch, packed, *authors = row
+    user_pk, stream_pk, name, retention_class, policy, ttl_max_s, seq, chain, received_at_ms, *rest = row
+    auth_epoch, packed, *authors = rest
     return StreamHead.load(
         user_pk=user_pk,
         stream_pk=stream_pk,
         name=name,
         retention_class=retention_class,
+        policy=policy,
+        ttl_max_s=ttl_max_s,
         seq=seq,
         chain=chain,
         received_at_ms=received_at_ms,

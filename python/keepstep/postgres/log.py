@@ -12,6 +12,7 @@ from keepstep.postgres.store import PostgresStore
 
 if TYPE_CHECKING:
     from keepstep.eventlog.store import Reader, Store
+    from keepstep.model import UserPk
     from keepstep.postgres.pool import Database, Lease
 
 T = TypeVar("T")
@@ -40,6 +41,10 @@ class PostgresBackend:
         """As ``Backend.generation``."""
         return self._database.generation
 
+    def epoch(self) -> int:
+        """As ``Backend.epoch``."""
+        return self._database.epoch
+
     async def write(self, work: Callable[[Store], T]) -> T:
         """As ``Backend.write``: one hop to a thread, whatever the batch takes."""
 
@@ -48,13 +53,9 @@ class PostgresBackend:
 
         return await self._database.append.run(run)
 
-    async def read(self, work: Callable[[Reader], T]) -> T:
+    async def read(self, user_pk: UserPk, work: Callable[[Reader], T]) -> T:
         """As ``Backend.read``."""
-
-        def run(lease: Lease) -> T:
-            return lease.ask(lambda connection: work(PostgresReader(connection)))
-
-        return await self._database.read.run(run)
+        return await self._database.read_as(int(user_pk), lambda connection: work(PostgresReader(connection)))
 
 
 class PostgresLog(StoredLog):

@@ -29,10 +29,6 @@ class PostgresMaintenance:
         """One round trip to the database, for readiness."""
         await self._value("ping")
 
-    async def epoch(self) -> int:
-        """The log's epoch: unix milliseconds of the latest restore, 0 where there was none (protocol.md section 4)."""
-        return cast("int", await self._value("read_epoch"))
-
     async def now_ms(self) -> int:
         """The database's own clock, unix milliseconds, which ``received_at`` follows."""
         return cast("int", await self._value("read_clock"))
@@ -57,6 +53,36 @@ class PostgresMaintenance:
             return expired
 
         return await self._ask(expire)
+
+    async def empty_inboxes(self, *, now_ms: int, rows_max: int) -> int:
+        """Drop the payloads of about ``rows_max`` messages that the inbox's device acknowledged; how many (0: done)."""
+        del now_ms
+
+        def empty(connection: Connection) -> int:
+            emptied = 0
+            while emptied < rows_max:
+                arguments = {"rows_max": rows_max - emptied}
+                row = connection.execute(query("empty_inbox", RetentionClass.STANDARD), arguments).fetchone()
+                if row is None:
+                    break
+                emptied += cast("int", row[0])
+            return emptied
+
+        return await self._ask(empty)
+
+    async def compact(self, *, now_ms: int, rows_max: int) -> int:
+        """Drop the payloads of at most ``rows_max`` events that lost their key an hour ago; how many (0: done)."""
+
+        def compact(connection: Connection) -> int:
+            dropped = 0
+            for retention_class in RetentionClass:
+                arguments = {"now_ms": now_ms, "rows_max": rows_max - dropped, "retention_class": int(retention_class)}
+                row = connection.execute(query("compact", retention_class), arguments).fetchone()
+                assert row is not None
+                dropped += cast("int", row[0])
+            return dropped
+
+        return await self._ask(compact)
 
     async def _value(self, name: str) -> object:
         row = await self._ask(lambda connection: connection.execute(query(name)).fetchone())

@@ -14,11 +14,15 @@ import trio
 from keepstep.errors import StartupError
 from keepstep.postgres import embedded, migrate
 from keepstep.postgres.accounts import PostgresAccounts
+from keepstep.postgres.admin import PostgresAdministration
 from keepstep.postgres.breaker import BreakerState
 from keepstep.postgres.durability import Durability, check_durability
+from keepstep.postgres.isolation import check_isolation
+from keepstep.postgres.links import PostgresLinks
 from keepstep.postgres.log import PostgresLog
 from keepstep.postgres.maintenance import PostgresMaintenance
 from keepstep.postgres.pool import Database, Limits
+from keepstep.postgres.tokens import PostgresTokens
 
 if TYPE_CHECKING:
     from keepstep.config import Settings
@@ -36,6 +40,9 @@ class Opened:
         log: the event log in it.
         accounts: users, devices and sessions in it.
         maintenance: its housekeeping.
+        tokens: challenges and tokens of REST in it.
+        administration: users, sessions, invites and the audit trail in it.
+        links: mailboxes through which devices are linked in it.
         database: for what its breaker says.
         durability: what it promises.
         place: which one it is, in words, without credentials.
@@ -44,6 +51,9 @@ class Opened:
     log: PostgresLog
     accounts: PostgresAccounts
     maintenance: PostgresMaintenance
+    tokens: PostgresTokens
+    administration: PostgresAdministration
+    links: PostgresLinks
     database: Database
     durability: Durability
     place: str
@@ -94,6 +104,9 @@ async def opened(
             log,
             PostgresAccounts(database),
             PostgresMaintenance(database),
+            PostgresTokens(database),
+            PostgresAdministration(database),
+            PostgresLinks(database),
             database,
             durability,
             _place(settings, url, durability),
@@ -103,7 +116,9 @@ async def opened(
 def _check(url: str, settings: Settings) -> Durability:
     try:
         with psycopg.connect(url, connect_timeout=settings.database_connect_timeout_s) as connection:
-            return check_durability(connection, unsafe=settings.unsafe)
+            durability = check_durability(connection, unsafe=settings.unsafe)
+            check_isolation(connection)
+            return durability
     except psycopg.Error as error:
         raise StartupError(f"the database cannot be used: {type(error).__name__}") from error
 

@@ -7,7 +7,7 @@ size: whoever has a thread has a connection, and nobody waits for one while hold
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar, cast
@@ -18,7 +18,9 @@ from psycopg.pq import TransactionStatus
 
 from keepstep.postgres import arrays
 from keepstep.postgres.breaker import Breaker
+from keepstep.postgres.commit import execute_bounded
 from keepstep.postgres.faults import away, ends_connection
+from keepstep.postgres.isolation import READER_ROLE
 from keepstep.postgres.queries import query
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ IDLE_IN_TRANSACTION_MS: Final = 10_000
 """After this a transaction whose client is gone gives its rows back."""
 TCP_USER_TIMEOUT_MS: Final = 10_000
 """After this a connection whose packets are not acknowledged is dead, on both sides."""
+KEEPALIVE_IDLE_S: Final = 10
+"""Silence after which packets are sent to be acknowledged: a machine that went away while its database owed an answer
+would be waited for for two hours."""
+KEEPALIVE_INTERVAL_S: Final = 5
+"""Between two of them."""
+KEEPALIVES_MAX: Final = 2
+"""How many of them may go unanswered."""
 
 _SETTINGS: Final = {
     "default_transaction_isolation": "read committed",  # the compare and set of the heads relies on it
@@ -48,6 +57,8 @@ _KEYED_SETTINGS: Final = {
 """Every statement goes through a key; statistics that are behind must not tempt the planner to anything else."""
 _ORDERED_SETTINGS: Final = {"enable_bitmapscan": "off", "default_transaction_read_only": "on"}
 """Pages are read in the order of their key, which a bitmap scan would have to sort."""
+_LOCAL_SETTINGS: Final = {"synchronous_commit": "local"}
+"""Only what is acknowledged waits for a standby: devices connect, and payloads expire, while there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +97,7 @@ class Database:
     Attributes:
         breaker: its ``state`` is a metric.
         append: for appending: one connection for each pipeline and one for new accounts.
-        read: for reading the log.
+        read: for reading what belongs to one user, see ``read_as``.
         accounts: for everything else.
     """
 
@@ -100,22 +111,53 @@ class Database:
         self.breaker = Breaker(clock)
         self.append = Pool(self, threads, name="append", size=limits.pipelines + 1, settings=_KEYED_SETTINGS)
         self.read = Pool(
-            self, threads, name="read", size=limits.read_connections, settings=_KEYED_SETTINGS | _ORDERED_SETTINGS
+            self,
+            threads,
+            name="read",
+            size=limits.read_connections,
+            settings=_KEYED_SETTINGS | _ORDERED_SETTINGS,
+            role=READER_ROLE,
         )
-        self.accounts = Pool(self, threads, name="accounts", size=ACCOUNT_CONNECTIONS, settings=_KEYED_SETTINGS)
+        self.accounts = Pool(
+            self, threads, name="accounts", size=ACCOUNT_CONNECTIONS, settings=_KEYED_SETTINGS | _LOCAL_SETTINGS
+        )
 
     @property
     def generation(self) -> int:
         """Goes up when a new connection shows another system, timeline or epoch than the one before."""
         return self._generation
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that the newest connection showed; 0 before the first."""
+        return self._identity.epoch if self._identity is not None else 0
+
+    @property
+    def statement_timeout_s(self) -> float:
+        """Seconds for one statement."""
+        return self._limits.statement_timeout_ms / 1000
+
     def close(self) -> None:
         """Close the idle connections; those in use are closed when their work is done."""
         for pool in (self.append, self.read, self.accounts):
             pool.close()
 
-    def connect(self, name: str, settings: dict[str, str]) -> Connection:
+    async def read_as(self, user_pk: int, ask: Callable[[Connection], T]) -> T:
+        """Ask, perhaps twice, on a connection that is shown the rows of that user only.
+
+        A cancellation waits for its end. Raises Unavailable while the database is away.
+        """
+
+        def ask_as(connection: Connection) -> T:
+            connection.execute(query("name_user"), {"user_pk": user_pk})
+            return ask(connection)
+
+        return await self.read.run(lambda lease: lease.ask(ask_as))
+
+    def connect(self, name: str, settings: dict[str, str], role: str | None) -> Connection:
         """A new connection, set up and checked to lead to the database it always was. Blocks.
+
+        With ``role`` it becomes that one when it has been recognised, which not every role may do.
 
         Raises:
             psycopg.Error: there is none to be had.
@@ -126,6 +168,9 @@ class Database:
             connect_timeout=self._limits.connect_timeout_s,
             application_name=f"keepstep {name}",
             tcp_user_timeout=TCP_USER_TIMEOUT_MS,
+            keepalives_idle=KEEPALIVE_IDLE_S,
+            keepalives_interval=KEEPALIVE_INTERVAL_S,
+            keepalives_count=KEEPALIVES_MAX,
         )
         try:
             arrays.register(connection)
@@ -139,12 +184,15 @@ class Database:
             row = connection.execute(query("identity"), binary=True).fetchone()
             assert row is not None
             self._recognise(Identity(*cast("tuple[int, str, int]", row)))
+            if role is not None:
+                connection.execute(query("become"), {"role": role})
         except BaseException:
             connection.close()
             raise
         return connection
 
     def _recognise(self, identity: Identity) -> None:
+        # The generation first: who reads a new epoch and the old generation after it would not notice the change.
         with self._identity_lock:
             if self._identity is not None and identity != self._identity:
                 self._generation += 1
@@ -185,6 +233,10 @@ class Lease:
                 raise
             return ask(self.connection)
 
+    def execute_bounded(self, statement: bytes) -> bytes:
+        """As ``commit.execute_bounded``, within the time of any statement."""
+        return execute_bounded(self.connection, statement, timeout_s=self._pool.statement_timeout_s)
+
     def discard_if_lost(self, error: psycopg.Error) -> bool:
         """Drop the connection if it did not survive an error; returns whether there is none any more."""
         if self._connection is not None and (self._connection.closed or ends_connection(error)):
@@ -209,13 +261,24 @@ class Pool:
         name: of the purpose; PostgreSQL shows it.
         size: connections and threads.
         settings: what their sessions are set to.
+        role: what they become, if it is not the role that connects.
     """
 
-    def __init__(self, database: Database, threads: Threads, *, name: str, size: int, settings: dict[str, str]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        threads: Threads,
+        *,
+        name: str,
+        size: int,
+        settings: dict[str, str],
+        role: str | None = None,
+    ) -> None:
         self._database = database
         self._threads = threads
         self._name = name
         self._settings = settings
+        self._role = role
         self._idle: list[Connection] = []
         self._closed = False
         self.limiter = trio.CapacityLimiter(size)
@@ -246,13 +309,20 @@ class Pool:
         finally:
             breaker.leave(failed=failed)
 
+    @property
+    def statement_timeout_s(self) -> float:
+        """Seconds for one statement."""
+        return self._database.statement_timeout_s
+
     def connect(self) -> Connection:
         """A new connection. Blocks; raises psycopg.Error."""
-        return self._database.connect(self._name, self._settings)
+        return self._database.connect(self._name, self._settings, self._role)
 
     def take(self) -> Connection | None:
         """An idle connection, the one used last; it may have died since."""
-        return self._idle.pop() if self._idle else None
+        with suppress(IndexError):  # asking first would race with another thread
+            return self._idle.pop()
+        return None
 
     def put(self, connection: Connection) -> None:
         """Take a connection back, or close it where it cannot be used again."""

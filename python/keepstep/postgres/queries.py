@@ -1,4 +1,4 @@
-"""The statements of ``queries.sql`` by name."""
+"""The statements of the SQL files beside this one by name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from keepstep.model import RetentionClass
 EVENT_TABLES: Final = {RetentionClass.KEEP: "events_keep", RetentionClass.STANDARD: "events_standard"}
 """Where events live, by their stream's retention class."""
 
+_FILES: Final = ("queries.sql", "stored_events.sql", "deletion.sql", "links.sql")
 _NAME: Final = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _COMMENT: Final = re.compile(r"^--.*\n", re.MULTILINE)
 
 
 def _statements() -> dict[str, str]:
-    text = files("keepstep.postgres").joinpath("queries.sql").read_text(encoding="utf-8")
-    _, *parts = _NAME.split(text)
-    return {name: _COMMENT.sub("", body).strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    statements: dict[str, str] = {}
+    for file in _FILES:
+        _, *parts = _NAME.split(files("keepstep.postgres").joinpath(file).read_text(encoding="utf-8"))
+        statements |= {name: _COMMENT.sub("", body).strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    return statements
 
 
 _STATEMENTS: Final = _statements()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from keepstep.eventlog.store import ROW_BYTES_MAX, StreamRow
-from keepstep.model import RetentionClass, StreamPk, UserPk
+from keepstep.interfaces import SnapshotInfo
+from keepstep.model import Policy, Position, RetentionClass, StreamPk, UserPk
 from keepstep.postgres.heads import load_heads
 from keepstep.postgres.queries import query
 
@@ -63,12 +64,31 @@ class PostgresReader:
         known = head.author(device_pk)
         return (known[0], known[2]) if known is not None else None
 
+    def snapshots(self, stream: StreamRow, *, rows_max: int) -> list[SnapshotInfo]:
+        """As ``Reader.snapshots``."""
+        place = {"user_pk": int(stream.user_pk), "stream_pk": int(stream.stream_pk)}
+        return [_snapshot(row) for row in self._rows("read_snapshots", None, **place, rows_max=rows_max)]
+
     def _rows(self, statement: str, retention_class: int | None, /, **arguments: object) -> list[Any]:
         return self._connection.execute(query(statement, retention_class), arguments, binary=True).fetchall()
 
 
+def _snapshot(row: Any) -> SnapshotInfo:
+    seq, covers_seq, covers_chain, device_id, received_at_ms, *confirmed = row
+    covers = Position(covers_seq, covers_chain)
+    return SnapshotInfo(seq, covers, device_id, received_at_ms, tuple(confirmed) if confirmed[0] else None)
+
+
 def _stream_row(row: Any) -> StreamRow:
-    user_pk, user_key, stream_pk, name, retention_class, head_seq, head_chain = row
+    user_pk, user_key, stream_pk, name, retention_class, policy, ttl_max_s, head_seq, head_chain = row
     return StreamRow(
-        UserPk(user_pk), user_key, StreamPk(stream_pk), name, RetentionClass(retention_class), head_seq, head_chain
+        UserPk(user_pk),
+        user_key,
+        StreamPk(stream_pk),
+        name,
+        RetentionClass(retention_class),
+        Policy(policy),
+        ttl_max_s,
+        head_seq,
+        head_chain,
     )

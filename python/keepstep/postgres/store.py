@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 
+from keepstep import _keepstep
 from keepstep.eventlog.store import WALK_EVENTS_MAX, Found, Loaded, Lookup, StreamKey, TryAgain
 from keepstep.model import UserPk
 from keepstep.postgres.arrays import bigints
 from keepstep.postgres.faults import away, fault, misses_partition
-from keepstep.postgres.heads import load_heads
+from keepstep.postgres.heads import load_device_chains, load_devices, load_heads
 from keepstep.postgres.partitions import make_partitions, partitions_of
 from keepstep.postgres.queries import query
-from keepstep.postgres.transaction import PostgresTransaction
+from keepstep.postgres.transaction import PostgresTransaction, pass_barrier
 
 if TYPE_CHECKING:
+    from keepstep.eventlog.store import LiveDevices
     from keepstep.postgres.pool import Connection, Database, Lease
 
 T = TypeVar("T")
@@ -56,6 +58,14 @@ class PostgresStore:
         """As ``Store.load``."""
         return self._ask(lambda connection: load_heads(connection, keys))
 
+    def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
+        """As ``Store.devices``."""
+        return self._ask(lambda connection: load_devices(connection, user_pks))
+
+    def device_chains(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+        """As ``Store.device_chains``."""
+        return self._ask(lambda connection: load_device_chains(connection, places))
+
     @contextmanager
     def begin(self) -> Iterator[PostgresTransaction]:
         """As ``Store.begin``."""
@@ -83,10 +93,20 @@ class PostgresStore:
             found |= self._ask(lambda connection, c=retention_class, g=group: _find(connection, c, g))  # type: ignore[misc]
         return found
 
+    def confirm(self) -> None:
+        """As ``Store.confirm``."""
+        pass_barrier(self._lease)
+
     def user_pk(self, user_key: bytes) -> UserPk | None:
         """As ``Store.user_pk``."""
         row = self._ask(lambda connection: connection.execute(query("find_user"), {"user_id": user_key}).fetchone())
         return None if row is None else UserPk(cast("int", row[0]))
+
+    def is_deleted(self, user_key: bytes) -> bool:
+        """As ``Store.is_deleted``."""
+        arguments = {"user_hash": _keepstep.blake3(user_key)}
+        rows = self._ask(lambda connection: connection.execute(query("find_deleted_user"), arguments).fetchall())
+        return bool(rows)
 
     def _ask(self, ask: Callable[[Connection], T]) -> T:
         """Ask outside a transaction, on a new connection where the old one had died.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -10,23 +11,27 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from keepstep.errors import Unavailable
-from keepstep.eventlog.store import Loaded, OutcomeUnknown, StreamKey, StreamPlace
-from keepstep.model import UserPk
+from keepstep.eventlog.store import COMPACTION_DELAY_MS, Loaded, OutcomeUnknown, StreamKey, StreamPlace
+from keepstep.model import DevicePk, UserPk
+from keepstep.postgres.apart import PostgresStoredStream
 from keepstep.postgres.arrays import bigints, byteas, texts
 from keepstep.postgres.faults import away
-from keepstep.postgres.heads import load_heads
+from keepstep.postgres.heads import load_devices, load_heads
 from keepstep.postgres.queries import query
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Ingested, StreamHead
+    from keepstep.eventlog.store import LiveDevices, StoredStream
     from keepstep.interfaces import Genesis
-    from keepstep.model import DeviceEntry
+    from keepstep.model import AccountChange, DeviceEntry
     from keepstep.postgres.pool import Connection, Lease
 
 OUTCOME_LOOKS_MAX: Final = 40
 """How often a lost transaction is looked for."""
 OUTCOME_PAUSE_S: Final = 0.25
 """Seconds between two looks: with ``OUTCOME_LOOKS_MAX`` as long as PostgreSQL leaves a lost client's rows locked."""
+OUTCOME_TIMEOUT_S: Final = OUTCOME_LOOKS_MAX * OUTCOME_PAUSE_S
+"""Seconds after which no new look begins: one at a database that says nothing takes as long as connecting may."""
 
 
 class PostgresTransaction:
@@ -69,7 +74,9 @@ class PostgresTransaction:
             moves = [(old, new) for old, new in moved if (new.user_pk, new.name) not in created]
         if moves:
             unmoved |= self._move(moves)
+        self._set_policies(ingested, created, unmoved)
         self._put_authors(ingested, unmoved)
+        self._put_latest(ingested, unmoved)
         heads = [new for _, new in moved if not unmoved or _place(new) not in unmoved]
         if heads:
             self._store(ingested, heads, frozenset(unmoved))
@@ -89,6 +96,8 @@ class PostgresTransaction:
             "stream_pks": bigints([head.stream_pk for head in heads]),
             "names": texts([head.name for head in heads]),
             "retention_classes": bigints([head.retention_class for head in heads]),
+            "policies": bigints([head.policy for head in heads]),
+            "ttl_maxs": bigints([head.ttl_max_s or 0 for head in heads]),
             "seqs": bigints([head.seq for head in heads]),
             "chains": byteas([head.chain for head in heads]),
             "received_ats": bigints([head.received_at_ms for head in heads]),
@@ -119,6 +128,39 @@ class PostgresTransaction:
             return set()
         return {_place(new) for _, new in moves} - set(zip(user_pks or (), stream_pks or (), strict=True))
 
+    def _set_policies(self, ingested: Ingested, created: Collection[StreamKey], unmoved: set[StreamPlace]) -> None:
+        changed = [
+            head
+            for head in ingested.changed_policies
+            if (head.user_pk, head.name) not in created and _place(head) not in unmoved
+        ]
+        if not changed:
+            return
+        arguments = {
+            "user_pks": bigints([head.user_pk for head in changed]),
+            "stream_pks": bigints([head.stream_pk for head in changed]),
+            "policies": bigints([head.policy for head in changed]),
+            "ttl_maxs": bigints([head.ttl_max_s or 0 for head in changed]),
+        }
+        self._connection.execute(query("set_policies"), arguments)
+
+    def _put_latest(self, ingested: Ingested, unmoved: set[StreamPlace]) -> None:
+        rows = [row for row in ingested.keyed if row[:2] not in unmoved]
+        if not rows:
+            return
+        user_pks, stream_pks, keys, seqs, hlcs, device_ids, received_ats = zip(*rows, strict=True)
+        arguments = {
+            "user_pks": bigints(user_pks),
+            "stream_pks": bigints(stream_pks),
+            "keys": byteas(keys),
+            "seqs": bigints(seqs),
+            "hlcs": bigints(hlcs),
+            "device_ids": byteas(device_ids),
+            "received_ats": bigints(received_ats),
+            "due_at": max(received_ats) + COMPACTION_DELAY_MS,
+        }
+        self._connection.execute(query("put_latest"), arguments)
+
     def _put_authors(self, ingested: Ingested, unmoved: set[StreamPlace]) -> None:
         rows = [row for row in ingested.changed_authors if row[:2] not in unmoved]
         if not rows:
@@ -136,8 +178,36 @@ class PostgresTransaction:
             },
         )
 
-    def enrol(self, user_pk: int, device: DeviceEntry, *, now_ms: int) -> None:
-        """As ``Transaction.enrol``."""
+    def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
+        """As ``Transaction.devices``."""
+        return load_devices(self._connection, user_pks)
+
+    def stored(self, head: StreamHead) -> StoredStream:
+        """As ``Transaction.stored``."""
+        return PostgresStoredStream(self._connection, head)
+
+    def next_device_pk(self, user_pk: int) -> DevicePk:
+        """As ``Transaction.next_device_pk``."""
+        (device_pk,) = self._one("next_device_pk", {"user_pk": user_pk})
+        return DevicePk(device_pk)
+
+    def apply_account_change(self, user_pk: int, change: AccountChange, *, seq: int, received_at_ms: int) -> None:
+        """As ``Transaction.apply_account_change``."""
+        if change.enrolled is not None:
+            self._enrol(user_pk, change.enrolled, manage_from_ms=change.manage_from_ms, now_ms=received_at_ms)
+        ended = {"user_pk": user_pk, "device_ids": list(change.revoked), "seq": seq, "received_at": received_at_ms}
+        if change.revoked:
+            self._connection.execute(query("revoke_devices"), ended)
+        if change.restored:
+            arguments: dict[str, object] = {"user_pk": user_pk, "device_ids": list(change.restored)}
+            self._connection.execute(query("restore_devices"), arguments)
+        if change.next_root_hash is not None:
+            arguments = {"user_pk": user_pk, "next_root_hash": change.next_root_hash}
+            self._connection.execute(query("set_next_root"), arguments)
+        if change.changes_access:
+            self._connection.execute(query("raise_auth_epoch"), {"user_pk": user_pk})
+
+    def _enrol(self, user_pk: int, device: DeviceEntry, *, manage_from_ms: int, now_ms: int) -> None:
         arguments = {
             "user_pk": user_pk,
             "device_id": device.device_id,
@@ -147,6 +217,7 @@ class PostgresTransaction:
             "issued_at": device.issued_at_ms,
             "expires_at": device.expires_at_ms,
             "sealed_label": device.sealed_label,
+            "manage_from": manage_from_ms,
             "now_ms": now_ms,
         }
         self._connection.execute(query("enrol_device"), arguments)
@@ -159,6 +230,11 @@ class PostgresTransaction:
             return None
         user_pk, self._xid = cast("tuple[int, str]", row)
         return UserPk(user_pk)
+
+    def use_invite(self, code_hash: bytes, user_key: bytes, *, now_ms: int) -> bool:
+        """As ``Transaction.use_invite``."""
+        arguments = {"code_hash": code_hash, "user_id": user_key, "now_ms": now_ms}
+        return self._connection.execute(query("use_invite"), arguments).fetchone() is not None
 
     def open_account(self, ingested: Ingested, keys_head: StreamHead, device: DeviceEntry, *, now_ms: int) -> None:
         """As ``Transaction.open_account``."""
@@ -176,26 +252,26 @@ class PostgresTransaction:
                 "now_ms": now_ms,
             }
             self._connection.execute(query("create_reserved_stream"), arguments)
-        self.enrol(keys_head.user_pk, device, now_ms=now_ms)
+        self._enrol(keys_head.user_pk, device, manage_from_ms=0, now_ms=now_ms)
         self._store(ingested, [ingested.moved[0][1]], frozenset())
 
     def commit(self) -> None:
-        """As ``Transaction.commit``. COMMIT itself is never cancelled."""
+        """As ``Transaction.commit``. No cancellation of the task reaches COMMIT; only its bound in time ends it."""
         self._probe("before_commit")
         try:
             with _warnings(self._connection) as warnings:
-                tag = self._connection.execute("COMMIT", prepare=False).statusmessage
+                tag = self._lease.execute_bounded(b"COMMIT")
         except psycopg.Error as error:
             if not self._lease.discard_if_lost(error):
                 raise  # told by PostgreSQL itself: it was rolled back
             if not self._learn_outcome():
                 raise away(error) from error
-            self._pass_barrier()
+            pass_barrier(self._lease)
         else:
-            if tag != "COMMIT":
+            if tag != b"COMMIT":
                 raise Unavailable("the transaction had failed before it was committed")
             if warnings:
-                self._pass_barrier()
+                pass_barrier(self._lease)
         self._probe("after_commit")
 
     def roll_back(self) -> None:
@@ -213,8 +289,11 @@ class PostgresTransaction:
         Raises:
             OutcomeUnknown: the database did not come back in time, or still has the transaction in progress.
         """
+        give_up_at_s = time.monotonic() + OUTCOME_TIMEOUT_S
         for look in range(OUTCOME_LOOKS_MAX):
             if look:
+                if time.monotonic() >= give_up_at_s:
+                    break
                 self._pause(OUTCOME_PAUSE_S)
             try:
                 outcome = self._look()
@@ -247,24 +326,24 @@ class PostgresTransaction:
         row = connection.execute(query("find_witness", head.retention_class), arguments).fetchone()
         return row == (True,)
 
-    def _pass_barrier(self) -> None:
-        """Commit something small: once that is replicated as configured, what was committed before it is too.
-
-        Raises:
-            OutcomeUnknown: it is committed here, and may be lost if a standby takes over.
-        """
-        try:
-            connection = self._lease.connection
-            with _warnings(connection) as warnings:
-                connection.execute(query("write_barrier"))
-        except psycopg.Error as error:
-            self._lease.discard_if_lost(error)
-            raise OutcomeUnknown("a transaction may not have reached the standby") from error
-        if warnings:
-            raise OutcomeUnknown("a transaction may not have reached the standby")
-
     def _one(self, name: str, arguments: Mapping[str, object]) -> Any:
         return self._connection.execute(query(name), arguments, binary=True).fetchone()
+
+
+def pass_barrier(lease: Lease) -> None:
+    """Where a standby is required, commit something small: when that is replicated, what was committed before is too.
+
+    Raises:
+        OutcomeUnknown: it is committed here, and may be lost if a standby takes over.
+    """
+    try:
+        with _warnings(lease.connection) as warnings:
+            lease.execute_bounded(query("write_barrier"))
+    except psycopg.Error as error:
+        lease.discard_if_lost(error)
+        raise OutcomeUnknown("a transaction may not have reached the standby") from error
+    if warnings:
+        raise OutcomeUnknown("a transaction may not have reached the standby")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from keepstep.errors import ProtocolError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind, is_inbox
 from keepstep.protocol.codec import decode_strict, encode, message_type
 from keepstep.protocol.messages import INTEGER_MAX, U64, Bytes16, Bytes32, StreamName, WirePosition
 from keepstep.validation import parse_event_id
@@ -24,6 +24,8 @@ EVENT_PREFIX: Final = b"keepstep/v1/event\0"
 NO_PREV: Final = bytes(16)
 """``prev`` of an author's first event in a stream."""
 
+TIME_MS_MAX: Final = 2**48 - 1
+"""Largest time of reception, unix milliseconds: what a UUID of version 7 can hold."""
 TTL_S_MAX: Final = 100 * 365 * 24 * 60 * 60
 """A hundred years of 365 days: with it no sum of a time and a ttl is above ``INTEGER_MAX``."""
 TtlSeconds = Annotated[int, Meta(ge=1, le=TTL_S_MAX)]
@@ -39,7 +41,7 @@ class Header(Struct, frozen=True, array_like=True, tag=VERSION, kw_only=True):
         stream: the stream's name.
         n: the author's number in this stream: 1, 2, 3 ...
         prev: first 16 bytes of the hash of the author's event n - 1 in this stream; zeros for n = 1.
-        base: ``None``, ``(seq, chain)``, or n - 1 for 'my own previous event'; ignored by the policy ``append``.
+        base: ``None``, ``(seq, chain)``, or n - 1 for 'my own previous event'; for the policies that ask.
         seen: ``(seq, chain)`` of this stream that the author had verified; ``(0, chain_0)`` where nothing.
         devices_seen: the same of ``$devices``.
         key: 16 bytes that name what is written, in streams of the policy ``latest``.
@@ -108,23 +110,34 @@ def encode_event(*, header: bytes, sig: bytes, payload: bytes | None, trace: byt
     return encode([header, sig, payload, trace])
 
 
-_RESERVED_KINDS: Final = {DEVICES_STREAM: Kind.ACCOUNT, KEYS_STREAM: Kind.KEYS}
+_RESERVED_KINDS: Final = {DEVICES_STREAM: frozenset({Kind.ACCOUNT}), KEYS_STREAM: frozenset({Kind.KEYS})}
+_INBOX_KINDS: Final = frozenset({Kind.APPLICATION})
+_APPLICATION_KINDS: Final = frozenset({Kind.APPLICATION, Kind.POLICY, Kind.SNAPSHOT, Kind.CONFIRM, Kind.ERASE})
+_KINDS: Final = frozenset().union(_INBOX_KINDS, _APPLICATION_KINDS, *_RESERVED_KINDS.values())
 
 
 def check_placement(header: Header) -> None:
     """Check that this version has the event's kind, and that it goes into its stream.
 
     Raises:
-        ProtocolError: ``unsupported`` for kinds other than 0, 5, 6; ``unknown_stream`` for reserved names other than
-            ``$devices`` and ``$keys``; ``malformed`` where the kind does not belong into the stream, and for a ttl in
-            a reserved stream, which is kept for ever.
+        ProtocolError: ``unsupported`` for a kind that this version does not have; ``unknown_stream`` for reserved names
+            other than ``$devices``, ``$keys`` and inboxes; ``malformed`` where the kind does not belong into the
+            stream, and for a ttl in any event but one of kind 0 in an application stream.
     """
-    if header.kind not in (Kind.APPLICATION, Kind.ACCOUNT, Kind.KEYS):
+    if header.kind not in _KINDS:
         raise ProtocolError("unsupported", "this version does not have that kind of event")
-    reserved = header.stream.startswith("$")
-    if reserved and header.stream not in _RESERVED_KINDS:
-        raise ProtocolError("unknown_stream", "this version does not have that reserved stream")
-    if header.kind != _RESERVED_KINDS.get(header.stream, Kind.APPLICATION):
+    if header.kind not in _kinds_of(header.stream):
         raise ProtocolError("malformed", "that kind of event does not go into that stream")
-    if reserved and header.ttl_s is not None:
-        raise ProtocolError("malformed", "an event of a reserved stream has no ttl")
+    if header.ttl_s is not None and (header.kind != Kind.APPLICATION or header.stream.startswith("$")):
+        raise ProtocolError("malformed", "only an application event of an application stream has a ttl")
+
+
+def _kinds_of(stream: str) -> frozenset[Kind]:
+    """What may go into a stream. Raises ``unknown_stream``."""
+    if not stream.startswith("$"):
+        return _APPLICATION_KINDS
+    if is_inbox(stream):
+        return _INBOX_KINDS
+    if stream not in _RESERVED_KINDS:
+        raise ProtocolError("unknown_stream", "this version does not have that reserved stream")
+    return _RESERVED_KINDS[stream]

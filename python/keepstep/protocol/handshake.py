@@ -9,26 +9,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from keepstep.errors import ProtocolError
+from keepstep.errors import DeviceRevoked, ProtocolError
 from keepstep.model import KEY_BYTES
 from keepstep.protocol import transcript
-from keepstep.protocol.codec import encode
+from keepstep.protocol.codec import encode, message_type
 from keepstep.protocol.messages import (
     CORE_BYTES_MAX,
     HANDSHAKE_MESSAGE_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
     ClientAuth,
     ClientAuthCore,
     ClientHello,
     Ready,
+    Revoked,
     ServerHello,
     ServerHelloCore,
     decode_client_auth,
     decode_client_auth_core,
     decode_client_hello,
     decode_ready,
+    decode_revoked,
     decode_server_hello,
     decode_server_hello_core,
 )
+from keepstep.protocol.primitives import RECORD_TAG_BYTES
 from keepstep.protocol.session import ClientSession, ServerSession
 from keepstep.protocol.states import State, Step, advance
 from keepstep.validation import parse_size
@@ -201,10 +205,31 @@ class ServerHandshake(_Handshake):
         Raises:
             ProtocolError: ``unexpected``: no device has proven its key.
         """
+        session = self._open_session(now_s)
+        sealed = session.seal_ready(encode(ready))
+        assert len(sealed) <= HANDSHAKE_MESSAGE_BYTES_MAX
+        return sealed, session
+
+    def refuse(self, notice: bytes, *, now_s: float) -> bytes:
+        """Give a sealed ``messages.Revoked``, which takes the place of Ready; the connection is closed after it.
+
+        Args:
+            notice: the encoded message.
+            now_s: monotonic seconds.
+
+        Raises:
+            ProtocolError: ``unexpected``: no device has proven its key.
+        """
+        session = self._open_session(now_s)
+        session.close()
+        self.close()
+        return session.seal_ready(notice)
+
+    def _open_session(self, now_s: float) -> ServerSession:
         self._advance(Step.READY)
         keys = transcript.session_keys(self._primitives, self._th3, self._shared)
         self._shared = b""
-        session = ServerSession(
+        return ServerSession(
             self._primitives,
             suite=self._suite,
             send_secret=keys.server,
@@ -213,9 +238,6 @@ class ServerHandshake(_Handshake):
             exporter=keys.exporter,
             now_s=now_s,
         )
-        sealed = session.seal_ready(encode(ready))
-        assert len(sealed) <= HANDSHAKE_MESSAGE_BYTES_MAX
-        return sealed, session
 
 
 class ClientHandshake(_Handshake):
@@ -335,10 +357,11 @@ class ClientHandshake(_Handshake):
         """Take Ready, give the session it opens.
 
         Args:
-            data: one WebSocket message, at most 4 KiB.
+            data: one WebSocket message; Ready has at most 4 KiB, a revocation in its place at most 2 MiB.
             now_s: monotonic seconds, from which the hour to the first rekey counts.
 
         Raises:
+            DeviceRevoked: the server shows, in place of Ready, the event that ended this device.
             ProtocolError: ``unexpected``, ``too_large``, ``bad_record``, ``malformed``.
         """
         try:
@@ -349,7 +372,7 @@ class ClientHandshake(_Handshake):
 
     def _receive_ready(self, data: bytes, *, now_s: float) -> tuple[Ready, ClientSession]:
         self._advance(Step.READY)
-        parse_size(len(data), bytes_max=HANDSHAKE_MESSAGE_BYTES_MAX, what="a handshake message")
+        parse_size(len(data), bytes_max=MESSAGE_BYTES_MAX + RECORD_TAG_BYTES, what="a handshake message")
         keys = transcript.session_keys(self._primitives, self._th3, self._shared)
         self._shared = b""
         session = ClientSession(
@@ -361,4 +384,7 @@ class ClientHandshake(_Handshake):
             exporter=keys.exporter,
             now_s=now_s,
         )
-        return decode_ready(session.open_ready(data)), session
+        plaintext = session.open_ready(data)
+        if message_type(plaintext) == Revoked.__struct_config__.tag:
+            raise DeviceRevoked(decode_revoked(plaintext).row)
+        return decode_ready(plaintext), session

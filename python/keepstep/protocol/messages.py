@@ -34,6 +34,10 @@ PUBLISH_EVENTS_MAX: Final = 256
 PUBLISH_BYTES_MAX: Final = 1024 * 1024
 SUBSCRIBE_STREAMS_MAX: Final = 1024
 READ_EVENTS_MAX: Final = 1000
+SIGNAL_BYTES_MAX: Final = 16 * 1024
+"""Largest signal, sealed, bytes."""
+PRESENCE_BYTES_MAX: Final = 4 * 1024
+"""Largest state of a device, sealed, bytes."""
 
 Bytes12 = Annotated[bytes, Meta(min_length=12, max_length=12)]
 Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -178,16 +182,17 @@ class Heal(Struct, frozen=True, array_like=True, tag=22):
 
 
 class Signal(Struct, frozen=True, array_like=True, tag=23):
-    """``[23, to, sealed]``; answered ``unsupported`` by this version of the server."""
+    """``[23, rid, to, sealed]``: for one device of the same user, if it is connected; answered by ``Signalled``."""
 
+    rid: U64
     to: Bytes16
-    sealed: Annotated[bytes, Meta(max_length=16 * 1024)]
+    sealed: Annotated[bytes, Meta(max_length=SIGNAL_BYTES_MAX)]
 
 
 class Presence(Struct, frozen=True, array_like=True, tag=24):
-    """``[24, sealed]``; answered ``unsupported`` by this version of the server."""
+    """``[24, sealed]``: this device's state, for the user's other devices while it is connected."""
 
-    sealed: Annotated[bytes, Meta(max_length=4 * 1024)]
+    sealed: Annotated[bytes, Meta(max_length=PRESENCE_BYTES_MAX)]
 
 
 class Ping(Struct, frozen=True, array_like=True, tag=25):
@@ -231,7 +236,8 @@ class ResultError(Struct, frozen=True, array_like=True, tag=2):
     """``[2, code, detail]``: not stored.
 
     ``detail``: ``out_of_order`` -> ``[last_n, last_hash]``; ``id_reused`` -> ``[seq, hash]`` of what is stored;
-    ``Retry.LATER`` codes -> ``[retry_after_ms|nil]``; all others -> ``[]``.
+    ``conflict`` -> ``[head_seq, head_chain]``; ``Retry.LATER`` codes -> ``[retry_after_ms|nil]``; all others ->
+    ``[]``.
     """
 
     code: Annotated[str, Meta(max_length=32)]
@@ -265,6 +271,23 @@ class CaughtUp(Struct, frozen=True, array_like=True, tag=66):
 
     stream: StreamName
     head: SignedHead
+
+
+class SignalFrom(Struct, frozen=True, array_like=True, tag=67):
+    """``[67, from_device_id, sealed]``: a signal from another device of the user."""
+
+    device_id: Bytes16
+    sealed: Annotated[bytes, Meta(max_length=SIGNAL_BYTES_MAX)]
+
+
+PresenceState = tuple[Bytes16, Annotated[bytes, Meta(max_length=PRESENCE_BYTES_MAX)] | None, U64]
+"""``[device_id, sealed|nil, at_ms]``."""
+
+
+class PresenceFrom(Struct, frozen=True, array_like=True, tag=68):
+    """``[68, [[device_id, sealed|nil, at_ms]...]]``: states of other devices that changed; nil: it is away."""
+
+    devices: list[PresenceState]
 
 
 class DevicesChanged(Struct, frozen=True, array_like=True, tag=69):
@@ -332,9 +355,53 @@ class Head(Struct, frozen=True, array_like=True, tag=76):
     head: SignedHead
 
 
+class Revoked(Struct, frozen=True, array_like=True, tag=77):
+    """``[77, row]``: the event of ``$devices`` that ended this device; the server closes the connection after it.
+
+    In a session, or in place of ``Ready``.
+    """
+
+    row: EventRow
+
+
+class Cloned(Struct, frozen=True, array_like=True, tag=78):
+    """``[78, device_id, at_ms]``: that device of the user connects from more than one place."""
+
+    device_id: Bytes16
+    at_ms: U64
+
+
+class KeyAnnounced(Struct, frozen=True, array_like=True, tag=79):
+    """``[79, announcement]``: the server's next identity key (``succession``), as ``bytes`` of the announcement."""
+
+    announcement: Annotated[bytes, Meta(max_length=HEAD_BYTES_MAX)]
+
+
+class Signalled(Struct, frozen=True, array_like=True, tag=80):
+    """``[80, rid]``: a signal was handed to the session of the device it is for."""
+
+    rid: U64
+
+
 FromDevice = Publish | Ack | Subscribe | Unsubscribe | Read | ChainAt | Heal | Signal | Presence | Ping | Rekey | Bye
 FromServer = (
-    Accepted | Events | CaughtUp | DevicesChanged | ReadResult | Error | Pong | Draining | Resumed | ServerRekey | Head
+    Accepted
+    | Events
+    | CaughtUp
+    | SignalFrom
+    | PresenceFrom
+    | DevicesChanged
+    | ReadResult
+    | Error
+    | Pong
+    | Draining
+    | Resumed
+    | ServerRekey
+    | Head
+    | Revoked
+    | Cloned
+    | KeyAnnounced
+    | Signalled
 )
 
 
@@ -346,6 +413,7 @@ _SERVER_HELLO_CORE: Final = msgspec.msgpack.Decoder(ServerHelloCore)
 _CLIENT_AUTH: Final = msgspec.msgpack.Decoder(ClientAuth)
 _CLIENT_AUTH_CORE: Final = msgspec.msgpack.Decoder(ClientAuthCore)
 _READY: Final = msgspec.msgpack.Decoder(Ready)
+_REVOKED: Final = msgspec.msgpack.Decoder(Revoked)
 _FROM_DEVICE: Final[msgspec.msgpack.Decoder[FromDevice]] = msgspec.msgpack.Decoder(FromDevice)
 _FROM_SERVER: Final[msgspec.msgpack.Decoder[FromServer]] = msgspec.msgpack.Decoder(FromServer)
 
@@ -401,6 +469,11 @@ def decode_from_server(data: bytes) -> FromServer:
         ProtocolError: as ``decode_from_device``.
     """
     return _decode(_FROM_SERVER, _SERVER_TYPES, data, bytes_max=MESSAGE_BYTES_MAX)
+
+
+def decode_revoked(data: bytes) -> Revoked:
+    """Raises ``ProtocolError``, as ``decode_from_device``."""
+    return _decode(_REVOKED, _types([Revoked]), data, bytes_max=MESSAGE_BYTES_MAX)
 
 
 def decode_client_hello(data: bytes) -> ClientHello:

@@ -8,20 +8,28 @@ and its payload is withheld. A missing payload is judged once the device has cau
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
 from keepstep.errors import KeepstepError, ProtocolError, VerificationError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Capability, Position
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Position
 from keepstep.protocol.account import AccountEvent
 from keepstep.protocol.chain import chain_0, chain_next, event_hash
 from keepstep.protocol.codec import decode_strict, encode
-from keepstep.protocol.event import NO_PREV, Header, check_placement, decode_header, verify_event
-from keepstep.protocol.messages import U64, Bytes16, Bytes32, SignedHead
+from keepstep.protocol.event import NO_PREV, TIME_MS_MAX, Header, check_placement, decode_header, verify_event
+from keepstep.protocol.messages import U64, Bytes16, Bytes32, SignedHead, WirePosition
+from keepstep.protocol.missing import (
+    MISSING_MAX,
+    RULES_AT_START,
+    RULES_UNKNOWN,
+    Missing,
+    Reading,
+    Rules,
+    capability_for,
+)
+from keepstep.protocol.verified import Problem, VerifiedEvent
 from keepstep.protocol.witness import HEADS_MAX, HeadWitness
 
 if TYPE_CHECKING:
@@ -34,59 +42,9 @@ if TYPE_CHECKING:
 
 AUTHORS_MAX: Final = 4096
 """Devices that may have written into one stream."""
-MISSING_MAX: Final = 4096
-"""Payloads that may be missing without a visible reason until the device has caught up."""
 CHAINS_MAX: Final = 256
 """Chains kept in memory for comparing ``seen``; older ones are asked of the device's store."""
-STATE_BYTES_MAX: Final = 2 * 1024 * 1024
-
-
-class Problem(enum.Enum):
-    """Why an event comes without its payload."""
-
-    BAD_SIGNATURE = "bad_signature"
-    """The author's signature is refused: only the key's own holder, or a server that forges, can cause that."""
-    NOT_ALLOWED = "not_allowed"
-    """The author was no live device with that capability at the ``devices_seen`` it named."""
-    INVALID = "invalid"
-    """The event breaks a rule that its author should have kept."""
-    UNSUPPORTED = "unsupported"
-    """A kind or an operation of a later version."""
-    EXPIRED = "expired"
-    """Its ttl is over, by the time of a signed head."""
-    MISSING = "missing"
-    """It is gone and this device cannot see why yet."""
-    WITHHELD = "withheld"
-    """It is gone without a reason: the server withholds it."""
-
-
-@dataclass(frozen=True, slots=True)
-class VerifiedEvent:
-    """An event in its verified place.
-
-    Attributes:
-        seq: its place in the stream.
-        chain: the chain there, for the device's store.
-        device_id: its author.
-        received_at_ms: unix milliseconds, when the server took it.
-        header: decoded.
-        header_bytes: as signed.
-        sig: the author's signature.
-        hash: identifies the event.
-        payload: as the author signed for it; ``None`` where there is a ``problem``.
-        problem: why there is no payload.
-    """
-
-    seq: int
-    chain: bytes
-    device_id: bytes
-    received_at_ms: int
-    header: Header
-    header_bytes: bytes
-    sig: bytes
-    hash: bytes
-    payload: bytes | None
-    problem: Problem | None
+STATE_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 class Author(Struct, frozen=True, array_like=True):
@@ -95,16 +53,7 @@ class Author(Struct, frozen=True, array_like=True):
     n: U64
     prev: Bytes16
     devices_seen_seq: U64
-
-
-class Missing(Struct, frozen=True, array_like=True):
-    """A payload that is gone: what its event was, and until when it should have been there (nil: for ever)."""
-
-    chain: Bytes32
-    hash: Bytes32
-    device_id: Bytes16
-    received_at_ms: U64
-    expires_at_ms: U64 | None
+    seq: U64
 
 
 class StreamState(Struct, frozen=True, array_like=True, tag=1):
@@ -118,6 +67,8 @@ class StreamState(Struct, frozen=True, array_like=True, tag=1):
         authors: by device id.
         missing: by seq.
         heads: the signed heads that are remembered.
+        rules: what the stream's own events say about how to read it.
+        claimed: the highest position above ``seq`` that a checkpoint names; compared when the device gets there.
     """
 
     seq: U64
@@ -127,6 +78,8 @@ class StreamState(Struct, frozen=True, array_like=True, tag=1):
     authors: Annotated[dict[Bytes16, Author], Meta(max_length=AUTHORS_MAX)]
     missing: Annotated[dict[U64, Missing], Meta(max_length=MISSING_MAX)]
     heads: Annotated[list[SignedHead], Meta(max_length=HEADS_MAX)]
+    claimed: WirePosition | None = None
+    rules: Rules = RULES_UNKNOWN
 
     def encode(self) -> bytes:
         """As bytes, for a store."""
@@ -148,7 +101,7 @@ def decode_state(data: bytes) -> StreamState:
 
 def state_at_start(primitives: Primitives, user_key: bytes, stream: str) -> StreamState:
     """Before the first event of a stream."""
-    return StreamState(0, chain_0(primitives, user_key, stream), True, 0, {}, {}, [])
+    return StreamState(0, chain_0(primitives, user_key, stream), True, 0, {}, {}, [], rules=RULES_AT_START)
 
 
 def state_at(position: Position) -> StreamState:
@@ -177,6 +130,7 @@ class _Page:
         self.received_at_ms = state.received_at_ms
         self.authors = dict(state.authors)
         self.missing = dict(state.missing)
+        self.reading = Reading(state.rules, self.missing)
         self.account = account
         self.chains = dict(chains)
 
@@ -216,7 +170,6 @@ class StreamVerifier:
         self._witness = HeadWitness(
             primitives, user_key=user_key, server_key=server_key, stream=stream, heads=state.heads
         )
-        self._capability = Capability.MANAGE if stream == KEYS_STREAM else Capability.PUBLISH
         assert stream != DEVICES_STREAM or account.position == state.position
 
     @property
@@ -257,6 +210,7 @@ class StreamVerifier:
         events = [self._row(page, row, header) for row, header in zip(rows, headers, strict=True)]
         if page.chain != chain:
             raise self._lie("the page does not end in the chain that the server states", page.seq)
+        claimed = self._state.claimed
         self._state = msgspec.structs.replace(
             self._state,
             seq=page.seq,
@@ -264,6 +218,8 @@ class StreamVerifier:
             received_at_ms=page.received_at_ms,
             authors=page.authors,
             missing=page.missing,
+            rules=page.reading.rules,
+            claimed=None if claimed is not None and claimed[0] <= page.seq else claimed,
         )
         self._chains = page.chains
         if own:
@@ -277,7 +233,7 @@ class StreamVerifier:
         known = self._account.position.seq
         for row, header in zip(rows, headers, strict=True):
             devices_seen = header.devices_seen[0]
-            if devices_seen <= known:
+            if devices_seen <= known or self._account.is_after_revocation(row[1], self._stream, header.n):
                 continue
             if devices_complete:
                 # protocol.md section 1: "so a hidden revocation shows"
@@ -298,24 +254,32 @@ class StreamVerifier:
             raise self._lie("an event of another stream", seq)
         if received_at_ms < page.received_at_ms:
             raise self._lie("the time of reception steps back", seq)
+        if received_at_ms > TIME_MS_MAX:  # with a ttl it would be no integer of this protocol, and not be stored
+            raise self._lie("there is no such time of reception", seq)
         self._check_payload(header, payload, seq)
         hash_ = event_hash(self._primitives, header_bytes, sig)
+        own_seq = last.seq if (last := page.authors.get(device_id)) is not None else None
         went_back = self._follow_author(page, seq, device_id, header, hash_)
-        ahead = self._check_seen(page, seq, header)
+        ahead = self._check_seen(page, seq, device_id, header)
         if self._stream == DEVICES_STREAM:
             problem = self._change_account(page, row)
         else:
             problem = self._check_author(row, header)
             if problem is None and (went_back or ahead):
                 problem = Problem.INVALID
+            if problem is None or (problem is Problem.AFTER_REVOCATION and self._was_acted_upon(row, header)):
+                problem = self._check_rules(page, row, header, own_seq) or problem
         page.seq, page.received_at_ms = seq, received_at_ms
         page.chain = chain_next(self._primitives, page.chain, seq, received_at_ms, hash_)
         page.chains[seq] = page.chain
         if len(page.chains) > CHAINS_MAX:
             del page.chains[next(iter(page.chains))]
         self._witness.check_chain(seq, page.chain)
+        if self._state.claimed is not None and seq == self._state.claimed[0] and page.chain != self._state.claimed[1]:
+            raise self._lie("another device was shown another history, as its checkpoint says", seq)
         if payload is None and problem is None:
             problem = self._gone(page, device_id, header, hash_)
+        concurrent = page.reading.concurrent_with(header, seq=seq, own_seq=own_seq) if problem is None else None
         return VerifiedEvent(
             seq=seq,
             chain=page.chain,
@@ -327,7 +291,21 @@ class StreamVerifier:
             hash=hash_,
             payload=payload if problem is None else None,
             problem=problem,
+            concurrent_with=concurrent,
         )
+
+    def _check_rules(self, page: _Page, row: EventRow, header: Header, own_seq: int | None) -> Problem | None:
+        """The event keeps the stream's own rules, and what it says about them holds from here on."""
+        if self._stream == KEYS_STREAM:
+            return None
+        seq, device_id, _, _, _, payload, _ = row
+        before = Position(page.seq, page.chain)
+        try:
+            page.reading.check(header, payload, before=before, own_seq=own_seq)
+        except ProtocolError as error:
+            return _PROBLEMS.get(error.code, Problem.INVALID)
+        page.reading.apply(header, payload, seq=seq, device_id=device_id)
+        return None
 
     def _check_payload(self, header: Header, payload: bytes | None, seq: int) -> None:
         if payload is not None and (
@@ -348,11 +326,16 @@ class StreamVerifier:
         elif header.n == 1 and header.prev != NO_PREV:
             raise self._lie("an author's first event names one before it", seq)
         highest = max(header.devices_seen[0], last.devices_seen_seq if last is not None else 0)
-        page.authors[device_id] = Author(header.n, hash_[:PREV_BYTES], highest)
+        page.authors[device_id] = Author(header.n, hash_[:PREV_BYTES], highest, seq)
         return header.devices_seen[0] < highest
 
-    def _check_seen(self, page: _Page, seq: int, header: Header) -> bool:
-        """What the author had read is what this device has read, where held; whether it names what comes later."""
+    def _check_seen(self, page: _Page, seq: int, device_id: bytes, header: Header) -> bool:
+        """What the author had read is what this device has read, where held; whether it names what comes later.
+
+        What a device says after it was revoked is no sign of a lying server: revoking it heals the stream.
+        """
+        if self._stream != DEVICES_STREAM and page.account.is_after_revocation(device_id, self._stream, header.n):
+            return False
         seen_seq, seen_chain = header.seen
         devices_seq, devices_chain = header.devices_seen
         held = self._held(page.chains, seen_seq) if seen_seq < seq else None
@@ -365,26 +348,50 @@ class StreamVerifier:
 
     def _check_author(self, row: EventRow, header: Header) -> Problem | None:
         """The author was allowed to write it and has signed it."""
-        _, device_id, received_at_ms, header_bytes, sig, _, _ = row
+        _, device_id, received_at_ms, _, _, payload, _ = row
         try:
             check_placement(header)
             author = self._account.author(
                 device_id,
-                capability=self._capability,
+                capability=capability_for(header, payload, device_id),
                 devices_seen=header.devices_seen,
                 received_at_ms=received_at_ms,
+                stream=header.stream,
+                n=header.n,
             )
-            verify_event(
-                self._primitives,
-                device_key=author.device_key,
-                user_key=self._user_key,
-                device_id=device_id,
-                header=header_bytes,
-                sig=sig,
-            )
+            self._verify(row, author.device_key)
         except ProtocolError as error:
             return _PROBLEMS.get(error.code, Problem.INVALID)
         return None
+
+    def _was_acted_upon(self, row: EventRow, header: Header) -> bool:
+        """Whether the server took an event in good faith before its author's revocation undid it.
+
+        What it says was done then: keys were won, payloads erased. Nobody but the author can have signed it.
+        """
+        _, device_id, received_at_ms, _, _, payload, _ = row
+        device = self._account.devices[device_id]
+        if device.ended is None or received_at_ms > device.ended.received_at_ms:
+            return False
+        if not device.entry.capabilities & capability_for(header, payload, device_id):
+            return False
+        try:
+            self._verify(row, device.entry.device_key)
+        except ProtocolError:
+            return False
+        return True
+
+    def _verify(self, row: EventRow, device_key: bytes) -> None:
+        """Raises ``ProtocolError`` where the author did not sign the event."""
+        _, device_id, _, header, sig, _, _ = row
+        verify_event(
+            self._primitives,
+            device_key=device_key,
+            user_key=self._user_key,
+            device_id=device_id,
+            header=header,
+            sig=sig,
+        )
 
     def _change_account(self, page: _Page, row: EventRow) -> Problem | None:
         """An event of ``$devices``: the account log knows every rule, the server's is the same."""
@@ -404,9 +411,22 @@ class StreamVerifier:
         expires_at_ms = None if header.ttl_s is None else page.received_at_ms + header.ttl_s * 1000
         if expires_at_ms is not None and expires_at_ms <= self._witness.time_ms:
             return Problem.EXPIRED
+        rank = page.reading.rank(header, seq=page.seq, device_id=device_id)
+        if rank is not None and header.key is not None and page.reading.lost(header.key, rank):
+            return Problem.SUPERSEDED
         if len(page.missing) == MISSING_MAX:
             raise self._lie("too many payloads are missing without a visible reason", page.seq)
-        page.missing[page.seq] = Missing(page.chain, hash_, device_id, page.received_at_ms, expires_at_ms)
+        missing = Missing(
+            page.chain,
+            hash_,
+            device_id,
+            page.received_at_ms,
+            expires_at_ms,
+            header.n,
+            header.key if rank is not None else None,
+            rank,
+        )
+        page.reading.miss(page.seq, missing)
         return Problem.MISSING
 
     # -- heads
@@ -422,7 +442,7 @@ class StreamVerifier:
                 raise self._lie("the server no longer has this stream", self._state.seq)
             return
         head = self._take(signed)
-        self._witness.check_resumed(head)
+        self._witness.check_end(head)
         if head.seq < self._state.seq:
             raise VerificationError(
                 "the log went back behind what this device has verified",
@@ -448,13 +468,14 @@ class StreamVerifier:
             the seqs whose payloads are gone without a visible reason: read them once more and give them to ``reread``.
 
         Raises:
-            VerificationError: as ``note``; or the head is not this device's position.
+            VerificationError: as ``note``; or the head is not this device's position, or behind one signed before.
         """
         head = self._take(signed)
         if head.seq != self._state.seq:
             raise VerificationError(
                 "the server says caught up at another position", stream=self._stream, seq=head.seq, evidence=(signed,)
             )
+        self._witness.check_end(head)
         missing = {
             seq: each
             for seq, each in self._state.missing.items()
@@ -462,6 +483,24 @@ class StreamVerifier:
         }
         self._state = msgspec.structs.replace(self._state, missing=missing)
         return list(missing)
+
+    def compare(self, seq: int, chain: bytes) -> None:
+        """Take a position that another device of the user has verified (``account_payloads.CheckpointPayload``).
+
+        A position above this device's is remembered, and compared when the device gets there.
+
+        Raises:
+            VerificationError: this device was shown another history.
+        """
+        claimed = self._state.claimed
+        if seq <= self._state.seq:
+            held = self._held(self._chains, seq)
+        else:
+            held = claimed[1] if claimed is not None and claimed[0] == seq else None
+            if claimed is None or seq > claimed[0]:
+                self._state = msgspec.structs.replace(self._state, claimed=(seq, chain))
+        if held is not None and held != chain:
+            raise self._lie("another device was shown another history, as its checkpoint says", seq)
 
     def _take(self, signed: SignedHead) -> Head:
         head = self._witness.take(signed)
@@ -522,6 +561,7 @@ class StreamVerifier:
 _PROBLEMS: Final = {
     "bad_signature": Problem.BAD_SIGNATURE,
     "forbidden": Problem.NOT_ALLOWED,
+    "revoked": Problem.AFTER_REVOCATION,
     "unsupported": Problem.UNSUPPORTED,
 }
 """What a refusal means to a reader; every other code is a rule broken: ``INVALID``."""

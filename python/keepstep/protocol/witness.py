@@ -65,7 +65,8 @@ class HeadWitness:
         """Verify a head and remember it.
 
         Raises:
-            VerificationError: the server did not sign it, it is another user's or stream's, or it proves a fork.
+            VerificationError: the server did not sign it, it is another user's or stream's, or it proves a fork or a
+                log that went back.
         """
         try:
             head = verify_head(self._primitives, self._server_key, signed)
@@ -73,6 +74,15 @@ class HeadWitness:
             raise VerificationError("a head does not verify", stream=self._stream) from exc
         if head.user_key != self._user_key or head.stream != self._stream:
             raise VerificationError("a head is of another stream", stream=self._stream, evidence=(signed,))
+        for other, told in self._heads.values():
+            # Both only rise. Else eight heads of later epochs, however short, would push out what is remembered.
+            if (head.epoch - other.epoch) * (head.seq - other.seq) < 0:
+                raise VerificationError(
+                    "the log went back behind a signed head",
+                    stream=self._stream,
+                    seq=head.seq,
+                    evidence=(told, signed),
+                )
         place = (head.epoch, head.seq)
         known = self._heads.get(place)
         if known is not None and known[0].chain != head.chain:
@@ -86,8 +96,8 @@ class HeadWitness:
             del self._heads[min(self._heads)]
         return head
 
-    def check_resumed(self, head: Head) -> None:
-        """Check the head that a resumption shows: nothing the server signed before may be gone.
+    def check_end(self, head: Head) -> None:
+        """Check a head that says where the stream ends now: nothing the server signed before may be gone.
 
         Raises:
             VerificationError: it lies before a remembered one, in epoch or seq.

@@ -12,20 +12,22 @@ is never started.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 import trio
 
-BODY_BYTES_MAX: Final = 64 * 1024
-"""Largest request body; the largest this interface takes is a registration of 4 KiB."""
+BODIES_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bodies that are held at the same time, those of requests that are being answered included."""
 BODY_TIMEOUT_S: Final = 5.0
 """Seconds for a request's body to arrive."""
-REQUESTS_MAX: Final = 256
-"""Requests that are being answered at the same time."""
+REQUESTS_MAX: Final = 1_024
+"""Requests that are being answered at the same time, those that wait for events included."""
 
 REQUEST_ID: Final = "keepstep.request_id"
 """Where the request's id is in its ASGI scope."""
+_VERSIONS_REFUSED: Final = ("2", "3")
+"""HTTP/2 without TLS, to which Hypercorn lets every client switch: nobody needs it, and it lets streams be reset."""
 _ID: Final = re.compile(rb"\A[A-Za-z0-9._-]{1,64}\Z")
 
 Message = MutableMapping[str, Any]
@@ -43,8 +45,10 @@ class Guard:
         application: the one behind.
         refuse: makes status, headers and body of a refusal from a code of the error table and a request id.
         make_id: makes the id of a request that brings none.
-        body_bytes_max: largest request body.
-        body_timeout_s: for it to arrive.
+        body_bytes_max: largest body of a request, by its method and path.
+        headers: that every answer has, where the application has not given them another value.
+        body_timeout_s: for a body to arrive.
+        bodies_bytes_max: bodies at the same time.
         requests_max: requests at the same time.
     """
 
@@ -54,17 +58,22 @@ class Guard:
         refuse: Callable[[str, str], tuple[int, dict[str, str], bytes]],
         *,
         make_id: Callable[[], str],
-        body_bytes_max: int = BODY_BYTES_MAX,
+        body_bytes_max: Callable[[str, str], int],
+        headers: Mapping[str, str],
         body_timeout_s: float = BODY_TIMEOUT_S,
+        bodies_bytes_max: int = BODIES_BYTES_MAX,
         requests_max: int = REQUESTS_MAX,
     ) -> None:
         self._application = application
         self._refuse = refuse
         self._make_id = make_id
         self._body_bytes_max = body_bytes_max
+        self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self._body_timeout_s = body_timeout_s
+        self._bodies_bytes_max = bodies_bytes_max
         self._requests_max = requests_max
         self._requests = 0
+        self._bodies_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, or the application's lifespan."""
@@ -75,12 +84,9 @@ class Guard:
         elif scope["type"] == "lifespan":
             await self._application(scope, receive, send)
         else:
-            self._requests += 1
             scope[REQUEST_ID] = request_id = self._request_id(scope)
-            try:
-                await self._request(scope, receive, _with_header(send, b"x-request-id", request_id.encode()))
-            finally:
-                self._requests -= 1
+            headers = [*self._headers, (b"x-request-id", request_id.encode())]
+            await self._request(scope, receive, _with_headers(send, headers))
 
     def _request_id(self, scope: Scope) -> str:
         """The id that the client or a proxy gave, where it has the form of one."""
@@ -89,27 +95,46 @@ class Guard:
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = bytearray()
-        too_large = False
-        with trio.move_on_after(self._body_timeout_s) as scope_of_body:
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                if len(body) + len(message["body"]) > self._body_bytes_max:
-                    too_large = True
-                else:
-                    body += message["body"]
-                more = message["more_body"]
-        if scope_of_body.cancelled_caught:
-            await self._answer(scope, send, "timeout", close=True)
-        elif too_large:
-            await self._answer(scope, send, "too_large")
-        elif self._requests > self._requests_max:
-            await self._answer(scope, send, "unavailable")
-        else:
-            exchange = _Exchange(bytes(body), receive, send)
+        refusal: str | None = None
+        body_bytes_max = self._body_bytes_max(scope["method"], scope["path"])
+        try:
+            with trio.move_on_after(self._body_timeout_s) as scope_of_body:
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    refusal = refusal or self._refusal(len(body), len(message["body"]), body_bytes_max)
+                    if refusal is None:
+                        body += message["body"]
+                        self._bodies_bytes += len(message["body"])
+                    more = message["more_body"]
+            if scope_of_body.cancelled_caught:
+                await self._answer(scope, send, "timeout", close=True)
+            elif refusal is not None:
+                await self._answer(scope, send, refusal)
+            elif scope.get("http_version") in _VERSIONS_REFUSED:
+                await self._answer(scope, send, "unsupported", close=True)
+            elif self._requests >= self._requests_max:
+                await self._answer(scope, send, "unavailable")
+            else:
+                await self._pass_on(scope, _Exchange(bytes(body), receive, send))
+        finally:
+            self._bodies_bytes -= len(body)
+
+    async def _pass_on(self, scope: Scope, exchange: _Exchange) -> None:
+        # Counted from here on: who trickles a body holds a socket, which is counted elsewhere, and nobody's place.
+        self._requests += 1
+        try:
             await self._application(scope, exchange.receive, exchange.send)
+        finally:
+            self._requests -= 1
+
+    def _refusal(self, held: int, added: int, body_bytes_max: int) -> str | None:
+        """Why a piece of a body is not taken in."""
+        if held + added > body_bytes_max:
+            return "too_large"
+        return "unavailable" if self._bodies_bytes + added > self._bodies_bytes_max else None
 
     async def _answer(self, scope: Scope, send: Send, code: str, *, close: bool = False) -> None:
         status, headers, body = self._refuse(code, scope[REQUEST_ID])
@@ -120,12 +145,14 @@ class Guard:
         await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _with_header(send: Send, name: bytes, value: bytes) -> Send:
-    """Send the answer with one more header."""
+def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
+    """Send the answer with more headers, where it has none of that name."""
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], (name, value)]}
+            given = {bytes(name).lower() for name, _ in message["headers"]}
+            missing = [(name, value) for name, value in headers if name not in given]
+            message = {**message, "headers": [*message["headers"], *missing]}
         await send(message)
 
     return sending

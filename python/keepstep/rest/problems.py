@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from keepstep.errors import ProtocolError, Retry
+from keepstep.rest.endpoints import BadRequest
 
 CONTENT_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S_DEFAULT: Final = 1
@@ -23,7 +24,11 @@ def problem(error: ProtocolError, request_id: str) -> tuple[int, dict[str, str],
         "code": row.code,
         "request_id": request_id,
     }
+    if isinstance(error, BadRequest):
+        document["detail"] = error.where
     headers = {"content-type": CONTENT_TYPE}
+    if row.http_status == 401:  # RFC 9110 section 11.6.1, RFC 6750 section 3
+        headers["www-authenticate"] = 'Bearer error="invalid_token"' if row.code == "invalid_token" else "Bearer"
     if row.retry is Retry.LATER:
         retry_after_ms = error.retry_after_ms
         if retry_after_ms is not None:

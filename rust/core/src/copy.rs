@@ -9,6 +9,8 @@ pub const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 pub const TRAILER: &[u8] = &[0xff, 0xff];
 
 const COLUMNS: i16 = 12;
+/// The length of a null.
+const NULL: &[u8] = &(-1_i32).to_be_bytes();
 
 /// One row of an event table.
 pub struct EventRow<'a> {
@@ -32,8 +34,8 @@ pub struct EventRow<'a> {
     pub header: &'a [u8],
     /// The signature.
     pub signature: &'a [u8],
-    /// The payload.
-    pub payload: &'a [u8],
+    /// The payload; `None` where it was dropped.
+    pub payload: Option<&'a [u8]>,
     /// The chain at `seq`.
     pub chain: &'a Hash,
 }
@@ -53,9 +55,13 @@ impl EventRow<'_> {
         }
         match self.expires_at_ms {
             Some(expires_at_ms) => write_integer(output, expires_at_ms.to_be_bytes()),
-            None => output.extend_from_slice(&(-1_i32).to_be_bytes()),
+            None => output.extend_from_slice(NULL),
         }
-        for value in [self.header, self.signature, self.payload, self.chain] {
+        for value in [Some(self.header), Some(self.signature), self.payload, Some(self.chain)] {
+            let Some(value) = value else {
+                output.extend_from_slice(NULL);
+                continue;
+            };
             let length = i32::try_from(value.len()).map_err(|_| Error::Argument("a column is above 2 GiB"))?;
             output.extend_from_slice(&length.to_be_bytes());
             output.extend_from_slice(value);

@@ -20,6 +20,8 @@ pub enum Error {
     Forbidden,
     /// There is no such stream.
     UnknownStream,
+    /// The stream does not hold a position that the event names.
+    UnknownPosition,
     /// A time in the event is too far in the future.
     Unprocessable(&'static str),
     /// The caller broke the documented contract; never caused by a peer.
@@ -40,6 +42,7 @@ impl Error {
             Self::BadRecord => "bad_record",
             Self::Forbidden => "forbidden",
             Self::UnknownStream => "unknown_stream",
+            Self::UnknownPosition => "unknown_position",
             Self::Unprocessable(_) => "unprocessable",
             Self::Argument(_) => "internal",
         }
@@ -57,6 +60,7 @@ impl Error {
             Self::BadRecord => "the record did not open",
             Self::Forbidden => "the device lacks the capability",
             Self::UnknownStream => "there is no such stream",
+            Self::UnknownPosition => "the stream does not hold the position that the event names",
         }
     }
 }

@@ -6,8 +6,9 @@ use std::sync::{Arc, OnceLock};
 use crate::ed25519::{PublicKey, SIGNATURE_BYTES};
 use crate::error::{Error, Result};
 use crate::hash::{Hash, blake3, event_hash};
-use crate::header::{Header, Kind, Position};
+use crate::header::{Base, Header, Kind, Position};
 use crate::msgpack::Reader;
+use crate::policy::Rules;
 
 /// Longest trace context an event carries, bytes.
 pub const TRACE_BYTES_MAX: usize = 256;
@@ -55,14 +56,20 @@ pub struct Parsed {
     pub n: u64,
     /// First 16 bytes of the hash of the author's event n - 1.
     pub prev: [u8; 16],
+    /// What the event builds on.
+    pub base: Base,
     /// What the author had verified of this stream.
     pub seen: Position,
     /// What the author had verified of `$devices`.
     pub devices_seen: Position,
+    /// What is written, for the policy `latest`.
+    pub key: Option<[u8; 16]>,
     /// Unix milliseconds · 2^16 + counter.
     pub hlc: u64,
     /// Life after `received_at`, seconds.
     pub ttl_s: Option<u64>,
+    /// What a policy event says.
+    pub rules: Option<Rules>,
     /// `H("keepstep/v1/event-hash", header ‖ sig)`.
     pub hash: Hash,
 }
@@ -81,8 +88,8 @@ pub struct Bytes<'a> {
     pub header: &'a [u8],
     /// The signature, 64 bytes in a well-formed event.
     pub signature: &'a [u8],
-    /// The payload.
-    pub payload: &'a [u8],
+    /// The payload; `None` where it was dropped, which only stored events may show.
+    pub payload: Option<&'a [u8]>,
     /// The trace context, if any; it is relayed, not stored.
     pub trace: Option<&'a [u8]>,
 }
@@ -101,6 +108,15 @@ impl Events {
     /// Refuses what does not have that form, is empty, or holds more than `events_max`. A fault inside an event is kept
     /// with the event.
     pub fn parse(raw: Arc<[u8]>, events_max: usize, payload_bytes_max: usize) -> Result<Self> {
+        Self::read(raw, events_max, payload_bytes_max, false)
+    }
+
+    /// As `parse`, of events that were stored before, whose payloads may have been dropped since.
+    pub fn parse_stored(raw: Arc<[u8]>, events_max: usize, payload_bytes_max: usize) -> Result<Self> {
+        Self::read(raw, events_max, payload_bytes_max, true)
+    }
+
+    fn read(raw: Arc<[u8]>, events_max: usize, payload_bytes_max: usize, stored: bool) -> Result<Self> {
         let mut reader = Reader::new(&raw);
         let count = usize::try_from(reader.array()?).unwrap_or(usize::MAX);
         if count == 0 {
@@ -113,7 +129,7 @@ impl Events {
         let mut events = Vec::with_capacity(count.min(raw.len()));
         for _ in 0..count {
             let fields = Fields::read(&mut reader, &raw)?;
-            let parsed = fields.parse(&raw, payload_bytes_max, &mut streams);
+            let parsed = fields.parse(&raw, payload_bytes_max, stored, &mut streams);
             events.push(Event { fields, parsed, verdict: OnceLock::new() });
         }
         reader.end()?;
@@ -147,6 +163,22 @@ impl Events {
         kinds.sort_unstable();
         kinds.dedup();
         kinds
+    }
+
+    /// What the authors of the well-formed events had verified of `$devices`, each position once, in order of first use.
+    pub fn devices_seen(&self) -> Vec<Position> {
+        let mut positions: Vec<Position> = Vec::new();
+        for parsed in self.events.iter().filter_map(|event| event.parsed.as_ref().ok()) {
+            if positions.last() != Some(&parsed.devices_seen) && !positions.contains(&parsed.devices_seen) {
+                positions.push(parsed.devices_seen);
+            }
+        }
+        positions
+    }
+
+    /// Whether an event is checked against what is stored before it is.
+    pub fn checked_apart(&self) -> bool {
+        self.events.iter().any(|event| event.parsed.as_ref().is_ok_and(|parsed| parsed.kind.checked_apart()))
     }
 
     /// The event's header, or what is wrong with the event.
@@ -218,7 +250,7 @@ impl Fields {
         Bytes {
             header: &raw[self.header.clone()],
             signature: &raw[self.signature.clone()],
-            payload: self.payload.clone().map_or(&[], |payload| &raw[payload]),
+            payload: self.payload.clone().map(|payload| &raw[payload]),
             trace: self.trace.clone().map(|trace| &raw[trace]),
         }
     }
@@ -227,10 +259,10 @@ impl Fields {
         self.payload.as_ref().map_or(0, ExactSizeIterator::len)
     }
 
-    /// The part of the server's checks that needs nothing but the event, in their order: size, shape, names, payload hash.
-    fn parse(&self, raw: &[u8], payload_bytes_max: usize, streams: &mut Vec<Arc<str>>) -> Result<Parsed> {
+    /// The part of the server's checks that needs nothing but the event, in their order: size, shape, names, payload.
+    fn parse(&self, raw: &[u8], payload_bytes_max: usize, stored: bool, streams: &mut Vec<Arc<str>>) -> Result<Parsed> {
         let bytes = self.bytes(raw);
-        if bytes.payload.len() > payload_bytes_max {
+        if bytes.payload.is_some_and(|payload| payload.len() > payload_bytes_max) {
             return Err(Error::TooLarge("the payload is too large"));
         }
         if bytes.trace.is_some_and(|trace| trace.len() > TRACE_BYTES_MAX) {
@@ -240,12 +272,11 @@ impl Fields {
             return Err(Error::Malformed("a signature has 64 bytes"));
         }
         let header = Header::decode(bytes.header)?;
-        if self.payload.is_none() {
-            return Err(Error::Malformed("a published event has its payload"));
-        }
-        if header.payload_len != bytes.payload.len() as u64 || header.payload_hash != blake3(bytes.payload) {
-            return Err(Error::Malformed("the payload is not the one the header names"));
-        }
+        let rules = match bytes.payload {
+            Some(payload) => read_payload(&header, payload)?,
+            None if stored => None,
+            None => return Err(Error::Malformed("a published event has its payload")),
+        };
         Ok(Parsed {
             kind: header.kind,
             id: header.id,
@@ -253,13 +284,24 @@ impl Fields {
             stream: stream_index(streams, header.stream),
             n: header.n,
             prev: header.prev,
+            base: header.base,
             seen: header.seen,
             devices_seen: header.devices_seen,
+            key: header.key,
             hlc: header.hlc,
             ttl_s: header.ttl_s,
+            rules,
             hash: event_hash(bytes.header, bytes.signature),
         })
     }
+}
+
+/// The payload is the one that was signed; of a policy, what it says.
+fn read_payload(header: &Header<'_>, payload: &[u8]) -> Result<Option<Rules>> {
+    if header.payload_len != payload.len() as u64 || header.payload_hash != blake3(payload) {
+        return Err(Error::Malformed("the payload is not the one the header names"));
+    }
+    if header.kind == Kind::Policy { Rules::decode(payload).map(Some) } else { Ok(None) }
 }
 
 /// Messages name few streams, and most often the last one again: a search from the end is the fastest map.

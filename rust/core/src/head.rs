@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::hash::{Hash, chain_0};
 use crate::msgpack::INTEGER_MAX;
+use crate::policy::Policy;
 
 /// Most authors packed into the streams row; above it they live in the authors table.
 pub const AUTHORS_PACKED_MAX: usize = 16;
@@ -62,6 +63,10 @@ pub struct StreamHead {
     pub name: Arc<str>,
     /// Which event table its rows live in.
     pub retention_class: i16,
+    /// What becomes of concurrent events.
+    pub policy: Policy,
+    /// The longest life of an application event, seconds.
+    pub ttl_max_s: Option<u64>,
     /// The last sequence number, 0 for none.
     pub seq: u64,
     /// The chain there.
@@ -77,7 +82,7 @@ pub struct StreamHead {
 }
 
 impl StreamHead {
-    /// A new stream: seq 0, the chain of nothing, no authors.
+    /// A new stream: policy `append`, seq 0, the chain of nothing, no authors.
     pub fn create(
         user_pk: i64,
         user_key: &[u8; 32],
@@ -91,6 +96,8 @@ impl StreamHead {
             stream_pk,
             name: name.into(),
             retention_class,
+            policy: Policy::Append,
+            ttl_max_s: None,
             seq: 0,
             chain: chain_0(user_key, name),
             received_at_ms: 0,

@@ -11,9 +11,10 @@ use crate::batch::{Item, verify_each, verify_many};
 use crate::copy;
 use crate::error::{Error, Result};
 use crate::event::{Events, Parsed, Signer};
-use crate::hash::{Hash, chain_next};
+use crate::hash::{Hash, chain_0, chain_next};
 use crate::head::{AUTHORS_PACKED_MAX, Author, StreamHead, TIME_MS_MAX};
-use crate::header::Kind;
+use crate::header::{Base, Kind};
+use crate::policy::{Policy, Rules};
 use crate::run::{Run, WireRow};
 
 /// How far in the future an event's own times may be, milliseconds (protocol.md section 3).
@@ -21,7 +22,7 @@ pub const FUTURE_MS_MAX: u64 = 10 * 60 * 1000;
 
 /// The capability bit to write application streams (protocol.md section 1).
 pub const CAPABILITY_PUBLISH: u64 = 1;
-/// The capability bit to write `$devices` and `$keys`.
+/// The capability bit to write `$devices`, `$keys` and policies.
 pub const CAPABILITY_MANAGE: u64 = 4;
 
 /// Events with the device that sent them.
@@ -76,6 +77,13 @@ pub enum Answer {
         /// Its hash.
         hash: Hash,
     },
+    /// The stream's head is not what the event builds on.
+    Conflict {
+        /// Seq of the head.
+        head_seq: u64,
+        /// The chain there.
+        head_chain: Hash,
+    },
     /// Refused, with nothing to add.
     Refused(Error),
     /// Older than the author's last and not of this batch: the database knows.
@@ -101,8 +109,23 @@ pub struct Moved {
     pub changed_authors: Vec<Author>,
     /// The new rows for COPY, without header and trailer.
     pub copy_rows: Vec<u8>,
+    /// The new events that compete for a key, in a stream of the policy `latest`.
+    pub keyed: Vec<Keyed>,
     /// The new events as sessions send them.
     pub run: Arc<Run>,
+}
+
+/// An event of a stream of the policy `latest`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keyed {
+    /// What it writes.
+    pub key: [u8; 16],
+    /// Where it is.
+    pub seq: u64,
+    /// The author's time; the higher (hlc, `device_id`, seq) wins.
+    pub hlc: u64,
+    /// The author.
+    pub device_id: [u8; 16],
 }
 
 /// What one batch becomes.
@@ -263,9 +286,16 @@ impl Source<'_> {
         if let Some(answer) = walk.answer_known(author, event, self.index) {
             return answers.joined.push(answer);
         }
-        if let Err(error) = self.check_capability(event).and_then(|()| check_times(event, walk.received_at_ms, now_ms))
-        {
+        let checked = self
+            .check_capability(event)
+            .and_then(|()| check_times(event, walk.received_at_ms, now_ms))
+            .and_then(|()| walk.check_seen(event, &self.submission.signer.user_key))
+            .and_then(|()| walk.check_rules(event));
+        if let Err(error) = checked {
             return answers.joined.push(Answer::Refused(error));
+        }
+        if let Some(conflict) = walk.conflict(author, event) {
+            return answers.joined.push(conflict);
         }
         walk.append(author, event, (self.place, self.index));
         answers.push_new(slot, walk.seq, walk.received_at_ms, walk.chain);
@@ -273,8 +303,10 @@ impl Source<'_> {
 
     fn check_capability(&self, event: &Parsed) -> Result<()> {
         let needed = match event.kind {
-            Kind::Application => CAPABILITY_PUBLISH,
-            Kind::Account | Kind::Keys => CAPABILITY_MANAGE,
+            Kind::Application | Kind::Snapshot | Kind::Confirm => CAPABILITY_PUBLISH,
+            // For one's own events it is enough to publish; whose they are is checked apart.
+            Kind::Erase => CAPABILITY_PUBLISH | CAPABILITY_MANAGE,
+            Kind::Policy | Kind::Account | Kind::Keys => CAPABILITY_MANAGE,
         };
         if self.submission.capabilities & needed == 0 { Err(Error::Forbidden) } else { Ok(()) }
     }
@@ -308,6 +340,8 @@ struct Row {
     hash: Hash,
     chain: Hash,
     expires_at_ms: Option<u64>,
+    /// Whether it competes for its key.
+    competes: bool,
 }
 
 /// A stream while the batch is walked.
@@ -316,6 +350,10 @@ struct Walk {
     seq: u64,
     chain: Hash,
     received_at_ms: u64,
+    /// The chain before the first event, once it was needed.
+    chain_0: Option<Hash>,
+    /// As the last policy event says, also one of this batch.
+    rules: Rules,
     /// Those that sent something in this batch.
     authors: Vec<AuthorWalk>,
     rows: Vec<Row>,
@@ -324,7 +362,8 @@ struct Walk {
 impl Walk {
     fn new(old: Arc<StreamHead>, now_ms: u64) -> Self {
         let (seq, chain, received_at_ms) = (old.seq, old.chain, old.received_at_ms.max(now_ms));
-        Self { old, seq, chain, received_at_ms, authors: Vec::new(), rows: Vec::new() }
+        let rules = Rules { policy: old.policy, retention_class: old.retention_class, ttl_max_s: old.ttl_max_s };
+        Self { old, seq, chain, received_at_ms, chain_0: None, rules, authors: Vec::new(), rows: Vec::new() }
     }
 
     fn author(&mut self, device_pk: i64) -> usize {
@@ -360,7 +399,72 @@ impl Walk {
         Some(if hash == event.hash { Answer::Duplicate { seq, stored } } else { Answer::IdReused { seq, hash } })
     }
 
+    /// The author has seen what is here, as far as the head says: readers would take anything else for the server's lie.
+    ///
+    /// Chains before this batch's are not looked up.
+    fn check_seen(&mut self, event: &Parsed, user_key: &[u8; 32]) -> Result<()> {
+        let (seq, chain) = &event.seen;
+        let held = match seq.cmp(&self.old.seq) {
+            Ordering::Greater => {
+                let row = usize::try_from(seq - self.old.seq - 1).ok().and_then(|index| self.rows.get(index));
+                &row.ok_or(Error::UnknownPosition)?.chain
+            }
+            Ordering::Equal => &self.old.chain,
+            Ordering::Less if *seq == 0 => self.chain_0.get_or_insert_with(|| chain_0(user_key, &self.old.name)),
+            Ordering::Less => return Ok(()),
+        };
+        if held == chain { Ok(()) } else { Err(Error::UnknownPosition) }
+    }
+
+    /// What the stream's rules ask of a new event, apart from what it builds on.
+    fn check_rules(&self, event: &Parsed) -> Result<()> {
+        if let Some(rules) = &event.rules {
+            return self.check_change(rules);
+        }
+        if event.kind != Kind::Application {
+            return Ok(());
+        }
+        if self.rules.ttl_max_s.is_some_and(|ttl_max_s| event.ttl_s.is_none_or(|ttl_s| ttl_s > ttl_max_s)) {
+            return Err(Error::Unprocessable("the stream's policy asks for a shorter ttl"));
+        }
+        if self.rules.policy == Policy::Latest && event.key.is_none() {
+            return Err(Error::Unprocessable("the stream's policy asks for a key"));
+        }
+        Ok(())
+    }
+
+    /// A new stream may have any rules. Later its rows stay in their table, and only `append` promises nothing to anybody
+    /// that another policy would break.
+    fn check_change(&self, rules: &Rules) -> Result<()> {
+        if self.seq == 0 {
+            return Ok(());
+        }
+        if rules.retention_class != self.rules.retention_class {
+            return Err(Error::Unprocessable("a stream with events keeps its retention class"));
+        }
+        if rules.policy != self.rules.policy && self.rules.policy != Policy::Append {
+            return Err(Error::Unprocessable("a stream with events only changes from append to another policy"));
+        }
+        Ok(())
+    }
+
+    /// `expect`: the head must be what the event builds on, else the answer.
+    fn conflict(&self, author: usize, event: &Parsed) -> Option<Answer> {
+        if self.rules.policy != Policy::Expect || event.kind != Kind::Application {
+            return None;
+        }
+        let at_head = match event.base {
+            Base::Unnamed => false,
+            Base::Own(n) => n + 1 == event.n && self.authors[author].now.last_seq == self.seq,
+            Base::At((seq, chain)) => (seq, chain) == (self.seq, self.chain),
+        };
+        (!at_head).then_some(Answer::Conflict { head_seq: self.seq, head_chain: self.chain })
+    }
+
     fn append(&mut self, author: usize, event: &Parsed, source: (usize, usize)) {
+        if let Some(rules) = event.rules {
+            self.rules = rules;
+        }
         self.seq += 1;
         self.chain = chain_next(&self.chain, self.seq, self.received_at_ms, &event.hash);
         let AuthorWalk { now, rows, .. } = &mut self.authors[author];
@@ -373,27 +477,34 @@ impl Walk {
             hash: event.hash,
             chain: self.chain,
             expires_at_ms: event.ttl_s.map(|ttl_s| self.received_at_ms + ttl_s * 1000),
+            competes: self.rules.policy == Policy::Latest && event.kind == Kind::Application,
         });
         *now = Author { last_n: event.n, last_seq: self.seq, last_hash: event.hash, ..*now };
     }
 
     fn finish(self, submissions: &[Submission]) -> Result<Moved> {
         let (old, received_at_ms) = (&self.old, self.received_at_ms);
-        let mut copy_rows = Vec::new();
+        let (mut copy_rows, mut keyed) = (Vec::new(), Vec::new());
         let mut run = Run::new(old.user_pk, old.stream_pk, old.seq + 1, old.chain);
         for row in &self.rows {
             let (place, index) = row.source;
             let submission = &submissions[place];
             let bytes = submission.events.bytes(index);
+            // A payload that was dropped before has nothing left to expire.
+            let expires_at_ms = row.expires_at_ms.filter(|_| bytes.payload.is_some());
+            let event = submission.events.parsed(index)?;
+            if let (true, Some(key)) = (row.competes, event.key) {
+                keyed.push(Keyed { key, seq: row.seq, hlc: event.hlc, device_id: submission.signer.device_id });
+            }
             copy::EventRow {
                 user_pk: old.user_pk,
                 stream_pk: old.stream_pk,
                 seq: row.seq,
                 received_at_ms,
                 device_pk: row.device_pk,
-                n: submission.events.parsed(index)?.n,
+                n: event.n,
                 author_prev_seq: row.author_prev_seq,
-                expires_at_ms: row.expires_at_ms,
+                expires_at_ms,
                 header: bytes.header,
                 signature: bytes.signature,
                 payload: bytes.payload,
@@ -406,13 +517,13 @@ impl Walk {
                 received_at_ms,
                 header: bytes.header,
                 signature: bytes.signature,
-                payload: Some(bytes.payload),
+                payload: bytes.payload,
                 trace: bytes.trace,
             };
-            run.push(&wire, row.chain, row.expires_at_ms)?;
+            run.push(&wire, row.chain, expires_at_ms)?;
         }
         let (new, changed_authors) = self.new_head();
-        Ok(Moved { old: self.old, new: Arc::new(new), changed_authors, copy_rows, run: Arc::new(run) })
+        Ok(Moved { old: self.old, new: Arc::new(new), changed_authors, copy_rows, keyed, run: Arc::new(run) })
     }
 
     /// The head after the batch, and the authors that the authors table is missing.
@@ -435,6 +546,9 @@ impl Walk {
             (true, true) => changed,
         };
         let new = StreamHead {
+            retention_class: self.rules.retention_class,
+            policy: self.rules.policy,
+            ttl_max_s: self.rules.ttl_max_s,
             seq: self.seq,
             chain: self.chain,
             received_at_ms: self.received_at_ms,

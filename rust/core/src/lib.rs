@@ -17,6 +17,7 @@ pub mod head;
 pub mod header;
 pub mod ingest;
 pub mod msgpack;
+pub mod policy;
 pub mod run;
 
 pub use error::{Error, Result};

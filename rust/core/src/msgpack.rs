@@ -98,6 +98,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// An unsigned integer or nil.
+    pub fn optional_integer(&mut self) -> Result<Option<u64>> {
+        if self.nil() { Ok(None) } else { self.integer().map(Some) }
+    }
+
     /// Whether an array is next.
     pub fn at_array(&self) -> bool {
         matches!(self.rest.first(), Some(0x90..=0x9f | 0xdc | 0xdd))

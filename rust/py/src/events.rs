@@ -74,6 +74,11 @@ impl ParsedEvent {
     }
 
     #[getter]
+    fn key<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        Ok(self.parsed(py)?.key.map(|key| bytes(py, &key)))
+    }
+
+    #[getter]
     fn hlc(&self, py: Python<'_>) -> PyResult<u64> {
         Ok(self.parsed(py)?.hlc)
     }
@@ -95,7 +100,12 @@ impl ParsedEvent {
 
     #[getter]
     fn payload<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        bytes(py, self.received().payload)
+        bytes(py, self.received().payload.unwrap_or_default())
+    }
+
+    #[getter]
+    fn payload_dropped(&self) -> bool {
+        self.received().payload.is_none()
     }
 
     #[getter]
@@ -116,9 +126,16 @@ pub(crate) struct Events(pub(crate) Arc<CoreEvents>);
 #[pymethods]
 impl Events {
     #[staticmethod]
-    #[pyo3(signature = (raw, *, events_max, payload_bytes_max))]
-    fn parse(py: Python<'_>, raw: Input, events_max: usize, payload_bytes_max: usize) -> PyResult<Self> {
-        let parse = || CoreEvents::parse(Arc::from(&*raw), events_max, payload_bytes_max);
+    #[pyo3(signature = (raw, *, events_max, payload_bytes_max, payloads_may_be_missing = false))]
+    fn parse(
+        py: Python<'_>,
+        raw: Input,
+        events_max: usize,
+        payload_bytes_max: usize,
+        payloads_may_be_missing: bool,
+    ) -> PyResult<Self> {
+        let read = if payloads_may_be_missing { CoreEvents::parse_stored } else { CoreEvents::parse };
+        let parse = || read(Arc::from(&*raw), events_max, payload_bytes_max);
         Ok(Self(Arc::new(without_gil(py, raw.len(), parse).or_raise(py)?)))
     }
 
@@ -139,6 +156,16 @@ impl Events {
     #[getter]
     fn kinds(&self) -> Vec<u32> {
         self.0.kinds().into_iter().map(|kind| u32::from(kind.number())).collect()
+    }
+
+    #[getter]
+    fn devices_seen<'py>(&self, py: Python<'py>) -> Vec<PyPosition<'py>> {
+        self.0.devices_seen().iter().map(|(seq, chain)| (*seq, bytes(py, chain))).collect()
+    }
+
+    #[getter]
+    fn checked_apart(&self) -> bool {
+        self.0.checked_apart()
     }
 
     fn split(&self) -> Vec<Self> {
@@ -203,6 +230,16 @@ impl Submission {
     }
 
     #[getter]
+    fn device_id<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.core.signer.device_id)
+    }
+
+    #[getter]
+    fn capabilities(&self) -> u64 {
+        self.core.capabilities
+    }
+
+    #[getter]
     fn events(&self, py: Python<'_>) -> Py<Events> {
         self.events.clone_ref(py)
     }
@@ -210,6 +247,11 @@ impl Submission {
     fn with_events(&self, events: Py<Events>) -> Self {
         let core = CoreSubmission { events: Arc::clone(&events.get().0), ..self.core.clone() };
         Self { core, events }
+    }
+
+    fn with_capabilities(&self, py: Python<'_>, capabilities: u64) -> Self {
+        let core = CoreSubmission { capabilities, ..self.core.clone() };
+        Self { core, events: self.events.clone_ref(py) }
     }
 }
 

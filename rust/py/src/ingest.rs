@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use keepstep_core::copy;
 use keepstep_core::head::{Author, StreamHead as CoreHead};
-use keepstep_core::ingest::{Answer, Ingested as CoreIngested, Plan, ingest as core_ingest};
+use keepstep_core::ingest::{Answer, Ingested as CoreIngested, Keyed, Plan, ingest as core_ingest};
+use keepstep_core::policy::Policy;
 use keepstep_core::run::Run as CoreRun;
-use pyo3::exceptions::PyKeyError;
+use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyMapping, PyTuple};
 
@@ -37,7 +38,8 @@ impl StreamHead {
 
     #[staticmethod]
     #[pyo3(signature = (
-        *, user_pk, stream_pk, name, retention_class, seq, chain, received_at_ms, auth_epoch, authors_packed, authors = Vec::new()
+        *, user_pk, stream_pk, name, retention_class, policy = 0, ttl_max_s = None, seq, chain, received_at_ms, auth_epoch,
+        authors_packed, authors = Vec::new()
     ))]
     #[allow(clippy::too_many_arguments)] // keyword-only, as the stub documents them
     fn load(
@@ -46,6 +48,8 @@ impl StreamHead {
         stream_pk: i64,
         name: &str,
         retention_class: i16,
+        policy: u64,
+        ttl_max_s: Option<u64>,
         seq: u64,
         chain: Input,
         received_at_ms: u64,
@@ -64,6 +68,8 @@ impl StreamHead {
             stream_pk,
             name: name.into(),
             retention_class,
+            policy: Policy::from_number(policy).ok_or_else(|| PyValueError::new_err("no such policy"))?,
+            ttl_max_s,
             seq,
             chain: chain.array("a chain")?,
             received_at_ms,
@@ -92,6 +98,16 @@ impl StreamHead {
     #[getter]
     fn retention_class(&self) -> i16 {
         self.0.retention_class
+    }
+
+    #[getter]
+    fn policy(&self) -> u8 {
+        self.0.policy.number()
+    }
+
+    #[getter]
+    fn ttl_max_s(&self) -> Option<u64> {
+        self.0.ttl_max_s
     }
 
     #[getter]
@@ -192,6 +208,7 @@ impl Run {
 #[pyclass(frozen, module = "keepstep._keepstep")]
 pub(crate) struct Ingested(CoreIngested);
 
+type KeyedRow<'py> = (i64, i64, Bound<'py, PyBytes>, u64, u64, Bound<'py, PyBytes>, u64);
 type ChangedAuthor<'py> = (i64, i64, i64, u64, u64, Bound<'py, PyBytes>);
 
 #[pymethods]
@@ -216,6 +233,27 @@ impl Ingested {
             moved.changed_authors.iter().map(move |author| {
                 let Author { device_pk, last_n, last_seq, last_hash } = author;
                 (user_pk, stream_pk, *device_pk, *last_n, *last_seq, bytes(py, last_hash))
+            })
+        });
+        rows.collect()
+    }
+
+    #[getter]
+    fn changed_policies(&self) -> Vec<StreamHead> {
+        let changed = self
+            .0
+            .moved
+            .iter()
+            .filter(|moved| (moved.old.policy, moved.old.ttl_max_s) != (moved.new.policy, moved.new.ttl_max_s));
+        changed.map(|moved| StreamHead(Arc::clone(&moved.new))).collect()
+    }
+
+    #[getter]
+    fn keyed<'py>(&self, py: Python<'py>) -> Vec<KeyedRow<'py>> {
+        let rows = self.0.moved.iter().flat_map(|moved| {
+            let CoreHead { user_pk, stream_pk, received_at_ms, .. } = *moved.new;
+            moved.keyed.iter().map(move |Keyed { key, seq, hlc, device_id }| {
+                (user_pk, stream_pk, bytes(py, key), *seq, *hlc, bytes(py, device_id), received_at_ms)
             })
         });
         rows.collect()
@@ -271,6 +309,7 @@ fn answer_tuple<'py>(py: Python<'py>, answer: &Answer) -> PyResult<Bound<'py, Py
         }
         Answer::OutOfOrder { last_n, last_hash } => refused(py, "out_of_order", Some((*last_n, last_hash))),
         Answer::IdReused { seq, hash } => refused(py, "id_reused", Some((*seq, hash))),
+        Answer::Conflict { head_seq, head_chain } => refused(py, "conflict", Some((*head_seq, head_chain))),
         Answer::Refused(error) => refused(py, error.code(), None),
         Answer::Lookup { index, n, hash, last_seq } => (3, index, n, bytes(py, hash), last_seq).into_pyobject(py),
     }

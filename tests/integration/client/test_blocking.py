@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from keepstep.client import Capability, ClientError, ProtocolError, blocking
+from keepstep.client import ClientError, Policy, ProtocolError, blocking
 from tests.support.device_server import CHEAP, PASSPHRASE
 from tests.support.server_thread import ServerAddress
 
@@ -64,7 +66,90 @@ def test_errors_come_out_where_the_call_is(laptop: Path, tmp_path: Path) -> None
     with blocking.open_device(laptop) as device:
         with pytest.raises(ClientError, match="in use"), blocking.open_device(laptop):
             pass
-        device.enrol(tmp_path / "second", "second", capabilities=Capability(7))
-        with pytest.raises(ProtocolError, match="unsupported"):
-            device.enrol(tmp_path / "third", "third", capabilities=Capability(7))
-        assert not (tmp_path / "third").exists()
+        with pytest.raises(ProtocolError, match="forbidden"):
+            device.revoke("laptop")  # the last one that manages
+
+
+def test_a_device_is_revoked_and_everything_recovered(laptop: Path, address: ServerAddress, tmp_path: Path) -> None:
+    """The same calls as in Trio, waiting."""
+    with blocking.open_device(laptop) as device:
+        device.enrol(tmp_path / "phone", "phone")
+        device.revoke("phone")
+        device.publish_many("notes", [b"1", b"2"])
+        assert device.warnings() == []
+    new = tmp_path / "new"
+    blocking.recover(
+        tmp_path / "recovery.txt",
+        PASSPHRASE,
+        path=new,
+        name="new",
+        new_recovery_path=tmp_path / "new.txt",
+        server=blocking.find_server(address.rest_url),
+        cost=CHEAP,
+    )
+    with blocking.open_device(new) as device:
+        assert [event.data for event in device.events("notes", quiet_s=0.2)] == [b"1", b"2"]
+        assert [each.ended is None for each in device.devices()] == [False, False, True]
+
+
+def test_events_that_belong_together_are_published_together(laptop: Path) -> None:
+    """One that cannot be published keeps the others back too."""
+    with blocking.open_device(laptop) as device:
+        device.publish("notes", b"0")
+        with pytest.raises(ClientError, match="bytes sealed"):
+            device.publish_many("notes", [b"1", Random(1).randbytes(2**19)])
+        assert [event.data for event in device.events("notes", quiet_s=0.2)] == [b"0"]
+        assert device.publish_many("notes", []) == []
+
+
+def test_a_device_that_never_met_its_server_does_not_wait_for_ever(laptop: Path, tmp_path: Path) -> None:
+    """``wait_s`` bounds the wait for the first connection too."""
+    with blocking.open_device(laptop) as device:
+        device.enrol(tmp_path / "phone", "phone")
+    elsewhere = "ws://127.0.0.1:1/v1/connect"
+    with (
+        blocking.open_device(tmp_path / "phone", device_url=elsewhere) as phone,
+        pytest.raises(ClientError, match="has to reach its server once"),
+    ):
+        phone.publish("notes", b"1", wait_s=0.01)
+
+
+def test_a_stream_may_want_to_know_what_an_event_builds_on(laptop: Path) -> None:
+    """Who was not first is told; what is erased is gone."""
+    with blocking.open_device(laptop) as device:
+        device.set_policy("inventory", Policy.EXPECT)
+        device.wait_until_caught_up("inventory")
+        here = device.position("inventory")
+        assert device.publish("inventory", b"3 left", expects=here).seq == 2
+        with pytest.raises(ProtocolError, match="conflict"):
+            device.publish("inventory", b"2 left", expects=here)
+        (event,) = device.events("inventory", quiet_s=0.2)
+        with pytest.raises(ProtocolError):
+            device.erase("inventory", [replace(event, n=9)])
+        device.erase("inventory", [event])
+        assert device.publish("inventory", b"2 left", expects="own").seq == 4
+        device.wait_until_caught_up("inventory")
+        shown = [(each.seq, each.data, each.problem) for each in device.events("inventory", quiet_s=0.2)]
+        assert shown == [(2, None, "erased"), (4, b"2 left", None)]
+
+
+def test_a_snapshot_is_written_confirmed_and_started_from(laptop: Path, tmp_path: Path) -> None:
+    """With the calls that wait; the only device of a user confirms its own."""
+    with blocking.open_device(laptop) as device:
+        device.publish_many("notes", [b"1", b"2"])
+        device.wait_until_caught_up("notes")
+        written = device.snapshot("notes", b"two", seq=2)
+    with blocking.open_device(laptop) as device:
+        device.wait_until_caught_up("notes")
+        assert [each.seq for each in device.snapshots("notes")] == [written.seq]
+        confirmed = device.confirm("notes", 3)
+        assert (written.seq, confirmed.seq) == (3, 4)
+        device.publish("notes", b"3")
+        device.enrol(tmp_path / "phone.sqlite3", "phone")
+    with blocking.open_device(tmp_path / "phone.sqlite3") as device:
+        begun = device.start_from_snapshot("notes")
+        assert begun is not None
+        assert (begun.state, begun.covers.seq) == (b"two", 2)
+        events = device.events("notes", after=begun.covers.seq, quiet_s=0.05)
+        assert [event.data for event in events] == [b"3"]
+        assert device.start_from_snapshot("others") is None

@@ -191,6 +191,23 @@ async def test_a_database_that_does_not_come_back_leaves_the_outcome_open(place:
     assert isinstance(accepted, ResultAccepted)
 
 
+async def test_an_outcome_is_looked_for_only_so_long(node: Breakable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each look waits for a database that says nothing, their number alone would be minutes."""
+    monkeypatch.setattr("keepstep.postgres.transaction.OUTCOME_TIMEOUT_S", 0)
+    principal = await node.start()
+    event = node.device.event("notes")
+    node.rule = hold_request
+
+    with pytest.raises(OutcomeUnknown):
+        await append(node.log, principal, event)
+
+    assert node.pauses == 0
+    (link,) = node.proxy.held
+    link.cut_server()
+    (result,) = await append(node.log, principal, event)
+    assert isinstance(result, ResultAccepted)
+
+
 async def test_another_database_is_asked_for_the_events_themselves(node: Breakable) -> None:
     """On another timeline, or after a restore, transaction numbers mean nothing; the chain in the log does."""
     principal = await node.start()

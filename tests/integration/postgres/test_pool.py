@@ -66,10 +66,24 @@ async def test_sessions_are_set_up_for_their_purpose(place: PostgresPlace) -> No
         ]
         assert await show(pool, "idle_in_transaction_session_timeout") == ["10s"]
     assert await show(database.read, "default_transaction_read_only") == ["on"]
+    assert await show(database.accounts, "synchronous_commit") == ["local"]
     assert await show(database.append, "default_transaction_read_only", "application_name") == [
         "off",
         "keepstep append",
     ]
+
+
+async def test_a_database_that_fell_silent_is_noticed(place: PostgresPlace) -> None:
+    """Also while nothing is being sent to it: without keepalives an answer would be waited for for hours."""
+    parameters: dict[str, str] = {}
+    await place.connect().read.run(lambda lease: parameters.update(lease.connection.info.get_parameters()))
+
+    assert {name: value for name, value in parameters.items() if "keepalives" in name or "user_timeout" in name} == {
+        "keepalives_idle": "10",
+        "keepalives_interval": "5",
+        "keepalives_count": "2",
+        "tcp_user_timeout": "10000",
+    }
 
 
 async def test_a_connection_is_used_again(place: PostgresPlace) -> None:

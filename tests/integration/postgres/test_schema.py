@@ -148,13 +148,23 @@ def test_events(database: psycopg.Connection, changes: dict[str, object], constr
             "INSERT INTO sessions VALUES (1, 1, 1, substr(sha256('s'), 1, 16), 1, 2, repeat('x', 65))",
             "sessions_reason_length",
         ),
+        ("UPDATE streams SET policy = 4", "streams_policy_known"),
+        ("UPDATE streams SET ttl_max_s = 0", "streams_ttl_max_possible"),
+        ("INSERT INTO latest VALUES (1, 3, 'short', 1, 1, substr(sha256('d'), 1, 16), 1)", "latest_lengths"),
+        ("INSERT INTO snapshots VALUES (1, 3, 5, 5, sha256('c'), 1, 1)", "snapshots_cover_what_was"),
+        ("INSERT INTO snapshots VALUES (1, 3, 5, 4, sha256('c'), 1, 1, 5, 1)", "snapshots_confirmed_later"),
+        ("INSERT INTO snapshots VALUES (1, 3, 5, 4, sha256('c'), 1, 1, 6)", "snapshots_confirmed_later"),
         ("INSERT INTO server_state (epoch) VALUES (1)", "server_state_pkey"),
         ("INSERT INTO server_state VALUES (false, 1)", "server_state_only_row"),
         ("UPDATE server_state SET epoch = -1", "server_state_epoch_possible"),
+        ("UPDATE users SET deleted_at = 1", "users_deleted_are_disabled"),
+        ("UPDATE users SET streams_max = 1", "users_quotas_possible"),
+        ("UPDATE users SET devices_max = 0", "users_quotas_possible"),
+        ("INSERT INTO audit VALUES (DEFAULT, 1, '', '', '', repeat('x', 257), 200)", "audit_lengths"),
     ],
 )
 def test_the_other_tables(database: psycopg.Connection, statement: str, constraint: str) -> None:
-    """Users, authors, positions, sessions and the one row of state."""
+    """Users, authors, positions, sessions, rules of streams, winners, snapshots, and the one row of state."""
     assert refused(database, statement) == constraint
 
 
@@ -185,7 +195,8 @@ def test_every_key_begins_with_the_user(database: psycopg.Connection) -> None:
         " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
         " WHERE i.indisunique AND c.relnamespace = 'public'::regnamespace AND a.attname <> 'user_pk'"
     ).fetchall()
-    assert {table for table, _ in rows} - {"schema_version"} == {"users", "server_state"}
+    of_no_user = {"users", "server_state", "invites", "challenges", "audit", "deleted_users", "links", "link_messages"}
+    assert {table for table, _ in rows} - {"schema_version"} == of_no_user
 
 
 def test_the_log_is_gone_after_the_way_down(empty_database_url: str) -> None:

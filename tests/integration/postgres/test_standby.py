@@ -12,8 +12,9 @@ import pytest
 import trio
 
 from keepstep.eventlog.store import OutcomeUnknown
+from keepstep.postgres.pool import Limits
 from keepstep.protocol.messages import ResultAccepted, ResultDuplicate
-from tests.support.events import DeviceFixture, UserFixture
+from tests.support.events import NOW_MS, DeviceFixture, UserFixture
 from tests.support.logs import append, create_account
 
 if TYPE_CHECKING:
@@ -126,3 +127,32 @@ async def test_without_the_standby_nothing_is_acknowledged(place: PostgresPlace,
 
     assert errors == ["a transaction may not have reached the standby"]
     assert [type(answer) for answer in answers] == [ResultDuplicate]
+
+
+@pytest.mark.slow
+async def test_a_wait_for_the_standby_ends_by_itself(place: PostgresPlace, standby: Standby) -> None:
+    """PostgreSQL would wait for ever, and with it the pipeline and a server that was told to stop."""
+    log = place.node(database=place.connect(Limits(statement_timeout_ms=1_000, lock_timeout_ms=1_000)))
+    device = DeviceFixture(UserFixture("ada"), "phone")
+    principal = await create_account(place, log, device)
+    event, next_event = device.events("notes", 2)
+    standby.require()
+
+    for _ in range(2):  # sent again it is there, and may still be lost with this database
+        with pytest.raises(OutcomeUnknown, match="may not have reached the standby"):
+            await append(log, principal, event)
+    standby.release()
+    results = await append(log, principal, event, next_event)
+
+    assert [type(result) for result in results] == [ResultDuplicate, ResultAccepted]
+
+
+async def test_devices_connect_while_there_is_no_standby(place: PostgresPlace, standby: Standby) -> None:
+    """What is not acknowledged does not wait for it: sessions, ack positions, housekeeping."""
+    principal = await create_account(place, place.node(), DeviceFixture(UserFixture("ada"), "phone"))
+    standby.require()
+
+    assert await place.accounts.open_session(principal, bytes(16), now_ms=NOW_MS) == 1
+    await place.accounts.save_acks(principal, {"$devices": (1, bytes(16))})
+    await place.accounts.close_session(bytes(16), now_ms=NOW_MS, reason="bye")
+    assert await place.maintenance.make_partitions(now_ms=NOW_MS, ahead=9) > 0

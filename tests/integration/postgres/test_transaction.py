@@ -15,6 +15,7 @@ from keepstep.eventlog.store import OutcomeUnknown
 from keepstep.postgres.log import ignore_probe
 from keepstep.postgres.pool import Limits
 from keepstep.postgres.store import PostgresStore
+from keepstep.postgres.transaction import pass_barrier
 from keepstep.protocol.messages import Result, ResultAccepted, ResultDuplicate
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
 from tests.support.logs import append, create_account
@@ -122,7 +123,7 @@ async def test_a_barrier_that_is_lost_proves_nothing(place: PostgresPlace) -> No
 
     def lose_barrier(transaction: PostgresTransaction) -> None:
         transaction._connection.close()
-        transaction._pass_barrier()
+        pass_barrier(transaction._lease)
 
     with pytest.raises(OutcomeUnknown):
         await in_transaction(place, lose_barrier)

@@ -26,9 +26,13 @@ class Registrar:
         self.problem: str | None = None
         self.body: bytes | None = None
         self.posted: list[bytes] = []
+        self.headers: list[dict[str, str]] = []
 
-    async def request(self, method: str, url: str, *, body: bytes, content_type: str, tls: object) -> Response:
+    async def request(
+        self, method: str, url: str, *, body: bytes, content_type: str, headers: dict[str, str], tls: object
+    ) -> Response:
         """As ``http.request``."""
+        self.headers.append(headers)
         assert (method, url, content_type, tls) == (
             "POST", "http://server.test/api/v1/accounts", "application/msgpack", None,
         )  # fmt: skip
@@ -42,7 +46,7 @@ class Registrar:
         device_id = msgspec.msgpack.decode(payload)[3][0]
         stream = self.server.stream(DEVICES_STREAM)
         if not stream.rows:
-            stream.append(device_id, header, sig, payload, self.server.now_ms)
+            stream.take(device_id, header, sig, payload, received_at_ms=self.server.now_ms)
         answer = [1, stream.rows[0][2], stream.chains[1], self.server.head(DEVICES_STREAM, 1)]
         return Response(201, "application/msgpack", msgspec.msgpack.encode(answer))
 
@@ -86,6 +90,7 @@ async def test_a_user_is_a_key_that_only_the_recovery_file_holds(
     assert recovery.root_secret not in device
     assert recovery.next_root_secret not in device
     assert files(tmp_path) == ["laptop.sqlite3", "recovery.txt"]
+    assert registrar.headers == [{}]
 
 
 async def test_the_first_content_key_is_published(server: DeviceServer, registrar: Registrar, tmp_path: Path) -> None:
@@ -152,6 +157,7 @@ async def test_an_answer_in_no_known_form_is_told(
     with pytest.raises(ClientError, match="no form that is known"):
         await create(server, tmp_path)
     assert files(tmp_path) == ["laptop.sqlite3", "recovery.txt"]
+    assert registrar.headers == [{}]
 
 
 @pytest.mark.parametrize("change", ["seq", "chain", "head"])
@@ -193,3 +199,20 @@ async def test_what_is_there_is_not_overwritten(server: DeviceServer, registrar:
     with pytest.raises(ClientError, match="exists already"):
         await create(server, tmp_path)
     assert (files(tmp_path), registrar.posted) == (["recovery.txt"], [])
+
+
+async def test_a_device_that_cannot_be_made_leaves_no_recovery_file(server: DeviceServer, tmp_path: Path) -> None:
+    """It would be of a user that does not exist, and in the way of the next attempt."""
+    (tmp_path / "file").touch()
+    recovery_path = tmp_path / "recovery.txt"
+    with pytest.raises(ClientError, match="cannot be written"):
+        make_user(
+            server.address,
+            tmp_path / "file" / "laptop.sqlite3",
+            "laptop",
+            recovery_path,
+            PASSPHRASE,
+            server.environment,
+            CHEAP,
+        )
+    assert not recovery_path.exists()

@@ -12,7 +12,7 @@ from nacl.public import PrivateKey, SealedBox
 
 from keepstep.client import crypto
 from keepstep.errors import ProtocolError
-from tests.support.scripted_log import seed
+from tests.support.events import seed
 from tests.support.vectors import load, unhex
 
 if TYPE_CHECKING:
@@ -294,3 +294,22 @@ def test_buffers_of_any_kind_are_taken() -> None:
     signature = crypto.ed25519_sign(memoryview(secret), bytearray(b"m"))
     crypto.ed25519_verify(memoryview(public), memoryview(b"m"), bytearray(signature))
     assert crypto.blake3(memoryview(b"x")) == crypto.blake3(b"x")
+
+
+def test_a_signing_key_receives_sealed_boxes() -> None:
+    """The converted pair is an X25519 pair; the conversion is libsodium's, with its own test's values."""
+    # libsodium test/default/ed25519_convert.c and its expected output
+    seed_bytes = bytes.fromhex("421151a459faeade3d247115f94aedae42318124095afabe4d1451a559faedee")
+    secret, public = crypto.ed25519_generate(seed_bytes)
+    box_secret, box_key = crypto.box_secret_of_signer(secret), crypto.box_key_of_signer(public)
+    assert box_secret.hex() == "8052030376d47112be7f73ed7a019293dd12ad910b654455798b4667d73de166"
+    assert box_key.hex() == "f1814f0e8ff1043d8a44d25babff3cedcae6c22c3edaa48f857ae70de2baae50"
+    assert crypto.x25519_public(box_secret) == box_key
+    assert crypto.sealed_box_open(box_secret, crypto.sealed_box(box_key, b"key")) == b"key"
+
+
+def test_what_is_no_signing_key_is_no_box_key() -> None:
+    """A point of small order, and bytes that are no point."""
+    for bad in (bytes([1]) + bytes(31), b"\xff" * 32, b"short"):
+        with pytest.raises(ProtocolError, match="malformed"):
+            crypto.box_key_of_signer(bad)

@@ -71,6 +71,23 @@ async def test_a_chunked_answer_is_joined() -> None:
         assert (await request("GET", url)).body == b"hello"
 
 
+async def test_a_body_goes_into_a_sink_however_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of an error does not: it is the answer, and bounded."""
+    monkeypatch.setattr(http, "RESPONSE_BYTES_MAX", 4)
+    pieces: list[bytes] = []
+
+    async def sink(piece: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        pieces.append(piece)
+
+    async with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello") as (url, _):
+        assert await request("GET", url, sink=sink) == Response(200, "", b"")
+    assert b"".join(pieces) == b"hello"
+    async with answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnone") as (url, _):
+        assert await request("GET", url, sink=sink) == Response(404, "", b"none")
+    assert b"".join(pieces) == b"hello"
+
+
 async def test_an_interim_answer_is_passed_over() -> None:
     """A status of 1xx is not the answer."""
     async with answering(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n") as (url, _):
@@ -101,7 +118,7 @@ async def test_a_server_that_is_not_there_is_told_plainly() -> None:
         await request("GET", "http://127.0.0.1:1")
 
 
-@pytest.mark.parametrize("url", ["ftp://server.test", "server.test", "http://"])
+@pytest.mark.parametrize("url", ["ftp://server.test", "server.test", "http://", "http://[", "http://server.test:99999"])
 async def test_another_kind_of_address_is_told_plainly(url: str) -> None:
     """Nothing is tried."""
     with pytest.raises(ClientError, match="is not an http or https address"):
@@ -179,6 +196,8 @@ ANSWERS: dict[str, tuple[Response, Callable[[], type[Exception]]]] = {
     "another media type": (Response(403, "text/html", PROBLEM), lambda: ClientError),
     "no JSON": (Response(500, "application/problem+json", b"oops"), lambda: ClientError),
     "no object": (Response(500, "application/problem+json", b"[]"), lambda: ClientError),
+    "a code that is no text": (Response(403, "application/problem+json", b'{"code": []}'), lambda: ClientError),
+    "no end of arrays": (Response(403, "application/problem+json", b'{"more": ' + b"[" * 100_000), lambda: ClientError),
 }
 
 

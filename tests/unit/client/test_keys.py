@@ -7,8 +7,9 @@ import pytest
 from keepstep.client import crypto
 from keepstep.client.environment import SYSTEM
 from keepstep.client.keys import Keyring, generate_content_key, open_label, seal_label, unwrap, wrap
-from keepstep.client.payload import ContentKey, PayloadError, content_epoch_of
+from keepstep.client.payload import ContentKey, PayloadError, Place, content_epoch_of, seal_payload
 from keepstep.errors import ClientError
+from keepstep.model import DEVICES_STREAM
 from keepstep.protocol.keys import KeysPayload, encode_keys
 
 DEVICE = b"d" * 16
@@ -73,6 +74,17 @@ def test_a_devices_name_is_sealed() -> None:
     assert open_label(keyring, user_key=b"u" * 32, device_id=DEVICE, sealed_label=sealed) == "Élise's phone"
     assert open_label(keyring, user_key=b"u" * 32, device_id=b"x" * 16, sealed_label=sealed) is None
     assert open_label(Keyring([]), user_key=b"u" * 32, device_id=DEVICE, sealed_label=sealed) is None
+
+
+@pytest.mark.parametrize(
+    "name", [b"\x1b]0;owned\x07", b"two\nlines", "\N{RIGHT-TO-LEFT OVERRIDE}x".encode(), b"\xff", b""]
+)
+def test_a_name_that_is_none_is_not_shown(name: bytes) -> None:
+    """Another device may have sealed anything as its own: it is shown on terminals."""
+    current = key(b"1", 1)
+    place = Place(b"u" * 32, DEVICES_STREAM, DEVICE, 0)
+    sealed = seal_payload(current, place, name, nonce=b"n" * 24)
+    assert open_label(Keyring([current]), user_key=b"u" * 32, device_id=DEVICE, sealed_label=sealed) is None
 
 
 @pytest.mark.parametrize("name", ["", "two\nlines", "x" * 161])

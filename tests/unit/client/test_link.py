@@ -64,11 +64,18 @@ async def test_a_good_session_makes_the_waiting_short_again(
 async def test_a_close_code_says_whether_to_come_back(
     autojump_clock: MockClock, server: DeviceServer, path: Path, code: int
 ) -> None:
-    """Below 4500 the device reconnects, from there on it does not by itself, and says why."""
+    """Below 4500 the device reconnects, from there on it does not soon, and says why.
+
+    Where it is told that it was revoked it comes back once, to be shown the signed revocation.
+    """
     async with open_device(path, environment=server.environment) as device:
         await device.wait_until_connected()
         server.close_all(code)
         await device.wait_until_disconnected()
+        if code == ERRORS["revoked"].close_code:
+            await device.wait_until_connected()
+            server.close_all(code)
+            await device.wait_until_disconnected()
         if code < link.FINAL_CLOSE_CODE:
             await device.wait_until_connected()
             assert device.failure is None
@@ -78,6 +85,36 @@ async def test_a_close_code_says_whether_to_come_back(
             assert caught.value.row.close_code == code
             with pytest.raises(ProtocolError):
                 await device.publish("notes", b"1")
+
+
+@pytest.mark.parametrize("code", sorted(row.close_code for row in ERRORS.values() if row.close_code >= 4500))
+async def test_a_forged_close_code_keeps_nobody_away_for_good(
+    autojump_clock: MockClock, server: DeviceServer, path: Path, code: int
+) -> None:
+    """It tries again within the next two hours, and goes on; a device that was replaced does not by itself."""
+    async with open_device(path, environment=server.environment) as device:
+        await device.wait_until_connected()
+        for _ in range(2):  # revoked: the second time nothing has proved it
+            server.close_all(code)
+            await device.wait_until_disconnected()
+            if code == ERRORS["revoked"].close_code and device.failure is None:
+                await device.wait_until_connected()
+                continue
+            break
+        told = device.failure
+        assert isinstance(told, ProtocolError)
+        began_s = trio.current_time()
+        with trio.move_on_after(2 * link.FINAL_RETRY_S):
+            while not device.connected:
+                await device._source.changed().wait()
+        if code == ERRORS["replaced"].close_code:
+            assert (device.connected, device.failure, told.row.close_code) == (False, told, code)
+        else:
+            waited_s = trio.current_time() - began_s
+            assert link.FINAL_RETRY_S <= waited_s <= link.FINAL_RETRY_S + link.FINAL_RETRY_JITTER_S
+            assert device.failure is None
+            await (await device.publish("notes", b"1")).accepted()
+            assert device._keeper._look_again_s > began_s + waited_s  # and what it owes other devices is looked after
 
 
 async def test_a_server_may_say_when_to_come_back(autojump_clock: MockClock, server: DeviceServer, path: Path) -> None:

@@ -17,13 +17,26 @@ from keepstep.client import publisher as publishers
 from keepstep.client.store import open_store
 from keepstep.protocol.chain import event_hash
 from keepstep.protocol.event import decode_header
-from keepstep.protocol.messages import Accepted, Draining, Error, Publish, ResultDuplicate, ResultError, Subscribe
+from keepstep.protocol.messages import (
+    INTEGER_MAX,
+    Accepted,
+    Draining,
+    Error,
+    Publish,
+    ResultAccepted,
+    ResultDuplicate,
+    ResultError,
+    Resumed,
+    Subscribe,
+)
 from tests.support.device_server import DeviceServer, ServerEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from msgspec import Struct
+
+    from keepstep.protocol.messages import Result
 
 STREAM = "notes"
 
@@ -424,6 +437,9 @@ MALFORMED_ANSWERS: dict[str, Callable[[Publish], Struct]] = {
     "to nothing": lambda message: Accepted(message.rid + 100, []),
     "without what is stored": lambda message: Accepted(message.rid, [ResultError("id_reused", [])]),
     "without a hash": lambda message: Accepted(message.rid, [ResultError("out_of_order", [0, b"short"])]),
+    "with the last number there is": lambda message: Accepted(
+        message.rid, [ResultError("out_of_order", [INTEGER_MAX, bytes(32)])]
+    ),
 }
 
 
@@ -436,6 +452,36 @@ async def test_an_answer_that_fits_nothing_ends_the_session(
     async with open_device(path, environment=server.environment) as device:
         assert (await (await device.publish(STREAM, b"1")).accepted()).seq == 1
     assert texts(server) == [1]
+
+
+async def test_a_place_beyond_the_last_one_there_is_ends_the_session(
+    autojump_clock: MockClock, server: DeviceServer, path: Path
+) -> None:
+    """It could not even be kept."""
+    results: list[Result] = [ResultAccepted(2, INTEGER_MAX, server.now_ms, bytes(32))]
+    server.answer = once(lambda _end, message: [Accepted(message.rid, results)])
+    async with open_device(path, environment=server.environment) as device:
+        assert await accepted(await device.publish_many(STREAM, [b"1", b"2"])) == [(1, 1), (2, 2)]
+
+
+async def test_a_resumption_with_the_last_number_there_is_ends_the_session(
+    autojump_clock: MockClock, server: DeviceServer, path: Path
+) -> None:
+    """No further event could be numbered after it."""
+    lies: list[Resumed] = []
+
+    def rewrite(message: Struct) -> list[Struct]:
+        if isinstance(message, Resumed) and message.stream == STREAM and not lies:
+            lies.append(msgspec.structs.replace(message, author=(INTEGER_MAX, bytes(32))))
+            return [lies[0]]
+        return [message]
+
+    server.rewrite = rewrite
+    async with open_device(path, environment=server.environment) as device:
+        await device.subscribe(STREAM)
+        assert (await (await device.publish(STREAM, b"1")).accepted()).seq == 1
+        assert await device.alarms() == []
+    assert lies
 
 
 async def test_nothing_new_is_sent_to_a_server_that_drains(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -38,7 +39,7 @@ from keepstep.protocol.messages import (
     Resumed,
     Subscribe,
 )
-from keepstep.protocol.reader import Problem
+from keepstep.protocol.verified import Problem
 from tests.support.device_server import DeviceServer, ServerEnd
 
 if TYPE_CHECKING:
@@ -429,11 +430,17 @@ async def test_an_event_of_a_device_that_is_not_known_yet_waits(
         assert len(await reader.devices()) == 3
 
 
+@pytest.mark.parametrize("limit", ["WAITING_MESSAGES_MAX", "WAITING_BYTES_MAX"])
 async def test_too_much_that_waits_ends_the_session(
-    autojump_clock: MockClock, server: DeviceServer, laptop: Path, phone: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock,
+    server: DeviceServer,
+    laptop: Path,
+    phone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
 ) -> None:
     """A server that sends without end what its own $devices does not explain."""
-    monkeypatch.setattr(inbox, "WAITING_MESSAGES_MAX", 1)
+    monkeypatch.setattr(inbox, limit, 1)
     server.page_events = 1
     async with open_device(laptop, environment=server.environment) as device:
         await device.enrol(laptop.with_name("tablet.sqlite3"), "tablet")
@@ -446,11 +453,31 @@ async def test_too_much_that_waits_ends_the_session(
         assert "$devices" in await device.wait_for_problem("")
 
 
+async def test_the_queue_is_bounded_in_bytes(autojump_clock: MockClock) -> None:
+    """Messages of the largest size would fill the memory long before their number is reached."""
+    follower: Any = SimpleNamespace(followed={STREAM: None})
+    unused: Any = None
+    queue = inbox.Inbox(unused, follower, unused, unused)
+    page = Events(STREAM, [(1, bytes(16), 1, b"", bytes(64), bytes(inbox.QUEUE_BYTES_MAX // 2), None)], bytes(32))
+    taken = 0
+    with trio.move_on_after(1):
+        while taken < 10:
+            await queue.put(page)
+            taken += 1
+    assert taken == 2
+
+
+@pytest.mark.parametrize("limit", ["QUEUE_MESSAGES_MAX", "QUEUE_BYTES_MAX"])
 async def test_a_full_queue_is_left_in_the_socket(
-    autojump_clock: MockClock, server: DeviceServer, laptop: Path, phone: Path, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock,
+    server: DeviceServer,
+    laptop: Path,
+    phone: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
 ) -> None:
-    """However fast the server is, a device holds a bounded number of messages."""
-    monkeypatch.setattr(inbox, "QUEUE_MESSAGES_MAX", 1)
+    """However fast the server is, a device holds a bounded number of messages, and of their bytes."""
+    monkeypatch.setattr(inbox, limit, 1)
     server.page_events = 1
     await publish(server, laptop, *(b"%d" % number for number in range(10)))
     async with open_device(phone, environment=server.environment) as device:

@@ -73,6 +73,12 @@ def test_it_is_replaced_whole(path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["recovery.txt"]
 
 
+def test_a_place_that_cannot_be_written_is_told_plainly(tmp_path: Path) -> None:
+    """A directory that is not there."""
+    with pytest.raises(ClientError, match=r"none/recovery\.txt cannot be written: No such file or directory"):
+        RecoveryFile(PASSPHRASE, salt=SALT, cost=CHEAP).write(tmp_path / "none" / "recovery.txt", RECOVERY, nonce=NONCE)
+
+
 def test_a_short_passphrase_is_refused() -> None:
     """The file may be copied, and guessed at for as long as somebody likes."""
     with pytest.raises(ClientError, match="at least 12"):

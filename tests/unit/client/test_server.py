@@ -24,7 +24,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     async def request(method: str, url: str, **_: object) -> Response:
         assert method == "GET"
         asked.append(url)
-        return Response(200, "application/json", asked[0].encode())
+        return Response(200, "application/json", asked[0].encode(errors="surrogateescape"))
 
     monkeypatch.setattr(servers, "request", request)
     return asked
@@ -45,9 +45,11 @@ async def test_a_key_that_is_known_is_checked(told: list[str]) -> None:
         await find_server(f"http://server.test#{OTHER.hex()}")
 
 
-@pytest.mark.parametrize("answer", ["oops", "{}", '{"device_url": "http://x"}'])
+@pytest.mark.parametrize(
+    "answer", ["oops", "{}", '{"device_url": "http://x"}', '{"device_url": "\udcff"}', '{"x": ' + "[" * 100_000]
+)
 async def test_what_is_no_keepstep_server_is_told_apart(told: list[str], answer: str) -> None:
-    """No JSON, another JSON, and an address that is none."""
+    """No JSON, another JSON, an address that is none, bytes that are no text, and arrays without end."""
     told[0] = answer
     with pytest.raises(ClientError, match="not a keepstep server"):
         await find_server("http://server.test")
@@ -68,6 +70,7 @@ async def test_a_device_address_needs_no_question(address: str, rest_url: str | 
 
 
 async def test_an_address_without_a_key_is_refused() -> None:
-    """A device trusts no unknown server."""
-    with pytest.raises(ClientError, match="no server's address"):
-        await find_server("ws://server.test:8441/v1/connect")
+    """A device trusts no unknown server; and what is no address at all is told the same way."""
+    for address in ("ws://server.test:8441/v1/connect", "ws://["):
+        with pytest.raises(ClientError, match="no server's address"):
+            await find_server(address)

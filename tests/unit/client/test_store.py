@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import stat
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from keepstep.client import store as stores
+from keepstep.client.notices import Notice, NoticeKind
 from keepstep.client.payload import ContentKey
-from keepstep.client.store import Alarm, Identity, create_store, open_store
+from keepstep.client.store import Alarm, Identity, check_live, create_store, open_store
 from keepstep.errors import ClientError, StoreError
 from keepstep.model import Capability, Position
 
@@ -123,6 +125,12 @@ def test_what_is_there_is_not_overwritten(path: Path) -> None:
         create_store(path, IDENTITY, genesis=None, content_keys=[])
 
 
+def test_a_place_that_cannot_be_written_is_told_plainly(path: Path) -> None:
+    """Here a file stands where a directory should be."""
+    with pytest.raises(ClientError, match="cannot be written: "):
+        create_store(path / "phone.sqlite3", IDENTITY, genesis=None, content_keys=())
+
+
 def test_a_creation_that_was_interrupted_is_begun_anew(path: Path) -> None:
     """What it left behind is in nobody's way."""
     other = path.with_name("other.sqlite3")
@@ -163,3 +171,52 @@ def test_a_store_without_a_device_is_told_apart_and_let_go(path: Path) -> None:
     for _ in range(2):
         with pytest.raises(StoreError, match="nobody's keys"):
             open_store(path)
+
+
+def test_a_file_of_the_first_format_is_brought_up_to_date(path: Path) -> None:
+    """With what it holds; another process of the new version then finds it as it makes its own."""
+    expected = columns(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "ALTER TABLE device DROP COLUMN revoked_at_ms; ALTER TABLE events DROP COLUMN concurrent_from;"
+            "DROP TABLE notices; PRAGMA user_version = 1;"
+        )
+    for _ in range(2):
+        store = open_store(path)
+        assert (store.identity, store.notices(), store.revoked_at_ms()) == (IDENTITY, [], None)
+        store.close()
+    assert columns(path) == expected
+
+
+def columns(path: Path) -> dict[str, list[str]]:
+    """Of every table."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").fetchall()
+        return {name: [column[1] for column in connection.execute(f"PRAGMA table_info({name})")] for (name,) in tables}
+
+
+def test_the_newest_notices_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, each with a number by which the next ones are found."""
+    monkeypatch.setattr(stores, "NOTICES_MAX", 2)
+    store = open_store(path)
+    with store.transaction():
+        for at_ms in (1, 2, 3):
+            store.add_notice(Notice(NoticeKind.MANAGE_PENDING, at_ms, b"d" * 16, at_ms + 10))
+    kept = [Notice(NoticeKind.MANAGE_PENDING, at_ms, b"d" * 16, at_ms + 10, at_ms) for at_ms in (2, 3)]
+    assert (store.notices(), store.notices(after=2)) == (kept, kept[1:])
+    store.close()
+
+
+def test_a_wiped_file_says_so_and_holds_no_secrets(path: Path) -> None:
+    """Neither in its rows nor in its bytes."""
+    store = open_store(path)
+    check_live(store)
+    with store.transaction():
+        store.add_content_keys([ContentKey(b"f" * 16, 2, b"CONTENT-KEY-CONTENT-KEY-CONTENT!", b"i" * 32)])
+    store.wipe(7)
+    assert (store.revoked_at_ms(), store.content_keys(), store.genesis()) == (7, [], None)
+    with pytest.raises(ClientError, match="laptop was revoked"):
+        check_live(store)
+    store.close()
+    content = path.read_bytes()
+    assert not any(secret in content for secret in (b"s" * 32, b"b" * 32, b"CONTENT-KEY"))

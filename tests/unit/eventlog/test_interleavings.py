@@ -16,6 +16,7 @@ import pytest
 from keepstep.client import crypto
 from keepstep.errors import Unavailable
 from keepstep.eventlog.append import Appending
+from keepstep.eventlog.devices import DeviceCache
 from keepstep.eventlog.genesis import create_account
 from keepstep.eventlog.heads import HeadCache
 from keepstep.eventlog.store import OutcomeUnknown
@@ -29,7 +30,7 @@ from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, UserFixture
 from tests.support.interleaving import Actor, Gate, explore
 
 if TYPE_CHECKING:
-    from keepstep.interfaces import AccountChange
+    from keepstep.model import AccountChange
 
 STEPS = frozenset({"load", "lock", "write", "before_commit", "wait", "find"})
 """The steps that other nodes can notice, or that notice them."""
@@ -71,13 +72,16 @@ class Node:
 
     database: MemoryDatabase
     heads: HeadCache = field(default_factory=lambda: HeadCache(streams_max=100))
+    devices: DeviceCache = field(default_factory=DeviceCache)
     answers: list[tuple[SignedEvent, Result]] = field(default_factory=list)
 
     def append(self, probe: Gate, device: Principal, *events: SignedEvent, change: AccountChange | None = None) -> None:
         """Append single events, each with an answer of its own."""
         outcome = Appending(
+            generation=0,
             store=MemoryStore(self.database, probe),
             heads=self.heads,
+            devices=self.devices,
             streams_per_user_max=100,
             batch=[submission(device, event) for event in events],
             now_ms=NOW_MS,
@@ -136,7 +140,8 @@ class World:
     def __init__(self) -> None:
         self.database = MemoryDatabase()
         for user_pk, user in prepared().users.items():
-            self.database.users[user_pk] = UserRow(user.user_key, dict(user.devices), dict(user.heads))
+            devices = {device_pk: replace(row) for device_pk, row in user.devices.items()}
+            self.database.users[user_pk] = UserRow(user.user_key, user.next_root_hash, devices, dict(user.heads))
         for place, rows in prepared().events.items():
             self.database.events[place] = list(rows)
         self.here, self.there = Node(self.database), Node(self.database)
@@ -226,6 +231,42 @@ def test_two_nodes_create_streams() -> None:
         assert created == {"new": 2, "phone": 1, "laptop": 1}
 
     assert explore(scenario) > 10
+
+
+@pytest.mark.parametrize("remembers", [True, False], ids=["remembering", "new"])
+def test_nothing_of_a_revoked_device_is_stored_after_its_revocation(remembers: bool) -> None:
+    """Another node, which knows heads and devices from before or learns of them now, is at its events meanwhile."""
+    prepared()
+    event, change = replace(PHONE, authored=dict(PHONE.authored)).revoke(LAPTOP)
+    laptops = [*signed(LAPTOP, "notes", 1), *signed(LAPTOP, "new", 1)]
+
+    def scenario(run: Run) -> None:
+        world = World()
+        if remembers:
+            world.there.append(pass_by, ON_LAPTOP, *signed(LAPTOP, "others", 1))
+        stored_before: list[int] = []
+
+        def stored() -> int:
+            rows = [row for rows in world.database.events.values() for row in rows]
+            return sum(row.device_pk == ON_LAPTOP.device_pk for row in rows)
+
+        def revoke(gate: Gate) -> None:
+            def probe(point: str) -> None:
+                if point == "after_commit":
+                    stored_before.append(stored())
+                only_steps(gate, STEPS | {"devices"})(point)
+
+            world.here.append(probe, ON_PHONE, event, change=change)
+
+        others = world.there.appends(ON_LAPTOP, *([each] for each in laptops), steps=STEPS | {"devices"})
+        run([revoke, others])
+        world.check(world.here, world.there)
+        assert stored_before == [stored()]
+        assert world.here.kinds == [ResultAccepted]
+        answers = [result for _, result in world.there.answers[-2:]]
+        assert all(isinstance(each, ResultAccepted) or each == ResultError("forbidden", []) for each in answers)
+
+    assert explore(scenario) > 20
 
 
 def test_two_enrolments_checked_against_the_same_head() -> None:

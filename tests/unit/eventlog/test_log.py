@@ -19,6 +19,7 @@ from tests.support.logs import PAGE_BYTES_MAX, MemoryPlace, append, create_accou
 if TYPE_CHECKING:
     from keepstep.eventlog.store import Reader
     from keepstep.interfaces import Page
+    from keepstep.model import UserPk
 
 ADA = UserFixture("ada")
 
@@ -31,9 +32,9 @@ class Interrupted(MemoryBackend):
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def read(self, work: Callable[[Reader], T]) -> T:
+    async def read(self, user_pk: UserPk, work: Callable[[Reader], T]) -> T:
         """As ``Backend.read``."""
-        answer = await super().read(work)
+        answer = await super().read(user_pk, work)
         if self.meanwhile is not None:
             meanwhile, self.meanwhile = self.meanwhile, None
             await meanwhile()
@@ -53,6 +54,30 @@ async def test_a_snapshot_older_than_our_own_commit_is_not_caught_up() -> None:
     page = await log.read(principal.user_pk, "notes", after=1, events_max=9, bytes_max=PAGE_BYTES_MAX, now_ms=NOW_MS)
 
     assert (page.last_seq, page.head_seq) == (1, 2)
+
+
+async def test_a_commit_in_the_log_that_was_is_not_served_from_the_one_that_is() -> None:
+    """The database was restored while the commit's answer was on its way."""
+    place = MemoryPlace()
+    restoring = False
+
+    def restore(point: str) -> None:
+        if point == "after_commit" and restoring:
+            place.restore()
+
+    log = place.node(probe=restore)
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, device)
+    await append(log, principal, device.event("notes"))
+    place.back_up()
+    restoring = True
+    await append(log, principal, device.event("notes"))
+
+    page = await log.read(principal.user_pk, "notes", after=0, events_max=9, bytes_max=PAGE_BYTES_MAX, now_ms=NOW_MS)
+
+    assert (page.last_seq, page.head_seq) == (1, 1)
+    with pytest.raises(ProtocolError, match="unknown_position"):
+        await log.read(principal.user_pk, "notes", after=2, events_max=9, bytes_max=PAGE_BYTES_MAX, now_ms=NOW_MS)
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])

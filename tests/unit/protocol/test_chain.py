@@ -19,7 +19,7 @@ from keepstep.protocol.chain import (
     verify_head,
 )
 from keepstep.protocol.messages import HEAD_BYTES_MAX, INTEGER_MAX
-from tests.support.scripted_log import seed
+from tests.support.events import seed
 
 USER = seed("user")
 HEAD = Head(USER, "notes", 1, 2, seed("chain"), 3)

@@ -19,9 +19,11 @@ from keepstep.protocol.event import (
     verify_event,
 )
 from keepstep.protocol.messages import INTEGER_MAX
-from tests.support.scripted_log import EVENT_ID, seed
+from tests.support.events import NOW_MS, event_id, seed
 
 CHAIN = seed("chain")
+EVENT_ID = event_id(NOW_MS, "event")
+INBOX = f"$inbox/{'a' * 32}"
 
 
 def header(**changes: Any) -> Header:
@@ -121,19 +123,29 @@ def test_a_header_of_another_version_is_unsupported() -> None:
         (6, "notes", None, "malformed"),
         (5, "$devices", 60, "malformed"),
         (6, "$keys", 60, "malformed"),
+        (0, INBOX, None, None),
+        (0, INBOX, 60, "malformed"),
+        (6, INBOX, None, "malformed"),
         (0, "$inbox/x", None, "unknown_stream"),
+        (0, f"$inbox/{'A' * 32}", None, "unknown_stream"),
         (0, "$", None, "unknown_stream"),
         (5, "$other", None, "unknown_stream"),
-        (1, "notes", None, "unsupported"),
-        (2, "notes", None, "unsupported"),
-        (3, "notes", None, "unsupported"),
-        (4, "notes", None, "unsupported"),
+        (1, "notes", None, None),
+        (1, "notes", 60, "malformed"),
+        (1, "$devices", None, "malformed"),
+        (1, INBOX, None, "malformed"),
+        (1, "$other", None, "unknown_stream"),
+        (2, "notes", None, None),
+        (3, "notes", None, None),
+        (4, "notes", None, None),
+        (4, "notes", 60, "malformed"),
+        (4, "$keys", None, "malformed"),
         (7, "notes", None, "unsupported"),
-        (4, "$other", None, "unsupported"),
+        (4, "$other", None, "unknown_stream"),
     ],
 )
 def test_each_kind_has_its_streams(kind: int, stream: str, ttl_s: int | None, code: str | None) -> None:
-    """Kind 5 goes into $devices, 6 into $keys, 0 into every stream that is not reserved; nothing else anywhere."""
+    """Kind 5 goes into $devices, 6 into $keys, 0 into inboxes and every stream that is not reserved; else nothing."""
     each = header(kind=kind, stream=stream, ttl_s=ttl_s)
     if code is None:
         check_placement(each)

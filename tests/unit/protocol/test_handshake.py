@@ -8,10 +8,21 @@ import msgspec
 import pytest
 
 from keepstep.client import crypto
-from keepstep.errors import ProtocolError
+from keepstep.errors import DeviceRevoked, ProtocolError
 from keepstep.protocol import transcript
-from keepstep.protocol.messages import HANDSHAKE_MESSAGE_BYTES_MAX, Ping, Pong, ServerHello, ServerHelloCore, encode
+from keepstep.protocol.messages import (
+    HANDSHAKE_MESSAGE_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    Ping,
+    Pong,
+    Revoked,
+    ServerHello,
+    ServerHelloCore,
+    encode,
+)
+from keepstep.protocol.primitives import RECORD_TAG_BYTES
 from keepstep.protocol.states import State
+from tests.support.events import seed
 from tests.support.handshakes import (
     CLIENT,
     DEVICE_ID,
@@ -26,7 +37,6 @@ from tests.support.handshakes import (
     open_sessions,
     record_handshake,
 )
-from tests.support.scripted_log import seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -361,9 +371,28 @@ def test_a_forged_ready_is_refused() -> None:
 
 
 def test_an_oversized_ready_is_refused() -> None:
-    """Until it is active, a device takes 4 KiB at most."""
+    """It takes the place of a revocation, which may be as large as any message."""
     client, _ = client_awaiting_ready()
-    assert refused(lambda: client.receive_ready(bytes(HANDSHAKE_MESSAGE_BYTES_MAX + 1), now_s=0)) == "too_large"
+    too_large = bytes(MESSAGE_BYTES_MAX + RECORD_TAG_BYTES + 1)
+    assert refused(lambda: client.receive_ready(too_large, now_s=0)) == "too_large"
+
+
+def test_a_device_that_has_ended_is_shown_by_what() -> None:
+    """Sealed as Ready would be, for the device that proved its key alone; both sides are closed after it."""
+    client, server = make_client(), make_server()
+    server.receive_auth(client.receive_server_hello(server.receive_hello(client.hello())))
+    row = (3, bytes(16), 9, b"header", bytes(64), b"payload", None)
+    sealed = server.refuse(encode(Revoked(row)), now_s=0)
+    with pytest.raises(DeviceRevoked) as caught:
+        client.receive_ready(sealed, now_s=0)
+    assert (caught.value.code, caught.value.event) == ("revoked", row)
+    assert (client.state, server.state) == (State.CLOSED, State.CLOSED)
+
+
+def test_only_a_device_that_proved_its_key_is_shown_how_it_ended() -> None:
+    """Before, there is no key to seal it with."""
+    server = make_server()
+    assert refused(lambda: server.refuse(b"notice", now_s=0)) == "unexpected"
 
 
 def test_ready_before_the_server_hello_is_unexpected() -> None:

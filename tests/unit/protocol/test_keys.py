@@ -14,7 +14,7 @@ from keepstep.protocol.keys import (
     decode_keys,
     encode_keys,
 )
-from tests.support.scripted_log import seed
+from tests.support.events import seed
 
 EPOCH = seed("epoch")[:16]
 WRAP = bytes(WRAPPED_BYTES)

@@ -40,7 +40,7 @@ FROM_DEVICE: list[list[Any]] = [
     [20, 1, "notes", 0, 1000],
     [21, 1, "notes", [1, 2]],
     [22, 1, "notes"],
-    [23, bytes(16), b"sealed"],
+    [23, 1, bytes(16), b"sealed"],
     [24, b"sealed"],
     [25, 1],
     [26],
@@ -50,6 +50,8 @@ FROM_SERVER: list[list[Any]] = [
     [64, 1, [[0, 2, 5, 9, CHAIN], [1, 5, CHAIN, 9], [1, None, None, None], [2, "out_of_order", [3, CHAIN]]]],
     [65, "notes", [ROW, [2, *ROW[1:5], None, b"trace"]], CHAIN],
     [66, "notes", HEAD],
+    [67, bytes(16), b"sealed"],
+    [68, [[bytes(16), b"sealed", 9], [bytes(16), None, 9]]],
     [69, 3],
     [70, 1, "notes", [ROW], CHAIN, 1],
     [71, None, "malformed", None],
@@ -60,6 +62,10 @@ FROM_SERVER: list[list[Any]] = [
     [74, "notes", "unknown_stream", None, [0, CHAIN]],
     [75],
     [76, "notes", HEAD],
+    [77, ROW],
+    [78, bytes(16), 9],
+    [79, b"announcement"],
+    [80, 1],
 ]
 EVERY = [(decode_from_device, each) for each in FROM_DEVICE] + [(decode_from_server, each) for each in FROM_SERVER]
 Decode = "Callable[[bytes], Any]"
@@ -190,7 +196,7 @@ def test_decoded_values_have_the_documented_types() -> None:
     """Positions are (seq, chain) tuples, names are text."""
     assert decode_from_device(pack([18, {"a": [3, CHAIN]}])) == Subscribe({"a": (3, CHAIN)})
     assert decode_from_device(pack([17, {"a": [3, bytes(16)]}])) == Ack({"a": (3, bytes(16))})
-    resumed = decode_from_server(pack(FROM_SERVER[9]))
+    resumed = decode_from_server(pack(FROM_SERVER[11]))
     assert resumed == Resumed("notes", "contiguous", (b"head", bytes(64)), (0, CHAIN))
 
 

@@ -9,24 +9,10 @@ import pytest
 from keepstep.errors import ProtocolError
 from keepstep.model import Capability, Kind, Position
 from keepstep.protocol import reader as reader_module
-from keepstep.protocol.reader import (
-    BehindDevices,
-    Problem,
-    VerifiedEvent,
-    decode_state,
-    state_at,
-)
-from tests.support.scripted_log import (
-    NOW_MS,
-    ScriptedStream,
-    ScriptedUser,
-    follow,
-    lie,
-    make_device,
-    replaced,
-    seed,
-    two_authors,
-)
+from keepstep.protocol.reader import BehindDevices, decode_state, state_at
+from keepstep.protocol.verified import Problem, VerifiedEvent
+from tests.support.events import NOW_MS, seed
+from tests.support.scripted_log import ScriptedStream, ScriptedUser, follow, lie, make_device, replaced, two_authors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +114,7 @@ def tampered(change: Callable[[ScriptedStream], tuple[list[EventRow], bytes]]) -
         (lambda s: ([replaced(s.rows[3], 5, b"other")], s.chains[4]), "not the one that the author signed for"),
         (lambda s: ([replaced(s.rows[3], 5, b"event 4")], s.chains[4]), "not the one that the author signed for"),
         (lambda s: ([replaced(s.rows[3], 2, 0)], s.chains[4]), "steps back"),
+        (lambda s: ([replaced(s.rows[3], 2, 2**48)], s.chains[4]), "no such time of reception"),
         (lambda s: ([replaced(s.rows[3], 2, NOW_MS + 9)], s.chains[4]), "does not end in the chain"),
         (lambda s: ([replaced(s.rows[3], 4, bytes(64))], s.chains[4]), "does not end in the chain"),
         (lambda s: ([replaced(s.rows[3], 3, b"\xc0")], s.chains[4]), "documented form"),
@@ -260,7 +247,7 @@ def odd_event(**changes: Any) -> VerifiedEvent:
         ({"seen": (7, OTHER_CHAIN)}, Problem.INVALID),
         ({"seen": (99, OTHER_CHAIN)}, Problem.INVALID),
         ({"kind": Kind.KEYS}, Problem.INVALID),
-        ({"kind": Kind.POLICY}, Problem.UNSUPPORTED),
+        ({"kind": 7}, Problem.UNSUPPORTED),
         ({"kind": 99}, Problem.UNSUPPORTED),
     ],
 )
@@ -336,7 +323,7 @@ def test_a_refused_account_event_has_no_effect_and_keeps_its_place() -> None:
     user = ScriptedUser()
     phone = make_device("phone")
     user.enrol(make_device("spy"), by=make_device("stranger"))
-    user.devices_stream.append(user.laptop, b"\x91\x02")
+    user.devices_stream.append(user.laptop, b"\x91\x06")
     user.enrol(make_device("spy"), sig=bytes(64))
     user.enrol(make_device("spy"), devices_seen=(9, OTHER_CHAIN))
     user.enrol(make_device("spy"), seen=(9, OTHER_CHAIN))
@@ -373,3 +360,81 @@ def test_a_missing_payload_of_the_account_log_is_a_lie() -> None:
     user.enrol(make_device("phone"), stored_payload=None)
     reader = follow(user.devices_stream)
     assert "which nothing ever removes" in lie(lambda: reader.feed(*user.devices_stream.page(0))).reason
+
+
+# -- revoked authors, checkpoints
+
+
+def test_events_after_a_revocation_keep_their_place_without_payload() -> None:
+    """Those up to the accepted number stay."""
+    user = ScriptedUser()
+    phone = make_device("phone")
+    user.enrol(phone)
+    stream = user.stream()
+    for number in range(3):
+        stream.append(phone, b"event %d" % number)
+    user.revoke(phone, {"notes": 2})
+    events = follow(stream).feed(*stream.page(0))
+    assert [event.problem for event in events] == [None, None, Problem.AFTER_REVOCATION]
+    assert [event.payload for event in events] == [b"event 0", b"event 1", None]
+
+
+def test_a_hidden_revocation_shows() -> None:
+    """As soon as any device that knows of it writes anything."""
+    user = ScriptedUser()
+    phone = make_device("phone")
+    user.enrol(phone)
+    user.revoke(phone)
+    stream = user.stream()
+    stream.append(user.laptop)
+    reader = follow(stream, account=user.account(upto=2))
+    with pytest.raises(BehindDevices):
+        reader.feed(*stream.page(0))
+    assert lie(lambda: reader.feed(*stream.page(0), devices_complete=True)).seq == 1
+
+
+def test_a_checkpoint_is_compared_with_what_the_reader_holds() -> None:
+    """At once where it is read already, at 0 too."""
+    _, stream = two_authors()
+    reader = follow(stream)
+    reader.feed(*stream.page(0))
+    for seq in (0, 3, 6):
+        reader.compare(seq, stream.chains[seq])
+        assert lie(lambda seq=seq: reader.compare(seq, OTHER_CHAIN)).seq == seq  # type: ignore[misc]
+
+
+def test_a_checkpoint_ahead_of_the_reader_is_compared_when_it_gets_there() -> None:
+    """The highest one is remembered, in its state too."""
+    _, stream = two_authors()
+    reader = follow(stream)
+    reader.compare(5, stream.chains[5])
+    reader.compare(4, OTHER_CHAIN)
+    assert lie(lambda: reader.compare(5, OTHER_CHAIN)).seq == 5
+    reader = follow(stream, state=decode_state(reader.state.encode()))
+    reader.feed(*stream.page(0, 5))
+    passed = reader.state
+    reader.compare(6, OTHER_CHAIN)
+    assert (passed.claimed, reader.state.claimed) == (None, (6, OTHER_CHAIN))
+    assert lie(lambda: reader.feed(*stream.page(5))).seq == 6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seen": (1, OTHER_CHAIN)},
+        {"seen": (9, OTHER_CHAIN)},
+        {"devices_seen": (1, OTHER_CHAIN)},
+        {"devices_seen": (99, OTHER_CHAIN)},
+    ],
+)
+def test_revoking_a_device_heals_the_stream_that_it_broke(changes: dict[str, Any]) -> None:
+    """What a stolen device says of histories stops readers only until it is revoked below that event."""
+    user = ScriptedUser()
+    phone = make_device("phone")
+    user.enrol(phone)
+    stream = user.stream()
+    for device, forged in ((user.laptop, {}), (phone, changes), (user.laptop, {})):
+        stream.append(device, **forged)
+    user.revoke(phone, {"notes": 0})
+    events = follow(stream).feed(*stream.page(0), devices_complete=True)
+    assert [event.problem for event in events] == [None, Problem.AFTER_REVOCATION, None]

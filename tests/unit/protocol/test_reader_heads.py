@@ -8,7 +8,9 @@ import pytest
 
 from keepstep.model import Position
 from keepstep.protocol.reader import state_at
-from tests.support.scripted_log import follow, lie, seed, two_authors
+from keepstep.protocol.witness import HEADS_MAX
+from tests.support.events import seed
+from tests.support.scripted_log import follow, lie, two_authors
 
 OTHER_CHAIN = seed("another chain")
 
@@ -119,7 +121,31 @@ def test_a_log_that_went_back_behind_a_signed_head_is_a_lie(seq: int, epoch: int
     reader.note(stream.head(6))
     error = lie(lambda: reader.resumed(stream.head(seq, epoch=epoch)))
     assert "went back behind a signed head" in error.reason
-    assert error.evidence == (stream.head(6),)
+    assert error.evidence[0] == stream.head(6)
+
+
+def test_caught_up_behind_a_signed_head_is_a_lie() -> None:
+    """That it once signed a later one is not forgotten, however many heads the server signs."""
+    _, stream = two_authors()
+    reader = follow(stream)
+    for epoch in range(1, 2 * HEADS_MAX):
+        reader.note(stream.head(6, epoch=epoch))
+    reader.feed(*stream.page(0, 5))
+    assert "went back behind a signed head" in lie(lambda: reader.caught_up(stream.head(5))).reason
+
+
+def test_heads_of_later_epochs_do_not_push_out_one_that_is_ahead() -> None:
+    """Epoch and seq rise together: a later epoch in which the stream is shorter went back."""
+    _, stream = two_authors()
+    reader = follow(stream)
+    reader.resumed(stream.head(6))
+    earlier = stream.head(0, epoch=2)
+    error = lie(lambda: reader.note(earlier))
+    assert "went back behind a signed head" in error.reason
+    assert error.evidence == (stream.head(6), earlier)
+    later = follow(stream)
+    later.note(stream.head(5, epoch=2))
+    lie(lambda: later.note(stream.head(6, epoch=1)))
 
 
 def test_a_log_that_moved_on_is_resumed() -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from keepstep.protocol import reader as reader_module
-from keepstep.protocol.reader import Problem, StreamVerifier, VerifiedEvent
-from tests.support.scripted_log import NOW_MS, ScriptedStream, ScriptedUser, follow, lie, replaced, seed
+from keepstep.protocol.reader import StreamVerifier
+from keepstep.protocol.verified import Problem, VerifiedEvent
+from tests.support.events import NOW_MS, seed
+from tests.support.scripted_log import ScriptedStream, ScriptedUser, follow, lie, replaced
 
 OTHER_CHAIN = seed("another chain")
 

@@ -8,11 +8,23 @@ from typing import Any, Final, get_args
 
 import pytest
 
-from keepstep.client import crypto
-from keepstep.protocol import account, chain, event, keys, messages, transcript
+from keepstep.client import crypto, livesealing
+from keepstep.protocol import (
+    account,
+    account_payloads,
+    chain,
+    challenge,
+    event,
+    keys,
+    linking,
+    messages,
+    receipt,
+    succession,
+    transcript,
+)
 from keepstep.protocol.messages import ClientAuth, ClientHello, FromDevice, FromServer, Ready, ServerHello
+from tests.support.events import seed
 from tests.support.handshakes import SERVER_KEY, make_client, make_server
-from tests.support.scripted_log import seed
 
 REFERENCE: Final = Path(__file__).resolve().parents[3] / "docs" / "reference"
 PROTOCOL: Final = (REFERENCE / "protocol.md").read_text(encoding="utf-8")
@@ -41,7 +53,10 @@ CONTEXTS: Final = [
     *(transcript.TH1_CONTEXT, transcript.TH2_CONTEXT, transcript.TH3_CONTEXT),
     *(transcript.SERVER_AUTH_PREFIX, transcript.DEVICE_AUTH_PREFIX, transcript.HANDSHAKE_INFO, transcript.SESSION_INFO),
     *(event.EVENT_PREFIX, chain.EVENT_HASH_CONTEXT, chain.CHAIN_0_CONTEXT, chain.CHAIN_CONTEXT, chain.HEAD_PREFIX),
-    *(account.ROOT_PREFIX, account.NEXT_ROOT_CONTEXT, crypto.REKEY_INFO, "keepstep/v1/content-key"),
+    *(account_payloads.ROOT_PREFIX, account_payloads.NEXT_ROOT_CONTEXT, succession.SERVER_KEY_PREFIX),
+    *(receipt.RECEIPT_PREFIX, challenge.REST_AUTH_PREFIX, crypto.REKEY_INFO, "keepstep/v1/content-key"),
+    *(linking.COMMIT_CONTEXT, linking.TH1_CONTEXT, linking.TH2_CONTEXT, linking.TH3_CONTEXT, linking.CODE_CONTEXT),
+    *(linking.KEYS_INFO, linking.DEVICE_PREFIX, livesealing.PRESENCE_LABEL, livesealing.SIGNAL_LABEL),
 ]
 
 
@@ -64,6 +79,11 @@ def test_limits_are_the_documents() -> None:
         (messages.SUBSCRIBE_STREAMS_MAX, "at most 1,024 streams"),
         (event.TTL_S_MAX, "1 to 3,153,600,000"),
         (keys.WRAPPED_BYTES, "112 bytes each"),
+        (account_payloads.ACCOUNT_PAYLOAD_BYTES_MAX // 1024, "at most 256 KiB"),
+        (account.MANAGE_COOL_DOWN_MS // 3_600_000, "24 hours"),
+        (messages.SIGNAL_BYTES_MAX // 1024, "at most 16 KiB for one other device"),
+        (messages.PRESENCE_BYTES_MAX // 1024, "at most 4 KiB; the last one"),
+        (linking.MESSAGES_MAX - 1, "messages 0 to 7 of each side"),
     ):
         assert f"{number:,}" in text
         assert text in PROTOCOL

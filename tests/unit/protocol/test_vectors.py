@@ -11,14 +11,20 @@ from keepstep.client import crypto
 from keepstep.client.payload import ContentKey, Place, content_epoch_of, key_name, open_payload, padded_length
 from keepstep.errors import ProtocolError
 from keepstep.protocol import chain, event, transcript
-from keepstep.protocol.account import AccountEvent, AccountLog, decode_account, next_root_hash
+from keepstep.protocol.account import AccountEvent, AccountLog
+from keepstep.protocol.account_payloads import decode_account, next_root_hash
+from keepstep.protocol.codec import encode
 from keepstep.protocol.handshake import ClientHandshake, ServerHandshake
 from keepstep.protocol.keys import decode_keys, encode_keys
 from keepstep.protocol.messages import Ping, Pong, Ready
+from keepstep.protocol.policy import decode_policy
+from keepstep.protocol.snapshot import decode_confirm, decode_erase, decode_snapshot
 from tests.support.vectors import FOLDER, load, unhex
 from tests.vectors.generate import vector_files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keepstep.protocol.primitives import Primitives
 
 EXTENSION: Final[Primitives] = _keepstep
@@ -221,20 +227,49 @@ def test_heads_are_the_vectors(vector: dict[str, Any], primitives: Primitives) -
     assert chain.verify_head(primitives, server_key, (data, sig)) == head
 
 
+CONTROLS: Final = load("controls.json")
+DECODERS: Final[dict[int, Callable[[bytes], Any]]] = {
+    1: decode_policy,
+    2: decode_snapshot,
+    3: decode_confirm,
+    4: decode_erase,
+}
+
+
+@pytest.mark.parametrize("vector", CONTROLS["accepted"], ids=lambda each: each["name"])
+def test_control_payloads_are_the_vectors(vector: dict[str, Any]) -> None:
+    """Decoded, and encoded again, each is the same bytes."""
+    (payload,) = unhex(vector, "payload")
+    assert encode(DECODERS[vector["kind"]](payload)) == payload
+
+
+@pytest.mark.parametrize("vector", CONTROLS["refused"], ids=lambda each: each["name"])
+def test_refused_control_payloads_are_refused(vector: dict[str, Any]) -> None:
+    """Each with the vector's code."""
+    with pytest.raises(ProtocolError) as caught:
+        DECODERS[vector["kind"]](unhex(vector, "payload")[0])
+    assert caught.value.code == vector["code"]
+
+
 ACCOUNT: Final = load("account.json")
 
 
 @BOTH
 def test_the_account_log_follows_the_vectors(primitives: Primitives) -> None:
-    """Genesis and enrolment are accepted, and the chain after each is the vector's."""
+    """Every operation is accepted; the live devices and the chain after each are the vector's."""
     (user_key, next_root_key) = unhex(ACCOUNT, "user_key", "next_root_key")
     log = AccountLog(primitives, user_key)
-    for vector, listed in zip(ACCOUNT["events"], (ACCOUNT["genesis"], ACCOUNT["enrol"]), strict=True):
+    for vector in ACCOUNT["events"]:
         device_id, header, sig, payload = unhex(vector, "device_id", "header", "sig", "payload")
-        entry = log.apply(AccountEvent(device_id, header, sig, payload, vector["received_at_ms"]))
-        assert entry.device_key.hex() == listed["device_entry"][1]
+        log.apply(AccountEvent(device_id, header, sig, payload, vector["received_at_ms"]))
+        live = [each.entry.device_id.hex() for each in log.devices.values() if each.ended is None]
+        assert live == vector["live"]
         assert (log.position.seq, log.position.chain.hex()) == (vector["seq"], vector["chain"])
     assert next_root_hash(primitives, next_root_key).hex() == ACCOUNT["genesis"]["next_root_hash"]
+    listed = [log.devices[each].entry.device_key.hex() for each in log.devices]
+    assert listed == [ACCOUNT[each]["device_entry"][1] for each in ("genesis", "enrol", "rotate")]
+    assert log.next_root_hash is not None
+    assert log.next_root_hash.hex() == ACCOUNT["rotate"]["next_root_hash"]
 
 
 @pytest.mark.parametrize("vector", ACCOUNT["refused_payloads"], ids=lambda each: each["name"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from keepstep.client import crypto
 from keepstep.protocol.witness import HEADS_MAX, HeadWitness
-from tests.support.scripted_log import NOW_MS, ScriptedStream, ScriptedUser, seed
+from tests.support.events import NOW_MS, seed
+from tests.support.scripted_log import ScriptedStream, ScriptedUser
 
 
 def stream_of_many() -> ScriptedStream:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -18,59 +15,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from keepstep.client import crypto
 from keepstep.identity import Registrations
-from keepstep.memory import MemoryMaintenance
+from keepstep.memory import MemoryDatabase, MemoryMaintenance
 from keepstep.protocol.chain import verify_head
-from keepstep.rest.app import RestServices, ServerInfo, create_app
-from keepstep.rest.guard import BODY_BYTES_MAX
+from keepstep.rest.endpoints import BODY_BYTES_MAX
+from keepstep.rest.readiness import Readiness
 from tests.support.events import DeviceFixture, UserFixture
-from tests.support.parts import SERVER_KEY, Parts
+from tests.support.parts import SERVER_KEY, TestClock
+from tests.support.rest import Site, site
 
-INFO = ServerInfo(
-    version="1.2.3",
-    name="home",
-    server_key=SERVER_KEY,
-    device_url="ws://here:8441/v1/connect",
-    registration="open",
-    unsafe=False,
-)
 MSGPACK = {"content-type": "application/msgpack"}
 
 
-@dataclass
-class Site:
-    """A REST application over parts in memory."""
-
-    parts: Parts
-    http: httpx.AsyncClient
-    services: RestServices
-
-    async def post(self, body: bytes, **headers: str) -> httpx.Response:
-        """Register."""
-        return await self.http.post("/api/v1/accounts", content=body, headers=MSGPACK | headers)
-
-
-@asynccontextmanager
-async def site(**changes: Any) -> AsyncIterator[Site]:
-    """``changes`` replace services, or fields of what the server tells of itself."""
-    parts = Parts()
-    collected: list[None] = []
-    info = {name: value for name, value in changes.items() if hasattr(INFO, name)}
-    services = RestServices(
-        info=replace(INFO, **info),
-        identity=parts.identity,
-        signer=parts.signer,
-        maintenance=MemoryMaintenance(parts.database, clock=parts.clock),
-        clock=parts.clock,
-        randomness=parts.randomness,
-        metrics=parts.metrics,
-        logger=structlog.get_logger(),
-        is_draining=lambda: False,
-        collect=lambda: collected.append(None),
-    )
-    services = replace(services, **{name: value for name, value in changes.items() if name not in info})
-    transport = httpx.ASGITransport(app=create_app(services))
-    async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
-        yield Site(parts, http, services)
+async def post(here: Site, body: bytes, **headers: str) -> httpx.Response:
+    """Register."""
+    return await here.http.post("/api/v1/accounts", content=body, headers=MSGPACK | headers)
 
 
 def genesis_body(name: str = "alice") -> tuple[DeviceFixture, bytes]:
@@ -111,14 +69,15 @@ async def test_a_server_without_its_database_is_not_ready() -> None:
 async def test_a_database_that_does_not_answer_counts_as_away(autojump_clock: trio.testing.MockClock) -> None:
     """After two seconds."""
 
-    class Silent:
+    class Silent(MemoryMaintenance):
         """A database that hangs."""
 
         async def ping(self) -> None:
             """Never answers."""
             await trio.sleep_forever()
 
-    async with site(maintenance=Silent()) as here:
+    silent = Silent(MemoryDatabase(), clock=TestClock())
+    async with site(readiness=Readiness(silent)) as here:
         answer = await here.http.get("/health/ready")
         assert (answer.status_code, answer.json()["status"]) == (503, "not_ready")
         assert trio.current_time() == 2
@@ -169,6 +128,7 @@ async def test_the_server_tells_what_a_device_needs() -> None:
             "server_key": SERVER_KEY.hex(),
             "device_url": f"ws://here:8441/v1/connect#{SERVER_KEY.hex()}",
             "registration": "open",
+            "server_key_announcements": [],
         }
 
 
@@ -176,13 +136,13 @@ async def test_a_genesis_makes_an_account() -> None:
     """The answer says where the event is, with the signed head."""
     async with site() as here:
         phone, body = genesis_body()
-        answer = await here.post(body)
+        answer = await post(here, body)
         assert (answer.status_code, answer.headers["content-type"]) == (201, "application/msgpack")
         seq, received_at_ms, chain, signed = msgspec.msgpack.decode(answer.content)
         head = verify_head(crypto, SERVER_KEY, tuple(signed))
         assert (seq, received_at_ms) == (1, here.parts.clock.now_ms())
         assert (head.user_key, head.stream, head.seq, head.chain) == (phone.user.user_key, "$devices", 1, chain)
-        again = await here.post(body)
+        again = await post(here, body)
         assert again.status_code == 200
         assert msgspec.msgpack.decode(again.content)[:3] == [seq, received_at_ms, chain]
         count = here.parts.metrics.registry.get_sample_value
@@ -205,7 +165,7 @@ async def test_a_genesis_makes_an_account() -> None:
 async def test_a_wrong_genesis_is_a_problem(change: Any, status: int, code: str) -> None:
     """Typed, and counted; nothing is stored."""
     async with site() as here:
-        answer = await here.post(change(genesis_body()[1]))
+        answer = await post(here, change(genesis_body()[1]))
         assert (answer.status_code, answer.json()["code"]) == (status, code)
         assert answer.headers["content-type"] == "application/problem+json"
     assert not here.parts.database.users
@@ -215,9 +175,9 @@ async def test_a_second_account_of_a_root_key_is_a_conflict() -> None:
     """The first one stays."""
     async with site() as here:
         phone, body = genesis_body()
-        await here.post(body)
+        await post(here, body)
         genesis = DeviceFixture(phone.user, "laptop").genesis()
-        answer = await here.post(msgspec.msgpack.encode([genesis.header, genesis.sig, genesis.payload]))
+        answer = await post(here, msgspec.msgpack.encode([genesis.header, genesis.sig, genesis.payload]))
         assert (answer.status_code, answer.json()["code"]) == (409, "id_reused")
 
 
@@ -227,7 +187,7 @@ async def test_a_closed_server_registers_nobody() -> None:
         here.parts.identity._registrations = Registrations(
             "closed", per_address_hour=1, per_hour=1, clock=here.parts.clock
         )
-        answer = await here.post(genesis_body()[1])
+        answer = await post(here, genesis_body()[1])
         assert (answer.status_code, answer.json()["code"]) == (403, "registration_closed")
         assert "retry-after" not in answer.headers
 
@@ -236,7 +196,7 @@ async def test_a_registration_while_the_database_is_away_may_be_tried_again() ->
     """Unavailable, with when."""
     async with site() as here:
         here.parts.database.away = True
-        answer = await here.post(genesis_body()[1])
+        answer = await post(here, genesis_body()[1])
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         assert answer.headers["retry-after"] == "1"
         assert answer.json()["retry_after_ms"] == 1_000
@@ -250,7 +210,7 @@ async def test_a_registration_that_takes_too_long_may_be_tried_again(autojump_cl
             await trio.sleep_forever()
 
         here.parts.log.create_account = hang  # type: ignore[method-assign]
-        answer = await here.post(genesis_body()[1])
+        answer = await post(here, genesis_body()[1])
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         assert trio.current_time() == 20
 
@@ -301,7 +261,7 @@ async def test_every_request_is_logged_once_by_its_route() -> None:
             await here.http.get("/api/v1/server?token=secret", headers={"authorization": "Bearer secret"})
             await here.http.get("/secret")
     assert [(line["method"], line["route"], line["status"], line["api_version"]) for line in lines] == [
-        ("GET", "/api/v1/server", 200, "1"),
+        ("GET", "/api/v1/server", 400, "1"),
         ("GET", "none", 404, None),
     ]
     assert "secret" not in json.dumps(lines)

@@ -22,6 +22,8 @@ class Exchange:
         self._complete = complete
         self.scope: dict[str, Any] = {
             "type": "http",
+            "method": "GET",
+            "path": "/",
             "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
         }
 
@@ -63,7 +65,12 @@ async def echo(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 def guard(application: Any = echo, **limits: Any) -> Guard:
     """Small limits."""
-    arguments = {"body_bytes_max": 10, "body_timeout_s": 5, "requests_max": 2} | limits
+    arguments: dict[str, Any] = {
+        "body_bytes_max": lambda _method, path: 12 if path == "/large" else 10,
+        "headers": {"X-Always": "1", "Cache-Control": "no-store"},
+        "body_timeout_s": 5,
+        "requests_max": 2,
+    } | limits
     return Guard(application, refusal, make_id=lambda: "made", **arguments)
 
 
@@ -122,7 +129,7 @@ async def test_a_disconnect_waits_until_the_answer_is_finished() -> None:
             await trio.testing.wait_all_tasks_blocked()
             order.append("sent")
 
-    await guard(application)({"type": "http", "headers": []}, receive, send)
+    await guard(application)({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
     assert order == ["sent", "http.disconnect"]
 
 
@@ -212,3 +219,48 @@ async def test_the_lifespan_passes_through() -> None:
     exchange = Exchange()
     await guard(application)({"type": "lifespan"}, exchange.receive, exchange.send)
     assert seen == ["lifespan"]
+
+
+async def test_a_path_may_take_larger_bodies_than_others() -> None:
+    """A publish is larger than a question."""
+    exchange = Exchange(b"0123456789ab")
+    exchange.scope["path"] = "/large"
+    await guard()(exchange.scope, exchange.receive, exchange.send)
+    assert exchange.status == 200
+
+
+async def test_bodies_in_all_are_bounded() -> None:
+    """One more is told to come back, and what it would have held is not counted."""
+    go_on = trio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await go_on.wait()
+        await echo(scope, receive, send)
+
+    guarded = guard(slow, bodies_bytes_max=15)
+    first, second = Exchange(b"0123456789"), Exchange(b"012345")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(guarded, first.scope, first.receive, first.send)
+        await trio.testing.wait_all_tasks_blocked()
+        await guarded(second.scope, second.receive, second.send)
+        assert second.status == 503
+        go_on.set()
+    assert first.status == 200
+    again = Exchange(b"0123456789")
+    await guarded(again.scope, again.receive, again.send)
+    assert again.status == 200
+
+
+async def test_every_answer_has_the_guards_headers_unless_it_has_its_own() -> None:
+    """A refusal too."""
+
+    async def cached(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Cache-Control", b"private")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    answered, refused = Exchange(b""), Exchange(b"0123456789ab")
+    await guard(cached)(answered.scope, answered.receive, answered.send)
+    await guard(cached)(refused.scope, refused.receive, refused.send)
+    assert (answered.headers[b"x-always"], answered.headers[b"Cache-Control"]) == (b"1", b"private")
+    assert b"cache-control" not in answered.headers
+    assert (refused.headers[b"x-always"], refused.headers[b"cache-control"]) == (b"1", b"no-store")

@@ -278,3 +278,21 @@ fn a_time_that_no_uuid_can_hold_is_the_callers_mistake() {
     assert!(ingest(&[], &plan, Vec::new(), TIME_MS_MAX + 1).is_err());
     assert!(ingest(&[], &plan, Vec::new(), TIME_MS_MAX).unwrap().results.is_empty());
 }
+
+#[test]
+fn what_an_author_has_seen_is_here() {
+    let (device, stream) = (Device::new(1), new_stream(3, "notes"));
+    let stored = device.series("notes", 1, &[0; 32], 2);
+    let head = after(&device, &stored, &stream);
+    let first = device.sign(&Draft { n: 3, prev: stored[1].hash()[..16].to_vec(), ..Draft::default() });
+    let in_batch = chain_next(&head.chain, 3, NOW_MS, &first.hash());
+    let good = [(0, stream.chain), (1, [9; 32]), (2, head.chain), (3, in_batch)];
+    let bad = [(0, [9; 32]), (2, [9; 32]), (3, [9; 32]), (4, head.chain), (u64::MAX >> 1, [9; 32])];
+    for (seen, known) in good.iter().map(|seen| (seen, true)).chain(bad.iter().map(|seen| (seen, false))) {
+        let prev = first.hash()[..16].to_vec();
+        let event = device.sign(&Draft { n: 4, prev, seen: Some(*seen), ..Draft::default() });
+        let answers = answers(&device, &[first.clone(), event], &[&head]);
+        assert_eq!(answers.get(1) == Some(&Answer::Refused(Error::UnknownPosition)), !known, "{seen:?}");
+        assert!(!known || matches!(answers[..], [Answer::New { count: 2, .. }]));
+    }
+}

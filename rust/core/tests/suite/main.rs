@@ -8,6 +8,7 @@ mod errors;
 mod events;
 mod heads;
 mod ingesting;
+mod policies;
 mod records;
 mod runs;
 mod support;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keepstep_core::ed25519::{self, PublicKey};
 use keepstep_core::event::{Events, Signer};
-use keepstep_core::hash::{Hash, blake3, event_hash};
+use keepstep_core::hash::{Hash, blake3, chain_0, event_hash};
 use keepstep_core::head::StreamHead;
 use keepstep_core::ingest::Submission;
 use keepstep_core::msgpack::{write_binary, write_integer, write_optional_binary};
@@ -41,6 +41,8 @@ pub(crate) struct Draft {
     pub(crate) prev: Vec<u8>,
     /// As encoded.
     pub(crate) base: Vec<u8>,
+    /// Nothing read, where it does not say.
+    pub(crate) seen: Option<(u64, Hash)>,
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) hlc: u64,
     pub(crate) ttl_s: Option<u64>,
@@ -57,6 +59,7 @@ impl Default for Draft {
             n: 1,
             prev: vec![0; 16],
             base: vec![0xc0],
+            seen: None,
             key: None,
             hlc: NOW_MS << 16,
             ttl_s: None,
@@ -82,7 +85,8 @@ impl Draft {
         write_integer(&mut output, self.n);
         write_binary(&mut output, &self.prev).unwrap();
         output.extend_from_slice(&self.base);
-        write_position(&mut output, 3, &[3; 32]);
+        let (seq, chain) = self.seen.unwrap_or_else(|| (0, chain_0(&USER_KEY, &self.stream)));
+        write_position(&mut output, seq, &chain);
         write_position(&mut output, 4, &[4; 32]);
         write_optional_binary(&mut output, self.key.as_deref()).unwrap();
         write_integer(&mut output, self.hlc);

@@ -1,0 +1,199 @@
+"""Who may administer, and what administrators cut: the key, the audit trail, sessions that end on every node."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+import trio
+
+from keepstep import _keepstep
+from keepstep.administration import AUDIT_ACTION_MAX, AUDIT_TARGET_MAX, AUDIT_TEXT_MAX, AuditEntry
+from keepstep.admission import address_prefix
+from keepstep.errors import ProtocolError, Unavailable
+from keepstep.telemetry import BoundedLines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from keepstep.administration import Administration
+    from keepstep.interfaces import Clock
+    from keepstep.model import DevicePk, UserPk
+    from keepstep.session import Session
+    from keepstep.telemetry import Log, Metrics
+
+FAILURES_MAX: Final = 10
+FAILURES_WINDOW_S: Final = 60.0
+"""An address prefix that showed so many wrong keys within this time is not looked at until it is over."""
+PREFIXES_MAX: Final = 10_000
+"""Address prefixes whose failures are remembered; beyond it the oldest are forgotten."""
+CUT_POLL_INTERVAL_S: Final = 0.5
+"""Between two looks at what was cut: half of the second in which the sessions end."""
+CUT_LOOK_BACK_MS: Final = 60_000
+"""How long before its commit a cut may be dated, clocks of nodes included."""
+CUT_KEPT_MS: Final = 60 * 60 * 1000
+"""How long a cut is kept: every node that is up has looked by then."""
+REMOVAL_DELAY_MS: Final = 60 * 1000
+"""How long a deleted account's rows stay: nodes whose clocks differ, and what was under way, have come to an end."""
+CLEAN_UP_ROWS_MAX: Final = 1_000
+"""Rows dropped in one step."""
+CLEAN_UP_STEPS_MAX: Final = 100
+"""Steps in one run; what is left waits for the next."""
+DAY_MS: Final = 24 * 60 * 60 * 1000
+_SCHEME: Final = "bearer"
+
+
+class AdminKey:
+    """``interfaces.AdminAccess``: one key, of which only the BLAKE3 hash is kept.
+
+    Args:
+        key: the administration key.
+        administration: where calls are recorded.
+        clock: dates them; its monotonic seconds count failures.
+        metrics: counted into.
+        logger: told of every call and of every wrong key.
+    """
+
+    def __init__(self, key: str, administration: Administration, clock: Clock, metrics: Metrics, logger: Log) -> None:
+        self._key_hash = _keepstep.blake3(key.encode())
+        self._administration = administration
+        self._clock = clock
+        self._metrics = metrics
+        self._logger = logger
+        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self._refusals = BoundedLines(logger)
+
+    async def authenticate(self, authorization: str | None, *, address: str) -> None:
+        """As ``AdminAccess.authenticate``. A prefix that failed too often is refused whatever it shows."""
+        try:
+            self._check(authorization, address)
+        except ProtocolError:
+            self._metrics.admin_refusals.inc()
+            raise
+
+    def _check(self, authorization: str | None, address: str) -> None:
+        prefix, now_s = address_prefix(address), self._clock.monotonic_s()
+        failures = self._failures.get(prefix)
+        if failures is not None:
+            while failures and failures[0] <= now_s - FAILURES_WINDOW_S:
+                failures.popleft()
+            if len(failures) >= FAILURES_MAX:
+                wait_s = failures[0] + FAILURES_WINDOW_S - now_s
+                raise ProtocolError("rate_limited", retry_after_ms=max(1, int(wait_s * 1000)))
+        scheme, _, key = (authorization or "").partition(" ")
+        shown = _keepstep.blake3(key.encode("utf-8", "surrogateescape"))
+        if scheme.lower() == _SCHEME and _keepstep.constant_time_equal(shown, self._key_hash):
+            return
+        self._failures.setdefault(prefix, deque(maxlen=FAILURES_MAX)).append(now_s)
+        self._failures.move_to_end(prefix)
+        if len(self._failures) > PREFIXES_MAX:
+            self._failures.popitem(last=False)
+        self._refusals.write("admin_key_refused", now_s=now_s, address=address)
+        raise ProtocolError("invalid_token", "not the administration key")
+
+    async def audit(
+        self, operation: str, target: Mapping[str, str], *, status: int, address: str, request_id: str
+    ) -> None:
+        """As ``AdminAccess.audit``: a log line first, so that a call is known of where the database is away."""
+        self._metrics.admin_calls.labels(str(status)).inc()
+        named = msgspec.json.encode(dict(target)).decode()[:AUDIT_TARGET_MAX]
+        self._logger.info(
+            "admin_call", action=operation, target=named, status=status, address=address, request_id=request_id
+        )
+        entry = AuditEntry(
+            audit_no=0,
+            at_ms=self._clock.now_ms(),
+            request_id=request_id[:AUDIT_TEXT_MAX],
+            address=address[:AUDIT_TEXT_MAX],
+            action=operation[:AUDIT_ACTION_MAX],
+            target=named,
+            status=status,
+        )
+        await self._administration.add_audit(entry)
+
+
+class Sessions(Protocol):
+    """The sessions of this node, as the gateway has them."""
+
+    def session(self, user_pk: UserPk, device_pk: DevicePk) -> Session | None:
+        """A device's session."""
+
+    def sessions_of(self, user_pk: UserPk) -> Iterable[Session]:
+        """All sessions of a user."""
+
+
+class Cuts:
+    """Ends the sessions that an administrator cut, and those of accounts that are disabled or deleted.
+
+    There is one path for this node and for others: the database is asked what was cut since the last look.
+
+    Args:
+        administration: what is asked.
+        sessions: what is ended.
+        clock: the one ``received_at`` follows.
+    """
+
+    def __init__(self, administration: Administration, sessions: Sessions, clock: Clock) -> None:
+        self._administration = administration
+        self._sessions = sessions
+        self._clock = clock
+        self._news = trio.Event()
+
+    def look_now(self) -> None:
+        """Do not wait for the next poll."""
+        self._news.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look, until cancelled."""
+        looked_at_ms = self._clock.now_ms()
+        task_status.started()
+        while True:
+            # Clear, look, then wait: a cut during the look makes another one.
+            self._news = trio.Event()
+            now_ms = self._clock.now_ms()
+            try:
+                await self._look(looked_at_ms - CUT_LOOK_BACK_MS)
+            except Unavailable:
+                pass  # the next look goes as far back as this one
+            else:
+                looked_at_ms = now_ms
+            with trio.move_on_after(CUT_POLL_INTERVAL_S):
+                await self._news.wait()
+
+    async def _look(self, since_ms: int) -> None:
+        for cut in await self._administration.cuts_since(since_ms):
+            if cut.session is None:
+                for session in tuple(self._sessions.sessions_of(cut.user_pk)):
+                    session.end(ProtocolError("account_disabled"))
+            else:
+                device_pk, session_no = cut.session
+                found = self._sessions.session(cut.user_pk, device_pk)
+                if found is not None and found.session_no == session_no:
+                    found.end(ProtocolError("session_cut"))
+
+
+async def remove_deleted(administration: Administration, clock: Clock) -> None:
+    """Remove what is left of deleted accounts. Raises Unavailable."""
+    before_ms = clock.now_ms() - REMOVAL_DELAY_MS
+    for _ in range(CLEAN_UP_STEPS_MAX):
+        if not await administration.remove_deleted(before_ms=before_ms, rows_max=CLEAN_UP_ROWS_MAX):
+            return
+
+
+async def clean_up(administration: Administration, clock: Clock, *, audit_retention_days: int) -> None:
+    """Drop what is left of deleted accounts, audit entries older than their days, and cuts that have been seen.
+
+    Raises:
+        Unavailable: the database is away.
+    """
+    await remove_deleted(administration, clock)
+    for _ in range(CLEAN_UP_STEPS_MAX):
+        now_ms = clock.now_ms()
+        dropped = await administration.clean_up(
+            audit_before_ms=now_ms - audit_retention_days * DAY_MS,
+            cuts_before_ms=now_ms - CUT_KEPT_MS,
+            rows_max=CLEAN_UP_ROWS_MAX,
+        )
+        if not dropped:
+            return

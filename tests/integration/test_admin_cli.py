@@ -1,0 +1,175 @@
+"""``keepstep admin``, as an operator types it, against a running server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+from keepstep.admin_cli import admin
+from keepstep.client import cli
+from keepstep.client.http import raise_for_problem, request
+from keepstep.errors import ClientError
+from tests.support.device_server import CHEAP, PASSPHRASE
+from tests.support.events import DeviceFixture, UserFixture
+from tests.support.server_thread import ServerAddress, server_in_thread
+
+if TYPE_CHECKING:
+    from keepstep.interfaces import Genesis
+
+KEY: Final = "correct-horse-battery-staple-0123456789"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerAddress]:
+    """A server that lets in who was invited, with an administration key."""
+    data_dir: Path = tmp_path_factory.mktemp("data")
+    with server_in_thread(data_dir, admin_api_key=KEY, registration="invite") as address:
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def _key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the environment, as an operator has it."""
+    monkeypatch.delenv("KEEPSTEP_ADMIN_API_KEY", raising=False)
+    monkeypatch.setenv("ADMIN_API_KEY", KEY)
+
+
+def run(address: ServerAddress, *arguments: str) -> Result:
+    """A command; what it raises is in the result."""
+    return CliRunner().invoke(admin, ["--server", address.rest_url, *arguments])
+
+
+def answered(address: ServerAddress, *arguments: str) -> Any:
+    """What a command that is right prints for programs."""
+    result = run(address, "--json", *arguments)
+    assert result.exit_code == 0, result
+    return json.loads(result.stdout)
+
+
+def register(address: ServerAddress, name: str) -> str:
+    """An account with an invite of its own; its user id."""
+    genesis: Genesis = DeviceFixture(UserFixture(name), "phone").genesis()
+    code = answered(address, "invite", "--note", f"for {name}")["code"]
+
+    async def post() -> None:
+        body = msgspec.msgpack.encode([genesis.header, genesis.sig, genesis.payload])
+        url = f"{address.rest_url}/api/v1/accounts"
+        headers = {"Keepstep-Invite": code}
+        raise_for_problem(await request("POST", url, body=body, content_type="application/msgpack", headers=headers))
+
+    trio.run(post)
+    return genesis.user_key.hex()
+
+
+def test_an_operator_sees_who_is_here_and_what_they_have(address: ServerAddress) -> None:
+    """Tables for people: ids are whole also where nobody looks."""
+    user_id = register(address, "ada")
+    listed = run(address, "users")
+    assert listed.exit_code == 0
+    assert user_id in listed.stdout
+    assert "devices quota" in listed.stdout
+    assert user_id in run(address, "user", user_id).stdout
+    assert "publish, subscribe, manage" in run(address, "devices", user_id).stdout
+    assert "$devices" in run(address, "streams", user_id).stdout
+    assert run(address, "sessions").exit_code == 0
+    assert answered(address, "sessions", "--user", user_id) == []
+
+
+def test_an_operator_disables_and_enables_an_account(address: ServerAddress) -> None:
+    """And sets what it may have."""
+    user_id = register(address, "ben")
+    assert answered(address, "disable", user_id)["disabled_at_ms"] is not None
+    assert answered(address, "enable", user_id)["disabled_at_ms"] is None
+    assert answered(address, "quota", user_id, "--streams", "5") == {"streams_max": 5, "devices_max": None}
+    assert answered(address, "user", user_id)["quota"] == {"streams_max": 5, "devices_max": None}
+    assert "5" in run(address, "quota", user_id, "--streams", "5").stdout
+
+
+def test_an_operator_makes_invites_and_takes_them_back(address: ServerAddress) -> None:
+    """The code is shown with the invite, and never again."""
+    made = answered(address, "invite", "--note", "for <nobody> [bold]", "--days", "1")
+    listed = run(address, "invites")
+    assert made["invite_id"] in listed.stdout
+    assert "for <nobody> [bold]" in listed.stdout
+    assert made["code"] not in listed.stdout
+    assert run(address, "delete-invite", made["invite_id"]).exit_code == 0
+    assert made["invite_id"] not in run(address, "invites").stdout
+    again = run(address, "delete-invite", made["invite_id"])
+    assert "there is no such thing" in str(again.exception)
+
+
+def test_whoever_was_invited_makes_a_device(
+    address: ServerAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else; and an invite is good for one account."""
+    monkeypatch.setenv("KEEPSTEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cli, "cost", lambda: CHEAP)
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text(PASSPHRASE)
+    code = answered(address, "invite")["code"]
+
+    def make(name: str, *options: str) -> Result:
+        command = ["device", "new", name, "--new-user", "--server", address.rest_url, "--passphrase-file"]
+        return CliRunner().invoke(cli.commands, [*command, str(passphrase), *options])
+
+    assert "invite_invalid" in str(make("laptop").exception)
+    assert "invite_invalid" in str(make("laptop", "--invite", "no-code").exception)
+    assert make("laptop", "--invite", code).exit_code == 0
+    assert "invite_invalid" in str(make("phone", "--invite", code).exception)
+
+
+def test_a_list_is_read_to_its_limit(address: ServerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page by page; a person is told that there may be more."""
+    monkeypatch.setattr("keepstep.admin_cli.PAGE_LIMIT", 2)
+    for _ in range(5):
+        answered(address, "invite")
+    assert len(answered(address, "invites", "--limit", "5")) == 5
+    assert len(answered(address, "invites", "--limit", "1000")) >= 5
+    assert "more with --limit" in run(address, "invites", "--limit", "3").stderr
+
+
+def test_an_operator_looks_after_the_server(address: ServerAddress) -> None:
+    """What it holds, what it removes, who administrated it, and its token key."""
+    assert "database bytes" in run(address, "statistics").stdout
+    assert answered(address, "statistics")["open_sessions"] == 0
+    retention = run(address, "retention").stdout
+    assert "for ever" in retention
+    assert "none: not configured" in retention
+    kid = answered(address, "rotate-token-key", "--stolen")["kid"]
+    assert kid not in run(address, "rotate-token-key").stdout
+    assert "post_admin_keys_tokens_rotate" in run(address, "audit").stdout
+    assert answered(address, "keys")["token_keys"][0] != kid
+    assert "none" in run(address, "keys").stdout
+    successor = answered(address, "announce-server-key", "--from-days", "1")["server_key"]
+    assert successor in run(address, "keys").stdout
+    assert "announced already" in str(run(address, "announce-server-key").exception)
+    cut = run(address, "cut", "0" * 32)
+    assert "there is no such thing" in str(cut.exception)
+
+
+def test_an_identifier_cannot_lead_elsewhere(address: ServerAddress) -> None:
+    """What is typed is one part of a path."""
+    assert isinstance(run(address, "user", "../audit").exception, ClientError)
+
+
+def test_a_wrong_key_is_explained(address: ServerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so is none, and one that no server can have; the variable with our prefix goes first."""
+    monkeypatch.setenv("KEEPSTEP_ADMIN_API_KEY", "x" * 32)
+    assert "another key than the server's" in str(run(address, "users").exception)
+    monkeypatch.setenv("KEEPSTEP_ADMIN_API_KEY", "with\nbreak")
+    assert "no administration key has" in str(run(address, "users").exception)
+    monkeypatch.delenv("KEEPSTEP_ADMIN_API_KEY")
+    monkeypatch.delenv("ADMIN_API_KEY")
+    assert "set ADMIN_API_KEY" in str(run(address, "users").exception)
+
+
+def test_another_refusal_is_named(address: ServerAddress) -> None:
+    """By the code of the error table."""
+    assert "malformed" in str(run(address, "user", "nobody").exception)

@@ -1,0 +1,75 @@
+"""What is left of sessions that are over."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+import trio.testing
+
+from keepstep.errors import Unavailable
+from keepstep.protocol.messages import Bye
+from tests.support.events import NOW_MS
+from tests.support.parts import Parts
+from tests.support.wire import closing_reason
+
+
+async def test_a_device_that_left_before_it_came_back_replaced_nobody() -> None:
+    """Its session that is over is still being cleared away: bad networks do not make a device a clone."""
+    parts = Parts()
+    (phone,) = await parts.register("alice")
+    async with parts.running() as nursery:
+        await parts.connect(nursery, phone)
+        (session,) = parts.gateway._sessions
+        session.end(None)
+        parts.gateway._take_place(session.principal, 2)
+    assert not parts.gateway._replaced
+
+
+async def test_the_memory_of_replacements_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it the devices that replaced themselves longest ago are forgotten."""
+    monkeypatch.setattr("keepstep.gateway.REPLACED_DEVICES_MAX", 1)
+    parts = Parts()
+    async with parts.running() as nursery:
+        for name in ("alice", "bob"):
+            (phone,) = await parts.register(name)
+            await parts.connect(nursery, phone)
+            await parts.connect(nursery, phone, nonce="again")
+    assert len(parts.gateway._replaced) == 1
+
+
+async def test_an_end_is_recorded_where_positions_cannot_be_saved() -> None:
+    """Else the session would be remembered as open for as long as the server runs."""
+    parts = Parts()
+    (phone,) = await parts.register("alice")
+
+    async def refuse(*_arguments: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise Unavailable
+
+    parts.accounts.save_acks = refuse  # type: ignore[method-assign,assignment]
+    async with parts.running() as nursery:
+        session = await parts.connect(nursery, phone)
+        await session.subscribe("notes")
+        await session.publish(phone.event("notes"))
+        await session.receive_events("notes", 1)
+        await session.send(Bye())
+        assert await closing_reason(session.receive) == ""
+    (row,) = parts.database.sessions.values()
+    assert row.closed == (NOW_MS, "bye")
+
+
+async def test_positions_in_a_log_that_was_are_not_saved_in_the_one_that_is() -> None:
+    """The device would be told to go on above what was restored."""
+    parts = Parts()
+    (phone,) = await parts.register("alice")
+    principal = await parts.principal(phone)
+    async with parts.running() as nursery:
+        session = await parts.connect(nursery, phone)
+        await session.subscribe("notes")
+        await session.publish(phone.event("notes"))
+        await session.receive_events("notes", 1)
+        await trio.testing.wait_all_tasks_blocked()
+        parts.database.generation += 1
+        await parts.log.streams(principal.user_pk)  # asked once, the log knows that it is another one
+        await parts.gateway.save_acks()
+    assert await parts.accounts.acks(principal) == {}
