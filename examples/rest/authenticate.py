@@ -73,4 +73,6 @@ def authenticate(device_file: str, rest_url: str | None) -> str:
 
 
 if __name__ == "__main__":
+    if not 2 <= len(sys.argv) <= 3:
+        raise SystemExit("usage: python -m examples.rest.authenticate DEVICE_FILE [REST_URL]")
     print(authenticate(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))

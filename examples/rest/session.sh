@@ -6,9 +6,10 @@
 # Signing and decrypting are the device's own business: python does that, curl carries it.
 set -eu
 
-device=$1
-stream=$2
-text=$3
+usage="usage: sh $0 DEVICE STREAM TEXT [REST_URL]"
+device=${1:?$usage}
+stream=${2:?$usage}
+text=${3:?$usage}
 rest=${4:-http://127.0.0.1:8440}
 bin=${KEEPSTEP_BIN:-.venv/bin}
 file=${KEEPSTEP_HOME:-$HOME/.local/share/keepstep}/devices/$device.sqlite3

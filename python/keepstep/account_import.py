@@ -22,7 +22,9 @@ from keepstep.identity import Identity, Registrations
 from keepstep.model import DEVICES_STREAM, Position
 from keepstep.protocol.account_payloads import RotatePayload, decode_account
 from keepstep.protocol.chain import chain_0, chain_next, event_hash, verify_head
+from keepstep.protocol.event import decode_header
 from keepstep.protocol.messages import ResultAccepted, ResultError
+from keepstep.protocol.snapshot import ERASABLE
 from keepstep.publish import Publisher, PublishLimits
 from keepstep.telemetry import Metrics
 
@@ -242,6 +244,8 @@ class _Replay:
         author = await self._author(rows[0][1])
         if author is None:
             return "forbidden"
+        if any(payload is None and not _may_be_gone(header) for _, _, _, header, _, payload, _ in rows):
+            return "malformed"
         self._clock.at_ms = rows[0][2]
         raw = msgspec.msgpack.encode([[header, sig, payload, None] for _, _, _, header, sig, payload, _ in rows])
         submission = Submission(
@@ -304,3 +308,11 @@ class _Replay:
             raise AccountFileError(f"{cursor.name}: the head is that of another stream")
         if Position(head.seq, head.chain) != cursor.at:
             raise AccountFileError(f"{cursor.name}: the events do not end in the signed head")
+
+
+def _may_be_gone(header: bytes) -> bool:
+    """Whether a server may have dropped the payload of such an event."""
+    try:
+        return decode_header(header).kind in ERASABLE
+    except ProtocolError:
+        return False

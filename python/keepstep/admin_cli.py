@@ -75,8 +75,11 @@ class _Server:
             try:
                 raise_for_problem(response)
             except ProtocolError as error:
-                raise ClientError(_explain(error.code)) from error
-            return dict(json.loads(response.body)) if response.body else {}
+                raise ClientError(_explain(error.code, response.body)) from error
+            try:
+                return dict(json.loads(response.body)) if response.body else {}
+            except (ValueError, TypeError, RecursionError) as error:
+                raise ClientError(f"what answers at {self._url} is not a keepstep server") from error
 
         return trio.run(ask)
 
@@ -116,14 +119,15 @@ class _Server:
         _print(table)
 
 
-def _explain(code: str) -> str:
-    """A refusal in words that help."""
+def _explain(code: str, problem: bytes) -> str:
+    """A refusal in words that help; ``problem`` is its problem document."""
+    detail = json.loads(problem).get("detail")
     return {
         "invalid_token": "the server refuses ADMIN_API_KEY: it is another key than the server's",
         "rate_limited": "too many calls, or too many wrong keys from here: try again in a minute",
         "unexpected": "the next server key is announced already; it takes over first",
         "not_found": "there is no such thing; or the server was started without ADMIN_API_KEY and has no /admin",
-    }.get(code, f"the server refuses: {code}")
+    }.get(code, f"the server refuses: {code}" + (f": {_shown(detail)}" if detail else ""))
 
 
 def _print(table: Table) -> None:

@@ -329,10 +329,11 @@ class Identity:
         if user_pk is None:
             raise ProtocolError("forbidden", "there is no such user")
         rotation = Rotation(user_pk, user_key, rotate.device, header, sig, payload)
-        known = await self._accounts.device(user_key, rotate.device.device_id)
-        if known is not None:
-            return await self._rotate_again(rotation, known.principal)
         for attempt in range(1, ROTATION_ATTEMPTS_MAX + 1):
+            # In every attempt: what got in the way may have been this very rotation, posted twice.
+            known = await self._accounts.device(user_key, rotate.device.device_id)
+            if known is not None:
+                return await self._rotate_again(rotation, known.principal)
             try:
                 return await self._rotate(rotation)
             except Unavailable as error:

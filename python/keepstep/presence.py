@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keepstep.interfaces import Clock
-    from keepstep.model import DevicePk, Principal, UserPk
+    from keepstep.model import DevicePk, Principal
     from keepstep.protocol.messages import PresenceState
 
 PRESENCE_INTERVAL_S: Final = 1.0
@@ -78,7 +78,7 @@ class _User:
 
 
 class Presences:
-    """Every session of this process, by user.
+    """Every session of this process, by user: by the key, for row numbers are others' when the log becomes another one.
 
     Args:
         clock: the one ``received_at`` follows.
@@ -86,8 +86,8 @@ class Presences:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._users: dict[UserPk, _User] = {}
-        self._due: list[tuple[float, int, UserPk, DevicePk]] = []
+        self._users: dict[bytes, _User] = {}
+        self._due: list[tuple[float, int, bytes, DevicePk]] = []
         self._turns = itertools.count()
         self._news = trio.Event()
 
@@ -104,7 +104,7 @@ class Presences:
             wake: called when there is something to ``pull``.
             offer: sends the session a message unless too much waits for it already; whether it was taken.
         """
-        user = self._users.setdefault(principal.user_pk, _User())
+        user = self._users.setdefault(principal.user_key, _User())
         place = user.places.get(principal.device_pk)
         if place is None:
             place = user.places[principal.device_pk] = _Place(principal.device_id, self._clock.now_ms())
@@ -120,19 +120,19 @@ class Presences:
     def leave(self, session: LiveSession) -> None:
         """The session is over: its device is away, unless it has connected again."""
         principal = session.principal
-        user = self._users[principal.user_pk]
+        user = self._users[principal.user_key]
         user.sessions.remove(session)
         if not user.sessions:
-            del self._users[principal.user_pk]
+            del self._users[principal.user_key]
             return
         place = user.places[principal.device_pk]
         if place.session is session:
             place.session = None
             self._set(principal, place, None)
 
-    def present(self, user_pk: UserPk) -> list[PresentDevice]:
+    def present(self, user_key: bytes) -> list[PresentDevice]:
         """The devices of a user that have told their state and are connected, to this process."""
-        user = self._users.get(user_pk)
+        user = self._users.get(user_key)
         places = [] if user is None else user.places.values()
         return [
             PresentDevice(place.device_id, place.sealed, place.at_ms) for place in places if place.sealed is not None
@@ -140,13 +140,13 @@ class Presences:
 
     def announce(self, session: LiveSession, sealed: bytes) -> None:
         """A device tells its state; nobody is told of one that has connected again meanwhile."""
-        place = self._users[session.principal.user_pk].places[session.principal.device_pk]
+        place = self._users[session.principal.user_key].places[session.principal.device_pk]
         if place.session is session:
             self._set(session.principal, place, sealed)
 
-    def session_of(self, user_pk: UserPk, device_id: bytes) -> LiveSession | None:
+    def session_of(self, user_key: bytes, device_id: bytes) -> LiveSession | None:
         """The session of a device of that user, where it is connected and reads."""
-        user = self._users.get(user_pk)
+        user = self._users.get(user_key)
         for place in () if user is None else user.places.values():
             if place.device_id == device_id:
                 return place.session
@@ -154,7 +154,7 @@ class Presences:
 
     def pull(self, session: LiveSession) -> list[bytes]:
         """The states that changed for a session, encoded; at most one message."""
-        places = self._users[session.principal.user_pk].places
+        places = self._users[session.principal.user_key].places
         told: list[PresenceState] = []
         while session.marked and len(told) < PRESENCES_PER_MESSAGE_MAX:
             device_pk, _ = session.marked.popitem()
@@ -172,16 +172,16 @@ class Presences:
             return
         due_s = place.told_at_s + PRESENCE_INTERVAL_S
         if due_s <= trio.current_time():
-            self._tell(principal.user_pk, principal.device_pk, place)
+            self._tell(principal.user_key, principal.device_pk, place)
         else:
             place.due = True
-            heapq.heappush(self._due, (due_s, next(self._turns), principal.user_pk, principal.device_pk))
+            heapq.heappush(self._due, (due_s, next(self._turns), principal.user_key, principal.device_pk))
             self._news.set()
 
-    def _tell(self, user_pk: UserPk, device_pk: DevicePk, place: _Place) -> None:
+    def _tell(self, user_key: bytes, device_pk: DevicePk, place: _Place) -> None:
         place.told_at_s = trio.current_time()
         # protocol.md section 0.7: only this user's sessions can ever hear of it
-        for session in self._users[user_pk].sessions:
+        for session in self._users[user_key].sessions:
             session.mark(device_pk)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -191,12 +191,12 @@ class Presences:
             self._news = trio.Event()
             now_s = trio.current_time()
             while self._due and self._due[0][0] <= now_s:
-                _, _, user_pk, device_pk = heapq.heappop(self._due)
-                user = self._users.get(user_pk)
+                _, _, user_key, device_pk = heapq.heappop(self._due)
+                user = self._users.get(user_key)
                 place = None if user is None else user.places.get(device_pk)
                 if place is not None and place.due:  # else the user has left meanwhile
                     place.due = False
-                    self._tell(user_pk, device_pk, place)
+                    self._tell(user_key, device_pk, place)
             with trio.move_on_at(self._due[0][0] if self._due else math.inf):
                 await self._news.wait()
 
@@ -249,7 +249,7 @@ class LiveSession:
         """
         self._check_writes()
         self._count_signal()
-        session = self._presences.session_of(self.principal.user_pk, to)
+        session = self._presences.session_of(self.principal.user_key, to)
         message = SignalFrom(self.principal.device_id, sealed)
         if session is None or not session.reads or not session.offer(encode(message)):
             raise ProtocolError("device_away")

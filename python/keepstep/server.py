@@ -235,6 +235,7 @@ class _Server:
     publisher: Publisher
     relay: Relay
     presences: Presences
+    tokens: Tokens
     jobs: Jobs
     rest: RestServer
     metrics: Metrics
@@ -248,6 +249,7 @@ class _Server:
         async with trio.open_nursery() as background:
             await background.start(self.relay.run)
             await background.start(self.presences.run)
+            await background.start(self.tokens.run)
             await background.start(self.gateway.run)
             await background.start(self.revocations.run)
             await background.start(self.cuts.run)
@@ -375,7 +377,7 @@ async def _build(
     )
     rest = _rest_server(settings, application, metrics)
     return _Server(
-        info, admission, gateway, revocations, cuts, publisher, relay, presences, jobs, rest, metrics, logger
+        info, admission, gateway, revocations, cuts, publisher, relay, presences, tokens, jobs, rest, metrics, logger
     )
 
 

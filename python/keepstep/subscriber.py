@@ -129,7 +129,7 @@ class Subscriber:
         self._by_pk: dict[StreamPk, _Subscription] = {}
         self._absent = 0
         self._ready: OrderedDict[str, None] = OrderedDict()
-        self._refusals: deque[bytes] = deque()
+        self._refusals: deque[tuple[str, _Refusal]] = deque()
         self._left: set[str] = set()  # streams that ``all`` does not follow
         self._sent_before: dict[str, int] = {}
         self._all = False
@@ -165,7 +165,17 @@ class Subscriber:
         return len(self._refusals)
 
     def _refuse(self, name: str, answer: _Refusal) -> None:
-        self._refusals.append(encode(Resumed(stream=name, answer=answer, head=None, author=_NO_AUTHOR)))
+        self._refusals.append((name, answer))
+
+    async def _refused(self, name: str, answer: _Refusal) -> bytes:
+        """The answer to a refused subscription.
+
+        protocol.md section 4: who may write into an inbox and not read it learns its own last number there.
+        """
+        author = _NO_AUTHOR
+        if is_inbox(name) and answer == "forbidden" and await self._find(name) is not None:
+            author = await self._log.author(self.principal.user_pk, name, self.principal.device_pk)
+        return encode(Resumed(stream=name, answer=answer, head=None, author=author))
 
     def _add(self, name: str, start: Start) -> bool:
         """Follow a stream; whether it is followed now."""
@@ -306,8 +316,10 @@ class Subscriber:
         """
         while True:
             if self._refusals:
-                refusals, self._refusals = list(self._refusals), deque()
-                return refusals
+                refused = [await self._refused(*each) for each in list(self._refusals)]
+                for _ in refused:
+                    self._refusals.popleft()
+                return refused
             if self._list_due:
                 await self._list()
             name = self._next()

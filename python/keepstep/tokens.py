@@ -44,7 +44,7 @@ FAMILIES_PER_DEVICE_MAX: Final = 64
 REFRESHES_MAX: Final = 1_000
 """Refreshes of one family, each of which leaves a used token to be remembered: above a month of hourly ones."""
 RELOAD_INTERVAL_S: Final = 1.0
-"""How often the keys are read again at most because a token names one that is not known."""
+"""How often the keys are read again: how long another process goes on with keys that were given up here."""
 CLEAN_UP_ROWS_MAX: Final = 1_000
 """Rows of each kind that one step of the clean-up drops."""
 CLEAN_UP_STEPS_MAX: Final = 100
@@ -166,6 +166,7 @@ class Tokens:
         self._logger = logger
         self._issuer = f"keepstep:{server_key.hex()}"
         self._checks: OrderedDict[bytes, _Check] = OrderedDict()
+        self._forgettings = 0
         self._waiting: deque[float] = deque()
         self._reloaded_at_s: float | None = None
         self._limiter = trio.CapacityLimiter(1)
@@ -366,11 +367,14 @@ class Tokens:
         if kept is not None and kept.generation == generation and now_s < kept.asked_at_s + CHECK_KEPT_S:
             self._checks.move_to_end(token.token_id)
             return kept.principal
+        forgettings = self._forgettings
         principal = await self._live(token.user_key, token.device_id)
         if principal is not None:
             state = await self._store.token_state(principal.user_pk, family_id=token.family_id, token_id=token.token_id)
             if not state.is_alive or state.epoch != token.epoch:
                 principal = None
+        if forgettings != self._forgettings:
+            return principal  # something ended meanwhile, maybe this: whoever asks next asks anew
         self._checks[token.token_id] = _Check(now_s, generation, token, principal)
         self._checks.move_to_end(token.token_id)
         if len(self._checks) > CHECKS_MAX:
@@ -394,7 +398,7 @@ class Tokens:
             self._forget(lambda check: check.token.family_id == token.family_id)
         else:
             await self._store.revoke_token(principal.user_pk, token.token_id, expires_at_ms=token.expires_at_s * 1000)
-            self._checks.pop(token.token_id, None)
+            self._forget(lambda check: check.token.token_id == token.token_id)
         self._metrics.tokens.labels("revoked").inc()
 
     async def revoke_device(self, user_pk: UserPk, device_pk: DevicePk) -> None:
@@ -415,6 +419,7 @@ class Tokens:
             self._forget(lambda check: check.principal is not None and check.principal.user_pk in users)
 
     def _forget(self, is_stale: Callable[[_Check], bool]) -> None:
+        self._forgettings += 1
         for token_id in [token_id for token_id, check in self._checks.items() if is_stale(check)]:
             del self._checks[token_id]
 
@@ -445,6 +450,13 @@ class Tokens:
             self._logger.error("token_keys_unwritable", **describe(exc))
             raise ProtocolError("unavailable", "the token keys cannot be written") from exc
         return self._keys.current.kid
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read the keys again from time to time, until cancelled: another process may have given up stolen ones."""
+        task_status.started()
+        while True:
+            await trio.sleep(RELOAD_INTERVAL_S)
+            await self._reload()
 
     async def clean_up(self) -> None:
         """Drop what has run out, step by step. Raises Unavailable."""

@@ -107,6 +107,19 @@ async def test_an_expired_device_writes_nothing_new(place: Place) -> None:
     ]
 
 
+async def test_a_device_that_expires_before_its_event_is_received_writes_nothing(place: Place) -> None:
+    """``received_at`` does not step back where the clock does, and readers go by it."""
+    log = place.node()
+    (phone,) = devices("phone")
+    display = DeviceFixture(ADA, "display", expires_at_ms=NOW_MS + 1_000)
+    on_phone = await create_account(place, log, phone)
+    on_display = await enrol(place, log, phone, display)
+    await append(log, on_phone, phone.event("notes"), now_ms=NOW_MS + 1_000)
+
+    assert await append(log, on_display, display.event("notes"), now_ms=NOW_MS + 999) == [ResultError("forbidden", [])]
+    assert isinstance((await append(log, on_display, display.event("other"), now_ms=NOW_MS + 999))[0], ResultAccepted)
+
+
 async def test_a_batch_of_two_users_loses_only_what_the_ended_device_wrote(place: Place) -> None:
     """Another user's events in the same batch are stored."""
     here, there = place.node(), place.node()

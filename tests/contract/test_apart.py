@@ -261,7 +261,7 @@ async def test_only_the_newest_snapshots_are_listed(place: Place, monkeypatch: p
 
 
 async def test_an_erased_snapshot_that_comes_back_with_its_account_is_not_listed(place: Place) -> None:
-    """Stored again without its payload, as an export has it: there is nothing to start from."""
+    """Stored again without its payload, as an export has it: nothing to start from, and its confirmation comes too."""
     log = place.node()
     phone, on_phone, _, _ = await two_devices(place, log)
     covers = Position(1, await log.chain_at(on_phone.user_pk, "notes", 1))
@@ -275,3 +275,12 @@ async def test_an_erased_snapshot_that_comes_back_with_its_account_is_not_listed
     assert isinstance(result, ResultAccepted)
     assert (await read_all(place.node(), on_phone, "notes")).payloads[3:] == [None]
     assert await log.snapshots(on_phone.user_pk, "notes") == []
+
+    log = place.node()
+    confirm = sign(phone, Kind.CONFIRM, encode_confirm(4))
+    assert isinstance(await attempt(log, on_phone, phone, confirm), ResultAccepted)
+    assert await log.snapshots(on_phone.user_pk, "notes") == []
+    for seq in (1, 99):
+        assert await attempt(log, on_phone, phone, sign(phone, Kind.CONFIRM, encode_confirm(seq))) == REFUSED
+    await append(log, on_phone, sign(phone, Kind.ERASE, encode_erase({phone.device_id: [1]})))
+    assert await attempt(log, on_phone, phone, sign(phone, Kind.CONFIRM, encode_confirm(1))) == REFUSED

@@ -32,6 +32,7 @@ def test_the_examples_of_the_client_library_run(data_dir: Path, tmp_path: Path) 
     assert printed == [
         ["published as 1", "1 b'hello'"],
         ["2 b'hello again'"],
+        ["b'please sync'"],
         ["b'ring'"],
         ["2 events so far"],
         ["conflict"],

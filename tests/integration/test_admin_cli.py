@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from keepstep import admin_cli
 from keepstep.admin_cli import admin
 from keepstep.client import cli
-from keepstep.client.http import raise_for_problem, request
+from keepstep.client.http import Response, raise_for_problem, request
+from keepstep.client.store import open_store
 from keepstep.errors import ClientError
 from tests.support.device_server import CHEAP, PASSPHRASE
 from tests.support.events import DeviceFixture, UserFixture
@@ -125,6 +128,31 @@ def test_whoever_was_invited_makes_a_device(
     assert "invite_invalid" in str(make("phone", "--invite", code).exception)
 
 
+def test_a_text_of_a_disabled_account_waits_in_the_outbox(
+    address: ServerAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is told so: typed again, the text would be there twice."""
+    monkeypatch.setenv("KEEPSTEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(cli, "cost", lambda: CHEAP)
+    passphrase = tmp_path / "passphrase"
+    passphrase.write_text(PASSPHRASE)
+    command = ["device", "new", "laptop", "--server", address.rest_url, "--passphrase-file", str(passphrase)]
+
+    def type_in(*arguments: str) -> Result:
+        return CliRunner().invoke(cli.commands, arguments)
+
+    assert type_in(*command, "--invite", answered(address, "invite")["code"]).exit_code == 0
+    assert type_in("publish", "notes", "first").output == "notes #1\n"
+    with contextlib.closing(open_store(cli.device_path("laptop"))) as store:
+        user_id = store.identity.user_key.hex()
+    assert run(address, "disable", user_id).exit_code == 0
+    refused = type_in("publish", "notes", "second")
+    assert refused.exit_code == 1
+    assert "it is in the outbox" in refused.stderr
+    assert run(address, "enable", user_id).exit_code == 0
+    assert type_in("publish", "notes", "third").output == "notes #3\n"
+
+
 def test_a_list_is_read_to_its_limit(address: ServerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
     """Page by page; a person is told that there may be more."""
     monkeypatch.setattr("keepstep.admin_cli.PAGE_LIMIT", 2)
@@ -171,5 +199,20 @@ def test_a_wrong_key_is_explained(address: ServerAddress, monkeypatch: pytest.Mo
 
 
 def test_another_refusal_is_named(address: ServerAddress) -> None:
-    """By the code of the error table."""
-    assert "malformed" in str(run(address, "user", "nobody").exception)
+    """By the code of the error table, and with what is wrong."""
+    refused = str(run(address, "user", "nobody").exception)
+    assert refused.startswith("the server refuses: malformed: the path: ")
+    assert "streams_max" in str(run(address, "quota", "0" * 64, "--streams", "-1").exception)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[1]", b"7"])
+def test_an_answer_of_another_program_is_told(
+    address: ServerAddress, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    """As behind a wrong address, where everything is answered with a page."""
+
+    async def other(*_: object, **__: object) -> Response:
+        return Response(200, "text/html", body)
+
+    monkeypatch.setattr(admin_cli, "request", other)
+    assert "is not a keepstep server" in str(run(address, "statistics").exception)

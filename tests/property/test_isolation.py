@@ -264,7 +264,7 @@ def test_a_leak_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
     present, streams = Presences.present, MemoryReader.streams
     monkeypatch.setattr(
-        Presences, "present", lambda self, _: [each for pk in (1, 2) for each in present(self, UserPk(pk))]
+        Presences, "present", lambda self, _: [each for key in list(self._users) for each in present(self, key)]
     )
     assert run(script + looks, [0, 1])[0] != sound[0]
     monkeypatch.setattr(Presences, "present", present)

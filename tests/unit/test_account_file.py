@@ -14,8 +14,11 @@ from keepstep.errors import ProtocolError, Unavailable
 from keepstep.interfaces import Page
 from keepstep.memory import MemoryAccounts, MemoryDatabase, MemoryLog, MemoryMaintenance
 from keepstep.model import Kind, Policy
+from keepstep.protocol.event import decode_header
+from keepstep.protocol.keys import KeysPayload, encode_keys
 from keepstep.protocol.policy import encode_policy
-from tests.support.events import DeviceFixture, SignedEvent, submission
+from keepstep.protocol.snapshot import encode_confirm, encode_erase, encode_snapshot
+from tests.support.events import DeviceFixture, SignedEvent, seed, submission
 from tests.support.parts import SERVER_KEY, Parts
 
 if TYPE_CHECKING:
@@ -279,6 +282,42 @@ async def test_a_forged_file_is_not_believed(change: Any, reason: str) -> None:
     forged = rewritten(await export(parts, phone), change)
     with pytest.raises(AccountFileError, match=reason):
         await Target().read_in(forged)
+
+
+@pytest.mark.parametrize("kind", [Kind.POLICY, Kind.ERASE, Kind.ACCOUNT, Kind.KEYS])
+async def test_a_payload_that_nothing_removes_is_not_left_out_of_a_file(kind: Kind) -> None:
+    """Without it the stream would follow another policy, or keep what was erased."""
+    parts = Parts()
+    (phone,) = await parts.register("alice", "phone")
+    keys = encode_keys(KeysPayload(seed("epoch")[:16], 1, {phone.device_id: bytes(112)}))
+    await append(parts, phone, phone.event("$keys", keys, kind=Kind.KEYS))
+    policy = phone.event("scores", encode_policy(Policy.FORK), kind=Kind.POLICY)
+    await append(parts, phone, policy, phone.event("scores", b"gone"))
+    await append(parts, phone, phone.event("scores", encode_erase({phone.device_id: [2]}), kind=Kind.ERASE))
+
+    def without(frames: list[Any]) -> list[Any]:
+        for frame in frames:
+            for row in frame[1] if frame[0] == 3 else ():
+                row[5] = None if decode_header(row[3]).kind == kind else row[5]
+        return frames
+
+    data = await export(parts, phone)
+    await Target().read_in(data)
+    with pytest.raises(AccountFileError, match="refused as malformed"):
+        await Target().read_in(rewritten(data, without))
+
+
+async def test_a_snapshot_that_was_confirmed_and_then_erased_keeps_its_place() -> None:
+    """Nobody starts from it any more; its confirmation is an event like others."""
+    parts = Parts()
+    phone, laptop = await parts.register("alice", "phone", "laptop")
+    await append(parts, phone, phone.event("notes", b"first"))
+    head = (await parts.log.stream((await parts.principal(phone)).user_pk, "notes")).head
+    snapshot = encode_snapshot(head, {phone.device_id: 1}, b"state")
+    await append(parts, phone, phone.event("notes", snapshot, kind=Kind.SNAPSHOT))
+    await append(parts, laptop, laptop.event("notes", encode_confirm(2), kind=Kind.CONFIRM))
+    await append(parts, phone, phone.event("notes", encode_erase({phone.device_id: [2]}), kind=Kind.ERASE))
+    assert (await Target().read_in(await export(parts, phone))).events == 6
 
 
 async def test_an_event_whose_payload_has_gone_keeps_its_place() -> None:

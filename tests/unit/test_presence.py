@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -9,6 +10,7 @@ import trio
 import trio.testing
 
 from keepstep import presence
+from keepstep.errors import ProtocolError
 from keepstep.model import Capability
 from keepstep.presence import PRESENCE_INTERVAL_S, PRESENCES_PER_MESSAGE_MAX, SIGNALS_BURST, SIGNALS_PER_S
 from keepstep.protocol.messages import (
@@ -46,7 +48,7 @@ async def settled(session: WireDevice) -> list[Any]:
 
 async def present(parts: Parts, device: DeviceFixture) -> list[PresentDevice]:
     """Who of a user is here."""
-    return parts.presences.present((await parts.principal(device)).user_pk)
+    return parts.presences.present((await parts.principal(device)).user_key)
 
 
 async def leave(session: WireDevice) -> None:
@@ -284,7 +286,7 @@ async def test_a_device_that_takes_nothing_is_not_sent_signals_without_end() -> 
         device = await parts.connect(nursery, laptop)
         assert isinstance(device.end, MemoryConnection)
         device.end.stuck = True
-        session = parts.presences.session_of((await parts.principal(phone)).user_pk, laptop.device_id)
+        session = parts.presences.session_of((await parts.principal(phone)).user_key, laptop.device_id)
         assert session is not None
         taken = 0
         while session.offer(b"message"):
@@ -294,3 +296,21 @@ async def test_a_device_that_takes_nothing_is_not_sent_signals_without_end() -> 
         assert taken == REPLIES_MAX + 1
         parts.gateway.sessions_of((await parts.principal(phone)).user_pk)[0].end(None)
         assert not session.offer(b"message")
+
+
+async def test_a_session_of_a_log_that_was_is_nothing_to_the_users_of_the_one_that_is() -> None:
+    """Row numbers are given out again there, so they do not say who is whose."""
+    parts = Parts()
+    phone, laptop = await parts.register("alice", "phone", "laptop")
+    before = [await parts.principal(device) for device in (phone, laptop)]
+    was, is_now = before[0], replace(before[1], user_key=bytes(32))
+    sessions = [parts.presences.join(each, wake=lambda: None, offer=lambda _: True) for each in (was, is_now)]
+    for session in sessions:
+        session.announce(HERE)
+    assert [session.pull() for session in sessions] == [[], []]
+    assert [each.device_id for each in parts.presences.present(phone.user.user_key)] == [phone.device_id]
+    with pytest.raises(ProtocolError, match="device_away"):
+        sessions[1].signal(phone.device_id, HERE)
+    for session in sessions:
+        parts.presences.leave(session)
+    assert parts.presences.users == 0

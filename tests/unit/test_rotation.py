@@ -99,6 +99,24 @@ async def test_a_rotation_posted_again_answers_the_same_place_and_todays_head(th
         await theft.rotate(theft.tablet.rotate())
 
 
+async def test_a_rotation_posted_twice_at_once_is_stored_once(theft: Theft) -> None:
+    """Whose answer takes too long asks again: the one that comes second is told where the event is."""
+    event = theft.tablet.rotate(theft.watch)
+    rotate = theft.parts.log.rotate
+    firsts: list[Any] = []
+
+    async def overtaken(*arguments: Any, **keywords: Any) -> Any:
+        theft.parts.log.rotate = rotate  # type: ignore[method-assign]
+        firsts.append(await theft.rotate(event))
+        return await rotate(*arguments, **keywords)
+
+    theft.parts.log.rotate = overtaken  # type: ignore[method-assign]
+    again = await theft.rotate(event)
+    (first,) = firsts
+    assert (first.is_new, again.is_new) == (True, False)
+    assert (again.seq, again.chain) == (first.seq, first.chain)
+
+
 async def test_the_id_of_a_device_that_is_there_is_no_new_devices(theft: Theft) -> None:
     """Nothing is stored."""
     theft.watch.seen = theft.tablet.seen

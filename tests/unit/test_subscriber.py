@@ -10,10 +10,10 @@ import trio
 
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.interfaces import Page
-from keepstep.model import Capability
+from keepstep.model import Capability, inbox_of
 from keepstep.protocol.messages import CaughtUp, Events, Head, Resumed
 from keepstep.subscriber import REREADS_MAX
-from tests.support.events import NOW_MS
+from tests.support.events import NOW_MS, DeviceFixture
 from tests.support.following import Following, seqs, verified
 
 NOBODY = (0, bytes(32))
@@ -111,6 +111,30 @@ async def test_reserved_names_of_later_versions_are_unknown() -> None:
     bench.subscribe({"$inbox/x": "start"})
     (resumed,) = await bench.pull_all()
     assert (resumed.answer, resumed.head, resumed.author) == ("unknown_stream", None, NOBODY)
+
+
+async def test_who_writes_into_an_inbox_and_cannot_read_it_learns_its_own_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing else of it; the answers come in the order of the questions, also after the database was away."""
+    bench = await Following.start()
+    await bench.parts.enrol(bench.phone, laptop := DeviceFixture(bench.phone.user, "laptop"))
+    inbox, never = inbox_of(laptop.device_id), inbox_of(bytes(16))
+
+    async def away(*_: object) -> None:
+        raise Unavailable
+
+    await bench.publish(inbox, 2)
+    bench.subscribe({inbox: "end", never: "start"})
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.parts.log, "author", away)
+        with pytest.raises(Unavailable):
+            await bench.pull()
+    written, unwritten = await bench.pull_all()
+    assert (written.stream, written.answer, written.head) == (inbox, "forbidden", None)
+    assert written.author == bench.phone.authored[inbox]
+    assert written.author[0] == 2
+    assert (unwritten.stream, unwritten.answer, unwritten.author) == (never, "forbidden", NOBODY)
 
 
 async def test_a_device_without_subscribe_reads_nothing() -> None:

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import trio
+import trio.testing
 
+from keepstep import accesstokens
 from keepstep.errors import ProtocolError, StartupError
+from keepstep.memory import MemoryTokens
 from keepstep.runtime import SystemRandomness
 from keepstep.tokenkeys import FILE_NAME, KEYS_MAX, TokenKeyFile
 from tests.support.events import NOW_MS
+from tests.support.parts import Parts
+from tests.support.tokens import make_tokens, sign_in
 
 HOUR_MS: Final = 3_600_000
 
@@ -176,3 +182,40 @@ def test_a_disk_that_refuses_leaves_the_keys_as_they_were(tmp_path: Path, monkey
     assert keys.current == current
     assert (tmp_path / FILE_NAME).read_text() == content
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+async def test_stolen_keys_are_given_up_by_every_process_on_the_same_folder(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """Soon, also by one that is shown nothing but tokens signed with them; nor does it sign with them."""
+    parts = Parts()
+    (phone,) = await parts.register("alice", "phone")
+    store = MemoryTokens(parts.database)
+    nodes = []
+    for _ in range(2):
+        keys = TokenKeyFile(tmp_path, parts.randomness)
+        keys.open(parts.clock.now_ms())
+        nodes.append(make_tokens(parts, store=store, keys=keys))
+    here, elsewhere = nodes
+    before = await sign_in(elsewhere, phone)
+    await elsewhere.authenticate(f"Bearer {before.access_token}")
+
+    kid = await here.rotate_keys(stolen=True)
+    is_read = trio.Event()
+    reload = elsewhere._reload
+
+    async def reload_and_tell() -> None:
+        await reload()
+        is_read.set()
+
+    elsewhere._reload = reload_and_tell  # type: ignore[method-assign]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(elsewhere.run)
+        await is_read.wait()
+        nursery.cancel_scope.cancel()
+    refreshed = await elsewhere.refresh(phone.user.user_key, before.refresh_token)
+    for grant in (refreshed, await sign_in(elsewhere, phone)):
+        assert accesstokens.kid_of(grant.access_token) == kid
+    with pytest.raises(ProtocolError) as caught:
+        await elsewhere.authenticate(f"Bearer {before.access_token}")
+    assert (caught.value.code, caught.value.detail) == ("invalid_token", "signed with no key of ours")

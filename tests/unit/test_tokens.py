@@ -427,6 +427,26 @@ async def test_what_is_revoked_ends_everywhere(
         await later()
 
 
+@pytest.mark.parametrize("scope", RevocationScope)
+async def test_an_answer_from_before_a_revocation_is_not_kept_after_it(scope: RevocationScope) -> None:
+    """A request whose question was under way meanwhile does not let the next one in."""
+    bench = await Bench.make()
+    grant = await sign_in(bench.node, bench.phone)
+    access = await bench.node.access(bearer(grant))
+    slow = make_tokens(bench.parts, store=bench.store, keys=bench.keys)
+    asked = bench.store.token_state
+
+    async def revoked_meanwhile(*arguments: Any, **keywords: Any) -> Any:
+        state = await asked(*arguments, **keywords)
+        bench.store.token_state = asked  # type: ignore[method-assign]
+        await slow.revoke(access, scope)
+        return state
+
+    bench.store.token_state = revoked_meanwhile  # type: ignore[method-assign]
+    await slow.authenticate(bearer(grant))
+    assert await refused(slow, bearer(grant)) == "has been revoked"
+
+
 async def test_a_revocation_that_is_not_written_down_is_not_promised() -> None:
     """The caller hears that it failed, and the token goes on."""
     bench = await Bench.make()

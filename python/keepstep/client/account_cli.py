@@ -15,7 +15,7 @@ from keepstep.client.listing import list_devices_of
 from keepstep.client.recovering import recover
 from keepstep.client.recovery import read_recovery_file
 from keepstep.client.store import open_store
-from keepstep.errors import ClientError
+from keepstep.errors import ClientError, ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,15 @@ async def _revoke(path: Path, lost: str) -> None:
         nursery.start_soon(cli.report_trouble, opened)
         await opened.wait_until_ready()
         names = {each.name for each in await opened.devices()}
-        await opened.revoke(lost if lost in names else _id(lost))
+        try:
+            await opened.revoke(lost if lost in names else _id(lost))
+        except ProtocolError as exc:
+            if exc.code != "forbidden":
+                raise
+            raise ClientError(
+                f"{lost} is not revoked: the last device that manages cannot revoke itself, "
+                "and one that manages no more cannot revoke others"
+            ) from exc
         nursery.cancel_scope.cancel()
 
 
@@ -123,7 +131,12 @@ async def _find_server(
     if address is None:
         old = await trio.to_thread.run_sync(read_recovery_file, recovery_path, passphrase)
         address = f"{old.server_url}#{old.server_key.hex()}"
-    return await server.find_server(address, rest_url=rest_url)
+    found = await server.find_server(address, rest_url=rest_url)
+    try:
+        await server.find_server(found.rest_url)
+    except ClientError as exc:
+        raise ClientError(f"there is no REST at {found.rest_url} ({exc}): say with --rest where it is") from exc
+    return found
 
 
 def _kept(text: str) -> bytes:

@@ -247,6 +247,14 @@ class BlockingDevice:
         """
         return self._run(lambda: self._device.subscribe(stream, start="snapshot")).snapshot
 
+    def inbox_of(self, device: bytes | str | None = None) -> str:
+        """As ``Device.inbox_of``."""
+
+        async def find() -> str:
+            return self._device.inbox_of(device)
+
+        return self._run(find)
+
     def position(self, stream: str) -> Position:
         """As ``Device.position``."""
         return self._device.position(stream)

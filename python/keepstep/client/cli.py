@@ -26,7 +26,7 @@ from keepstep.client.notices import describe_notice
 from keepstep.client.recovery import COST, PASSPHRASE_CHARACTERS_MIN, Cost
 from keepstep.client.store import open_store
 from keepstep.client.worker import open_nursery
-from keepstep.errors import ClientError, KeepstepError, StoreError
+from keepstep.errors import ClientError, KeepstepError, ProtocolError, StoreError
 from keepstep.model import Capability
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from keepstep.client.device import Device
     from keepstep.client.listing import DeviceInfo
-    from keepstep.client.publication import Publication
+    from keepstep.client.publication import Publication, Receipt
     from keepstep.client.store import Store
     from keepstep.client.subscription import Event
 
@@ -155,7 +155,7 @@ def device_new(
     """
     path = device_path(name)
     if path.exists():
-        raise ClientError(f"there is a device {name} here already")
+        raise ClientError(f"there is a device {name} here already; if it was revoked, delete {path} to use its name")
     if by is not None:
         if new_user or address or rest_url or recovery_path or invite or passphrase_file:
             raise click.UsageError("with --by, user and server are those of that device: only --manage goes with it")
@@ -327,12 +327,23 @@ async def _publish(path: Path, stream: str, text: str) -> int:
             nursery.start_soon(_put_into_outbox, opened, stream, text, waiting, patience)
             with patience:
                 async for publication in acknowledged:
-                    receipt = await publication.accepted()
+                    receipt = await _accepted(opened, publication)
                     click.echo(f"{stream} #{receipt.seq}")
         if patience.cancelled_caught:
             click.echo(f"keepstep: not sent yet ({opened.last_problem or 'no answer'}); it is in the outbox", err=True)
             return EXIT_WAITING
     return 0
+
+
+async def _accepted(opened: Device, publication: Publication) -> Receipt:
+    """Wait for the receipt; where the server does not let the device in, say that the text is not lost."""
+    try:
+        return await publication.accepted()
+    except KeepstepError as exc:
+        is_wiped = isinstance(exc, ProtocolError) and exc.code == "revoked"
+        if opened.failure is not None and not is_wiped:
+            click.echo("keepstep: not sent; it is in the outbox and goes out once the device is let in", err=True)
+        raise
 
 
 async def _put_into_outbox(

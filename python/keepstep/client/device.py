@@ -33,15 +33,14 @@ from keepstep.client.publisher import Publisher
 from keepstep.client.rest import RestClient
 from keepstep.client.snapshots import SnapshotCalls
 from keepstep.client.store import check_live, open_store
-from keepstep.client.subscription import EventSource, Subscription
+from keepstep.client.subscription import EventSource, Subscription, check_readable
 from keepstep.client.survey import Survey
 from keepstep.client.worker import CLEANUP_S, open_nursery
 from keepstep.errors import ClientError, ProtocolError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind, Position
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind, Position, inbox_of, is_inbox
 from keepstep.protocol.account_payloads import encode_revoke
 from keepstep.protocol.policy import encode_policy
 from keepstep.protocol.snapshot import ERASE_EVENTS_MAX, encode_erase
-from keepstep.validation import parse_application_stream
 
 if TYPE_CHECKING:
     import ssl
@@ -134,6 +133,17 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         """How far a stream is verified and on this device's disk; seq 0 where nothing of it is."""
         return self._follower.position(stream)
 
+    def inbox_of(self, device: bytes | str | None = None) -> str:
+        """The stream into which every device of this user may publish and which only that device reads.
+
+        Args:
+            device: its id, 16 bytes, or its name; ``None`` for this device itself.
+
+        Raises:
+            ClientError: there is no such device or more than one, as far as this device has read ``$devices``.
+        """
+        return inbox_of(self.identity.device_id if device is None else self._find(device))
+
     @property
     def failure(self) -> Exception | None:
         """Why there is no session and will be none soon; ``None`` while there may be.
@@ -164,10 +174,11 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         """Encrypt, sign and keep an event; it is on this device's disk when this returns, and goes out by itself.
 
         Args:
-            stream: 1 to 128 of ``A-Z a-z 0-9 . _ : @ / $ -``, not beginning with ``$``; the server sees it.
+            stream: 1 to 128 of ``A-Z a-z 0-9 . _ : @ / $ -``, not beginning with ``$``, or what ``inbox_of`` gives; the
+                server sees it.
             data: at most about 256 KiB after compression.
             key: in streams of the policy ``latest``, the name of what is written.
-            ttl_s: seconds after which the data may be deleted everywhere; ``None`` for never.
+            ttl_s: seconds after which the data may be deleted everywhere; ``None`` for never, as in every inbox.
             expects: what it builds on, a ``position`` of the stream or ``"own"`` for this device's event before it. In
                 streams of the policy ``expect`` the event is refused (``conflict``) where that is not the head; in
                 those of ``fork`` readers are told what it does not build on.
@@ -232,7 +243,10 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         self._raise_failure()
         if not self._is_ready():
             raise ClientError("this device has not read its account yet: connect it once")
-        return await self._publisher.publish(drafts)
+        publications = await self._publisher.publish(drafts)
+        if self._link.failure is not None:  # which came while they were stored, and so told nobody who waits for them
+            self._publisher.fail(self._link.failure)
+        return publications
 
     def _is_ready(self) -> bool:
         """Others accept what it writes, and can read it."""
@@ -249,7 +263,7 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         """Read a stream from a position on, live; what is there already comes first.
 
         Args:
-            stream: its name; it need not exist yet.
+            stream: its name; it need not exist yet. Of inboxes, this device's own.
             start: ``"start"``: with the first event that is kept; ``"end"``: with what comes after what this device
                 has read, or after now where it has read nothing; ``"snapshot"``: with what follows the newest confirmed
                 snapshot, which is the subscription's ``snapshot``; as ``"start"`` where there is none. A device that
@@ -259,15 +273,15 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
             cursor: give out events after what was committed under this name.
 
         Raises:
-            ClientError: that is no name for a stream. With ``"snapshot"`` also: the server is not reached, or what is
-                kept here begins later, and no snapshot stands for what was before.
+            ClientError: that is no name for a stream, or another device's inbox. With ``"snapshot"`` also: that is an
+                inbox, the server is not reached, or what is kept here begins later, and no snapshot stands for what was
+                before.
             ProtocolError, VerificationError: with ``"snapshot"``, as ``wait_until_caught_up``.
         """
         self._raise_failure()
-        try:
-            parse_application_stream(stream)
-        except ProtocolError as exc:
-            raise ClientError(f"{stream!r} cannot be subscribed to: {exc.detail}") from exc
+        check_readable(stream, self.identity.device_id)
+        if start == "snapshot" and is_inbox(stream):
+            raise ClientError("an inbox has no snapshots")
         state = b""
         kept = await self._worker.run(lambda: None if cursor is None else self._log.cursor(cursor, stream))
         if kept is not None:
@@ -314,8 +328,11 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
 
         Raises:
             VerificationError: something lies about it.
+            ClientError: that is another device's inbox.
             ClientError, ProtocolError: there will be no session any more.
         """
+        if stream not in (DEVICES_STREAM, KEYS_STREAM):
+            check_readable(stream, self.identity.device_id)
         followed = await self._link.follow(stream, "start")
 
         def is_caught_up() -> bool:

@@ -21,7 +21,7 @@ from keepstep.client.keys import Wraps, recovery_box, unwrap
 from keepstep.client.payload import PayloadError
 from keepstep.client.store import Alarm
 from keepstep.errors import KeepstepError, ProtocolError, VerificationError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind, Position
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind, Position, inbox_of
 from keepstep.protocol.account import AccountEvent, AccountLog
 from keepstep.protocol.account_payloads import CheckpointPayload, decode_account
 from keepstep.protocol.account_state import decode_account_state
@@ -184,6 +184,7 @@ class Follower:
             account=self.account,
             state=state,
             chain_at=lambda seq: self._log.chain_at(stream, seq),
+            is_own_inbox=stream == inbox_of(identity.device_id),
         )
 
     # -- what has arrived -----------------------------------------------------------------------------------------

@@ -81,7 +81,15 @@ def delete_account(name: str | None, receipt: Path | None) -> None:
 
     Devices keep what they have. The device has to be one that manages. The server's answer is a signed receipt.
     """
-    data, sig = trio.run(_delete, cli.choose(name))
+    path = cli.choose(name)
+    if receipt is not None:
+        receipt.open("x").close()  # first of all: once the account is gone, nothing gives the receipt a second time
+    try:
+        data, sig = trio.run(_delete, path)
+    except BaseException:
+        if receipt is not None:
+            receipt.unlink()
+        raise
     if receipt is not None:
         receipt.write_text(f"{data.hex()}\n{sig.hex()}\n", encoding="ascii")
     click.echo("the account is deleted")

@@ -72,7 +72,8 @@ async def _ask_code(offer: linking.LinkOffer) -> None:
         except linking.WrongCode as error:
             if not error.tries_left:
                 raise
-            click.echo(f"That is another code; {error.tries_left} more tries.", err=True)
+            tries = "try" if error.tries_left == 1 else "tries"
+            click.echo(f"That is another code; {error.tries_left} more {tries}.", err=True)
         else:
             return
 

@@ -19,7 +19,7 @@ from keepstep.client import crypto
 from keepstep.client.environment import uuid7
 from keepstep.client.payload import NONCE_BYTES, PLAINTEXT_BYTES_MAX, Place, key_name, seal_payload
 from keepstep.errors import ClientError, ProtocolError, VerificationError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Kind, Position
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Kind, Position, is_inbox
 from keepstep.protocol.chain import event_hash
 from keepstep.protocol.event import NO_PREV, Header, decode_header, sign_event
 from keepstep.protocol.snapshot import decode_snapshot, encode_snapshot
@@ -122,6 +122,7 @@ class Own:
 
 _KINDS: Final = frozenset({Kind.APPLICATION, Kind.POLICY, Kind.SNAPSHOT, Kind.CONFIRM, Kind.ERASE})
 """What an application's streams take from this library."""
+_KINDS_INBOX: Final = frozenset({Kind.APPLICATION})
 _KINDS_RESERVED: Final = {DEVICES_STREAM: frozenset({Kind.ACCOUNT}), KEYS_STREAM: frozenset({Kind.KEYS})}
 _NOTHING_WRITTEN: Final = Own(0, NO_HASH, 0, NO_HASH, Position(0, b""))
 _NEXT_ENTRIES: Final = (
@@ -463,8 +464,9 @@ def _within(stream: str, payload: bytes) -> bytes:
 
 def _check(draft: Draft) -> None:
     """What the server would refuse for good is refused before it takes a number."""
-    kinds = _KINDS_RESERVED.get(draft.stream, _KINDS)
-    if draft.stream.startswith("$") and (draft.stream not in _KINDS_RESERVED or draft.kind not in kinds):
+    reserved = _KINDS_INBOX if is_inbox(draft.stream) else _KINDS_RESERVED.get(draft.stream)
+    kinds = _KINDS if reserved is None else reserved
+    if draft.stream.startswith("$") and (reserved is None or draft.kind not in kinds):
         raise ClientError(f"{draft.stream} is reserved, as every name that begins with $")
     if draft.kind not in kinds:
         raise ClientError(f"{draft.stream} does not take that kind of event")
@@ -472,6 +474,8 @@ def _check(draft: Draft) -> None:
         raise ClientError(f"an event holds at most {PLAINTEXT_BYTES_MAX} bytes, this one has {len(draft.data)}")
     if draft.ttl_s is not None and draft.ttl_s < 1:
         raise ClientError("a time to live has at least one second")
+    if draft.ttl_s is not None and is_inbox(draft.stream):
+        raise ClientError("an inbox takes no time to live: what its device has read goes by itself")
     try:
         parse_stream_name(draft.stream)
     except ProtocolError as exc:

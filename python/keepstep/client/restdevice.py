@@ -32,12 +32,12 @@ from keepstep.client.outbox import Draft, Outbox
 from keepstep.client.publication import Receipt
 from keepstep.client.rest import JSON, RestClient, decode_answer
 from keepstep.client.store import check_live, open_store
-from keepstep.client.subscription import EventSource
+from keepstep.client.subscription import EventSource, check_readable
 from keepstep.errors import ERRORS, ClientError, ProtocolError, Retry
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Position
 from keepstep.protocol.chain import decode_head
 from keepstep.protocol.messages import CaughtUp, Events, Resumed
-from keepstep.validation import format_base64url, parse_application_stream, parse_base64url
+from keepstep.validation import format_base64url, parse_base64url
 
 if TYPE_CHECKING:
     import ssl
@@ -201,10 +201,7 @@ class RestDevice:
 
         After a cancellation what was read is kept, and not read again.
         """
-        try:
-            parse_application_stream(stream)
-        except ProtocolError as exc:
-            raise ClientError(f"{stream!r} cannot be read: {exc.detail}") from exc
+        check_readable(stream, self._store.identity.device_id)
         await self._follow(stream, wait_s=min(wait_s, WAIT_S_MAX), after=after)
         return await self._worker.run(lambda: self._kept(stream, after))
 

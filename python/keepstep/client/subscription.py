@@ -21,10 +21,11 @@ import trio
 from keepstep.client.keys import MissingContentKey
 from keepstep.client.locallog import Cursor
 from keepstep.client.payload import PayloadError, Place
-from keepstep.errors import ClientError
-from keepstep.model import Kind
+from keepstep.errors import ClientError, ProtocolError
+from keepstep.model import Kind, inbox_of, is_inbox
 from keepstep.protocol.event import decode_header
 from keepstep.protocol.verified import Problem
+from keepstep.validation import parse_application_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,18 @@ PAGE_EVENTS: Final = 256
 STATE_BYTES_MAX: Final = 1024 * 1024
 DECISION_WAIT_S: Final = 30
 """How long an event waits for its content key, or for a second reading of its payload, seconds."""
+
+
+def check_readable(stream: str, device_id: bytes) -> None:
+    """Check that a device may read a stream, by its name. Raises ClientError."""
+    if stream == inbox_of(device_id):
+        return
+    if is_inbox(stream):
+        raise ClientError(f"{stream!r} is another device's inbox: only that device reads it")
+    try:
+        parse_application_stream(stream)
+    except ProtocolError as exc:
+        raise ClientError(f"{stream!r} cannot be read: {exc.detail}") from exc
 
 
 @dataclass(frozen=True, slots=True)

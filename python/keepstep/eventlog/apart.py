@@ -7,13 +7,14 @@ upon; and what it does is done in that transaction.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from keepstep.errors import ProtocolError
 from keepstep.eventlog.store import DataFault, SnapshotRow
 from keepstep.model import Capability, Kind
 from keepstep.protocol.event import decode_header
 from keepstep.protocol.snapshot import (
+    ERASABLE,
     ConfirmPayload,
     ErasePayload,
     SnapshotPayload,
@@ -25,9 +26,6 @@ from keepstep.protocol.snapshot import (
 if TYPE_CHECKING:
     from keepstep._keepstep import StreamHead, Submission
     from keepstep.eventlog.store import StoredStream, Transaction
-
-_ERASABLE: Final = frozenset({Kind.APPLICATION, Kind.SNAPSHOT})
-"""The others say how the stream is to be read: readers need them for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,10 @@ class Apart:
     def _confirm(self, stream: StoredStream, confirm: ConfirmPayload) -> None:
         author_pk = stream.snapshot_author(confirm.snapshot_seq)
         if author_pk is None:
-            raise DataFault("unprocessable")
+            header = stream.emptied_header(confirm.snapshot_seq)
+            if header is None or decode_header(header).kind != Kind.SNAPSHOT:
+                raise DataFault("unprocessable")
+            return  # of a snapshot that was erased before it came here with its account
         if author_pk == self.submission.device_pk:
             live = self.transaction.devices([self.old.user_pk])[self.old.user_pk]
             if sum(live.lets_write(device_pk, self.now_ms) for device_pk in live.expires_at_ms) > 1:
@@ -108,7 +109,7 @@ class Apart:
             if known is None or numbers[-1] > known[0]:
                 raise DataFault("unprocessable")
             found = stream.authored(device_pks[device_id], numbers, from_seq=known[1])
-            if len(found) < len(numbers) or any(decode_header(each.header).kind not in _ERASABLE for each in found):
+            if len(found) < len(numbers) or any(decode_header(each.header).kind not in ERASABLE for each in found):
                 raise DataFault("unprocessable")
             places += ((each.seq, each.received_at_ms) for each in found)
         stream.drop_payloads(sorted(places))

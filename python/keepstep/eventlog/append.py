@@ -317,7 +317,9 @@ class Appending:
             (submission.user_pk, at) for at in submission.events.devices_seen
         )
 
-    def _permitted(self, submission: Submission, devices: Mapping[int, LiveDevices]) -> Submission:
+    def _permitted(
+        self, submission: Submission, devices: Mapping[int, LiveDevices], heads: Mapping[StreamKey, StreamHead]
+    ) -> Submission:
         """The submission of a device that has ended, or expired, without capabilities: only what is stored is answered.
 
         So no node takes a new event of it, whatever its sessions know (protocol.md section 1). The same for an event
@@ -326,9 +328,14 @@ class Appending:
         if self._is_misplaced(submission):
             return submission.with_capabilities(0)
         live = devices.get(submission.user_pk)
-        if live is None or live.lets_write(submission.device_pk, self.now_ms):
+        if live is None:
             return submission  # of a user that is not there there is no stream either
-        return submission.with_capabilities(0)
+        now_ms = self.now_ms
+        if live.expires_at_ms.get(submission.device_pk) is not None:
+            # Readers go by received_at, which is later than now where a stream's last one is.
+            keys = [(submission.user_pk, name) for name in submission.events.streams]
+            now_ms = max([now_ms, *(heads[key].received_at_ms for key in keys if key in heads)])
+        return submission if live.lets_write(submission.device_pk, now_ms) else submission.with_capabilities(0)
 
     def _decide(
         self,
@@ -345,7 +352,7 @@ class Appending:
         offered = heads | fresh
         if refused:
             offered = {key: head for key, head in offered.items() if key not in refused}
-        submissions = [self._permitted(each, devices) for each in part.submissions]
+        submissions = [self._permitted(each, devices, offered) for each in part.submissions]
         ingested = ingest(submissions, offered, now_ms=self.now_ms)
         return _Decision(ingested, ingested.moved, heads, fresh, refused)
 

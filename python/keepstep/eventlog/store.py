@@ -195,6 +195,9 @@ class StoredStream(Protocol):
     def snapshot_author(self, seq: int) -> int | None:
         """device_pk of the snapshot's author, ``None`` where there is no snapshot at ``seq``."""
 
+    def emptied_header(self, seq: int) -> bytes | None:
+        """The header of the event at ``seq`` where its payload has gone, else ``None``."""
+
     def confirm_snapshot(self, snapshot_seq: int, *, seq: int, device_pk: int) -> None:
         """Keep its first confirmation; a later one changes nothing."""
 

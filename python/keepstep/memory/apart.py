@@ -71,6 +71,12 @@ class MemoryStoredStream:
         snapshot = self._database.snapshots[self._place].get(seq)
         return None if snapshot is None else snapshot.device_pk
 
+    def emptied_header(self, seq: int) -> bytes | None:
+        """As ``StoredStream.emptied_header``."""
+        events = self._database.events[self._place]
+        row = events[seq - 1] if seq <= len(events) else None
+        return row.header if row is not None and row.payload is None else None
+
     def confirm_snapshot(self, snapshot_seq: int, *, seq: int, device_pk: int) -> None:
         """As ``StoredStream.confirm_snapshot``."""
         snapshots = self._database.snapshots[self._place]

@@ -85,6 +85,8 @@ class PostgresAdministration:
             with connection.transaction():
                 # First the streams, in the order of every transaction: whoever stores an event of the user is waited
                 # for, and whoever comes later sees that its devices have ended.
+                # $devices by a statement of its own: the next one then sees also a stream that was just being created.
+                connection.execute(query("lock_devices_streams"), {"user_pks": bigints([user_pk])})
                 connection.execute(query("raise_auth_epoch"), {"user_pk": int(user_pk)})
                 if disabled:
                     connection.execute(query("disable_user"), {"user_pk": int(user_pk), "now_ms": now_ms})

@@ -73,6 +73,11 @@ class PostgresStoredStream:
         row = self._connection.execute(query("find_snapshot"), self._place | {"seq": seq}).fetchone()
         return None if row is None else cast("int", row[0])
 
+    def emptied_header(self, seq: int) -> bytes | None:
+        """As ``StoredStream.emptied_header``."""
+        rows = self._of_class("find_emptied", seq=seq)
+        return cast("bytes", rows[0][0]) if rows else None
+
     def confirm_snapshot(self, snapshot_seq: int, *, seq: int, device_pk: int) -> None:
         """As ``StoredStream.confirm_snapshot``."""
         arguments = self._place | {"seq": snapshot_seq, "confirmed_seq": seq, "confirmed_by": device_pk}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from keepstep import _keepstep
 from keepstep.model import RetentionClass
+from keepstep.postgres.arrays import bigints
 from keepstep.postgres.queries import query
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ async def delete_user(database: Database, user_pk: UserPk, user_key: bytes, *, n
         with connection.transaction():
             # First the streams, in the order of every transaction: whoever stores an event of the user is waited for,
             # and whoever comes later sees that its devices have ended.
+            # $devices by a statement of its own: the next one then sees also a stream that was just being created.
+            connection.execute(query("lock_devices_streams"), {"user_pks": bigints([user_pk])})
             connection.execute(query("raise_auth_epoch"), {"user_pk": int(user_pk)})
             user_hash = _keepstep.blake3(user_key)
             arguments = {"user_pk": int(user_pk), "user_hash": user_hash, "now_ms": now_ms}

@@ -35,6 +35,11 @@ VALUES (%(user_pk)s, %(stream_pk)s, %(seq)s, %(covers_seq)s, %(covers_chain)s, %
 -- find_snapshot --
 SELECT device_pk FROM snapshots WHERE user_pk = %(user_pk)s AND stream_pk = %(stream_pk)s AND seq = %(seq)s
 
+-- find_emptied --
+-- On events_of_class.
+SELECT header FROM events_of_class
+WHERE user_pk = %(user_pk)s AND stream_pk = %(stream_pk)s AND seq = %(seq)s AND payload IS NULL
+
 -- confirm_snapshot --
 -- Only the first confirmation counts.
 UPDATE snapshots SET confirmed_seq = %(confirmed_seq)s, confirmed_by = %(confirmed_by)s

@@ -336,6 +336,8 @@ class AccountLog:
             raise ProtocolError("forbidden", "that is not the root key that was committed to")
         parse_public_key(rotate.root_key)
         self._check_lists_its_author(event, header, rotate.device)
+        if rotate.root_key in (rotate.device.device_key, rotate.device.box_key):
+            raise ProtocolError("unprocessable", "the root key is no key of a device")
         if header.seen != header.devices_seen:
             raise ProtocolError("malformed", "a rotation names one position of $devices twice")
         verify_rotate(self._primitives, rotate, user_key=self._user_key, built_on=header.seen[1])

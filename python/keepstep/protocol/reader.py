@@ -146,6 +146,7 @@ class StreamVerifier:
         account: the account log; for ``$devices`` itself this object feeds it, for all others it only asks it.
         state: where to go on from.
         chain_at: looks the chain at a seq up in the device's store; ``None`` where it is not held.
+        is_own_inbox: the stream is the inbox of the device that reads.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class StreamVerifier:
         account: AccountLog,
         state: StreamState,
         chain_at: Callable[[int], bytes | None] = lambda _: None,
+        is_own_inbox: bool = False,
     ) -> None:
         self._primitives = primitives
         self._user_key = user_key
@@ -165,6 +167,7 @@ class StreamVerifier:
         self._account = account
         self._state = state
         self._chain_at = chain_at
+        self._is_own_inbox = is_own_inbox
         self._chain_0 = chain_0(primitives, user_key, stream)
         self._chains: dict[int, bytes] = {state.seq: state.chain}
         self._witness = HeadWitness(
@@ -267,7 +270,7 @@ class StreamVerifier:
             problem = self._check_author(row, header)
             if problem is None and (went_back or ahead):
                 problem = Problem.INVALID
-            if problem is None or (problem is Problem.AFTER_REVOCATION and self._was_acted_upon(row, header)):
+            if problem is None or (not ahead and self._was_acted_upon(row, header)):
                 problem = self._check_rules(page, row, header, own_seq) or problem
         page.seq, page.received_at_ms = seq, received_at_ms
         page.chain = chain_next(self._primitives, page.chain, seq, received_at_ms, hash_)
@@ -365,17 +368,21 @@ class StreamVerifier:
         return None
 
     def _was_acted_upon(self, row: EventRow, header: Header) -> bool:
-        """Whether the server took an event in good faith before its author's revocation undid it.
+        """Whether the server took an event in good faith that readers withhold: it does not judge ``devices_seen``.
 
-        What it says was done then: keys were won, payloads erased. Nobody but the author can have signed it.
+        Or its author's revocation undid it later. What it says was done then: keys were won, payloads erased. Nobody
+        but the author can have signed it.
         """
         _, device_id, received_at_ms, _, _, payload, _ = row
-        device = self._account.devices[device_id]
-        if device.ended is None or received_at_ms > device.ended.received_at_ms:
+        device = self._account.devices.get(device_id)
+        if device is None or device.is_expired(received_at_ms):
             return False
-        if not device.entry.capabilities & capability_for(header, payload, device_id):
+        if device.ended is not None and received_at_ms > device.ended.received_at_ms:
+            return False
+        if not device.may(capability_for(header, payload, device_id), received_at_ms):
             return False
         try:
+            check_placement(header)
             self._verify(row, device.entry.device_key)
         except ProtocolError:
             return False
@@ -411,6 +418,9 @@ class StreamVerifier:
         expires_at_ms = None if header.ttl_s is None else page.received_at_ms + header.ttl_s * 1000
         if expires_at_ms is not None and expires_at_ms <= self._witness.time_ms:
             return Problem.EXPIRED
+        if self._is_own_inbox:
+            # It meets what it has acknowledged again only where its store was set back, and then it cannot tell.
+            return Problem.ACKNOWLEDGED
         rank = page.reading.rank(header, seq=page.seq, device_id=device_id)
         if rank is not None and header.key is not None and page.reading.lost(header.key, rank):
             return Problem.SUPERSEDED

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from keepstep.errors import ProtocolError
+from keepstep.model import Kind
 from keepstep.protocol.codec import decode_strict, encode, message_type
 from keepstep.protocol.event import AuthorNumber
 from keepstep.protocol.messages import INTEGER_MAX, Bytes16, Bytes32
@@ -28,6 +29,8 @@ CONFIRM_PAYLOAD_BYTES_MAX: Final = 16
 ERASE_PAYLOAD_BYTES_MAX: Final = 16 * 1024
 SNAPSHOT_AUTHORS_MAX: Final = 4096
 """Devices that may have written into one stream."""
+ERASABLE: Final = frozenset({Kind.APPLICATION, Kind.SNAPSHOT})
+"""Kinds whose payloads may go. The others say how the stream is to be read: readers need them for ever."""
 ERASE_EVENTS_MAX: Final = 1024
 """Events that one erasure names: a transaction that others wait for stays short."""
 

@@ -29,6 +29,8 @@ class Problem(enum.Enum):
     """A signed erasure names it."""
     SUPERSEDED = "superseded"
     """Another event has won its key."""
+    ACKNOWLEDGED = "acknowledged"
+    """In this device's own inbox: the server says that this device had it. Else the server withholds it."""
     MISSING = "missing"
     """It is gone and this device cannot see why yet."""
     WITHHELD = "withheld"

@@ -110,8 +110,8 @@ def _add_errors(app: QuartTrio, services: RestServices) -> None:
         return _response(problem(error, g.request_id))
 
     @app.errorhandler(UnsupportedMediaType)
-    async def of_the_body(_error: UnsupportedMediaType) -> Response:
-        return _response(http_problem(415, g.request_id))
+    async def of_the_body(error: UnsupportedMediaType) -> Response:
+        return _response(http_problem(error.http_status, g.request_id))
 
     @app.errorhandler(HTTPException)
     async def of_http(error: HTTPException) -> Response:

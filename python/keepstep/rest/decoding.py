@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import msgspec
 
@@ -22,6 +22,8 @@ QUERY_FIELDS_MAX: Final = 32
 
 class UnsupportedMediaType(Exception):
     """The body is of a content type that the endpoint does not take; HTTP has a status of its own for it."""
+
+    http_status: ClassVar[int] = 415
 
 
 def decode_parameters(struct: type[S], values: Mapping[str, str], where: str) -> S:

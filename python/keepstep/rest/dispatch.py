@@ -19,7 +19,7 @@ from keepstep import _keepstep
 from keepstep.admission import address_prefix
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.ratelimit import RateLimited
-from keepstep.rest.decoding import decode_body, decode_parameters, decode_query
+from keepstep.rest.decoding import UnsupportedMediaType, decode_body, decode_parameters, decode_query
 from keepstep.rest.endpoints import JSON, Access, Binary, Call, Reply
 from keepstep.rest.headers import IDEMPOTENCY_HEADER
 from keepstep.rest.idempotency import RepeatedAnswers
@@ -149,22 +149,26 @@ class _Dispatcher:
     # -- what is asked ----------------------------------------------------------------------------------------------
 
     async def _answer(self, path: dict[str, str], address: str, device: Principal | None) -> Response:
-        endpoint = self._endpoint
         body = await request.get_data(as_text=False)
         assert isinstance(body, bytes)
-        call = Call(
+        if self._endpoint.access is Access.ADMIN:
+            return self._response(await self._audited(path, body, address))
+        return self._response(await self._once(self._call(path, body, address, device), body))
+
+    def _call(self, path: dict[str, str], body: bytes, address: str, device: Principal | None) -> Call[Any, Any, Any]:
+        """The request in its declared form. Raises ``malformed``, UnsupportedMediaType."""
+        endpoint = self._endpoint
+        return Call(
             services=self._services,
             path=decode_parameters(endpoint.path_type, path, "the path"),
             query=decode_query(endpoint.query_type, list(request.args.items(multi=True))),
             body=decode_body(endpoint, request.mimetype, body),
-            headers={name.lower(): value for name, value in request.headers.items()},
+            # the first of a name, as what has been checked: with another one somebody else would go on with the call
+            headers={name.lower(): request.headers[name] for name in request.headers.keys()},  # noqa: SIM118
             address=address,
             request_id=g.request_id,
             device=device,
         )
-        if endpoint.access is Access.ADMIN:
-            return self._response(await self._audited(call, path, body))
-        return self._response(await self._once(call, body))
 
     async def _once(self, call: Call[Any, Any, Any], body: bytes) -> Reply:
         """The handler's answer, or the one that it gave before to the same key."""
@@ -176,21 +180,24 @@ class _Dispatcher:
         digest = _keepstep.blake3(request.full_path.encode() + b"\0" + body)
         return await self._answers.once(f"{endpoint.operation} {caller}", key, digest, lambda: endpoint.handler(call))
 
-    async def _audited(self, call: Call[Any, Any, Any], path: dict[str, str], body: bytes) -> Reply:
-        """An administrator's call: recorded however it ends."""
+    async def _audited(self, path: dict[str, str], body: bytes, address: str) -> Reply:
+        """An administrator's call: recorded however it ends, also where its form is wrong."""
         admin = self._services.admin
         assert admin is not None
         status = 500
         try:
-            reply = await self._once(call, body)
+            reply = await self._once(self._call(path, body, address, None), body)
             status = reply.status
         except ProtocolError as error:
             status = error.row.http_status
             raise
+        except UnsupportedMediaType:
+            status = UnsupportedMediaType.http_status
+            raise
         finally:
             with trio.move_on_after(AUDIT_TIMEOUT_S, shield=True):
                 await admin.audit(
-                    self._endpoint.operation, path, status=status, address=call.address, request_id=call.request_id
+                    self._endpoint.operation, path, status=status, address=address, request_id=g.request_id
                 )
         return reply
 

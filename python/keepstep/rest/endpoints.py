@@ -102,7 +102,7 @@ class Call(Generic[PathT, QueryT, BodyT]):
         path: the path parameters.
         query: the query.
         body: the decoded JSON body; ``bytes`` where it came as the endpoint's ``Binary``.
-        headers: by lower-case name; the last one where a name repeats.
+        headers: by lower-case name; the first one where a name repeats.
         address: the peer's.
         request_id: of this request.
     """

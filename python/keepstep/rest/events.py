@@ -118,7 +118,9 @@ async def check_standing(call: Call[Any, Any, Any], *, generation: int) -> None:
     services: RestServices = call.services
     if services.is_draining():
         raise ProtocolError("draining")
-    await services.tokens.authenticate(call.headers.get("authorization"))
+    principal = await services.tokens.authenticate(call.headers.get("authorization"))
+    if (principal.user_pk, principal.device_pk) != (call.principal.user_pk, call.principal.device_pk):
+        raise ProtocolError("invalid_token", "the token has become another device's")
     if services.log.generation() != generation:
         raise Unavailable("the log is another one than this request read")
 

@@ -26,7 +26,7 @@ class PresenceList(AnswerBody, frozen=True, kw_only=True):
 
 
 async def _presence(call: Call[NoParameters, NoParameters, None]) -> Reply:
-    present = call.services.presences.present(call.principal.user_pk)
+    present = call.services.presences.present(call.principal.user_key)
     return Reply(
         PresenceList(
             devices=[

@@ -71,6 +71,9 @@ def test_a_device_that_is_none_or_that_may_not_is_told(home: Path) -> None:
     assert str(run("device", "revoke", "phnoe", "--device", "laptop").exception) == "there is no live device phnoe"
     refused = run("device", "revoke", "laptop", "--device", "phone")
     assert str(refused.exception) == "phone may not revoke devices: laptop may"
+    last = run("device", "revoke", "laptop", "--device", "laptop")
+    assert "the last device that manages cannot revoke itself" in str(last.exception)
+    assert run("publish", "notes", "hello", "--device", "laptop").output == "notes #1\n"
 
 
 def test_a_device_may_sign_itself_out(home: Path) -> None:
@@ -115,5 +118,5 @@ def test_a_device_is_kept_by_the_name_that_another_one_knows(home: Path, tmp_pat
     assert account_cli._kept("phone") == account_cli._kept(kept.hex()) == kept
     options = ("--name", "new", "--keep", "phone", "--passphrase-file", str(passphrase_file(tmp_path)))
     elsewhere = run("recover", str(home / "recovery-laptop.txt"), *options)
-    assert isinstance(elsewhere.exception, ClientError)  # REST is not where a default server has it
-    assert (home / "devices" / "new.sqlite3").exists()
+    assert "say with --rest" in str(elsewhere.exception)  # REST is not where a default server has it
+    assert not (home / "devices" / "new.sqlite3").exists()

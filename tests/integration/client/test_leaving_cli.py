@@ -114,3 +114,22 @@ def test_a_receipt_that_proves_nothing_is_told(tmp_path: Path, field: str, monke
     result = CliRunner().invoke(delete_account, ["--yes"])
     assert isinstance(result.exception, ClientError)
     assert "proves nothing" in str(result.exception)
+
+
+def test_an_account_stays_where_its_receipt_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receipt is given once; nor is a file left behind where the server does not delete."""
+    there = tmp_path / "there"
+    there.write_text("a receipt of before")
+    for receipt in (there, tmp_path / "nowhere" / "receipt"):
+        result = CliRunner().invoke(delete_account, ["--receipt", str(receipt)], input="y\n")
+        assert isinstance(result.exception, OSError)
+    assert export(tmp_path / "still-there").exit_code == 0
+
+    async def refuse(_client: RestClient) -> object:
+        await trio.lowlevel.checkpoint()
+        raise ProtocolError("unavailable")
+
+    monkeypatch.setattr(RestClient, "delete_account", refuse)
+    result = CliRunner().invoke(delete_account, ["--receipt", str(tmp_path / "receipt")], input="y\n")
+    assert isinstance(result.exception, ProtocolError)
+    assert not (tmp_path / "receipt").exists()

@@ -16,7 +16,7 @@ from keepstep.postgres.log import ignore_probe
 from keepstep.postgres.pool import Limits
 from keepstep.postgres.store import PostgresStore
 from keepstep.postgres.transaction import pass_barrier
-from keepstep.protocol.messages import Result, ResultAccepted, ResultDuplicate
+from keepstep.protocol.messages import Result, ResultAccepted, ResultDuplicate, ResultError
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
 from tests.support.logs import append, create_account
 
@@ -187,3 +187,40 @@ async def test_two_nodes_create_one_account_at_the_same_time(place: PostgresPlac
         go_on.set()
 
     assert {type(result) for result in results} == {ResultAccepted, ResultDuplicate}
+
+
+@pytest.mark.parametrize("how", ["disable", "delete"])
+async def test_a_stream_that_is_being_created_takes_nothing_once_its_account_is_shut_out(
+    place: PostgresPlace, how: str
+) -> None:
+    """Who shuts an account out waits for whoever creates a stream, and then reaches that stream too."""
+    reached, go_on = threading.Event(), threading.Event()
+    phone = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, place.node(), phone)
+
+    def hold(point: str) -> None:
+        if point == "before_commit" and not reached.is_set():
+            reached.set()
+            assert go_on.wait(10)
+
+    async def shut_out() -> None:
+        if how == "disable":
+            await place.administration.set_disabled(principal.user_pk, disabled=True, now_ms=NOW_MS)
+        else:
+            await place.administration.delete_user(principal.user_pk, ADA.user_key, now_ms=NOW_MS)
+        done.append(how)
+
+    def wait_for_the_second() -> None:
+        while place.execute(WAITING) != [(1,)]:
+            assert not done, "nobody waited"
+
+    done: list[str] = []
+    creating = place.node(probe=hold)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(append, creating, principal, phone.event("notes"))
+        await trio.to_thread.run_sync(reached.wait, 10)
+        nursery.start_soon(shut_out)
+        await trio.to_thread.run_sync(wait_for_the_second)
+        go_on.set()
+
+    assert await append(creating, principal, phone.event("notes")) == [ResultError("forbidden", [])]

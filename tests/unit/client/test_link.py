@@ -237,7 +237,7 @@ async def test_streams_are_subscribed_to_in_bounded_messages(
     async with open_device(path, environment=server.environment) as device:
         for number in range(5):
             await device.subscribe(f"stream-{number}")
-        await device.wait_until_connected()
+        await server.until(lambda: len({name for each in server.messages(Subscribe) for name in each.streams}) == 7)
         server.received.clear()
         server.close_all(None)
         await device.wait_until_disconnected()

@@ -351,6 +351,7 @@ def test_the_devices_of_a_rotation_are_checked() -> None:
         (make_device("tablet"), [phone, phone], "malformed"),
         (make_device("tablet", PUBLISH | SUBSCRIBE), [phone], "malformed"),
         (make_device("tablet", box_key=phone.entry.box_key), [], "unprocessable"),
+        (make_device("tablet", box_key=ScriptedUser().next_root_key), [], "unprocessable"),
         (make_device("tablet", expires_at_ms=NOW_MS + 1), [], "unprocessable"),
     ):
         user = stolen()[0]

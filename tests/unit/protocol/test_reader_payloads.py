@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from keepstep.model import inbox_of
 from keepstep.protocol import reader as reader_module
 from keepstep.protocol.reader import StreamVerifier
 from keepstep.protocol.verified import Problem, VerifiedEvent
@@ -90,6 +91,17 @@ def test_there_is_a_bound_on_missing_payloads(monkeypatch: pytest.MonkeyPatch) -
     stream, reader = with_missing(ttl_s=1)
     reader.resumed(stream.head(time_ms=NOW_MS + 10_000))
     assert reader.feed(*stream.page(0))[1].problem is Problem.EXPIRED
+
+
+def test_in_its_own_inbox_a_device_takes_what_is_gone_as_acknowledged() -> None:
+    """The server drops what it had; nothing is read once more."""
+    user = ScriptedUser()
+    stream = user.stream(inbox_of(user.laptop.device_id))
+    stream.append(user.laptop, b"one", stored_payload=None)
+    stream.append(user.laptop, b"two")
+    reader = follow(stream, is_own_inbox=True)
+    assert [event.problem for event in reader.feed(*stream.page(0))] == [Problem.ACKNOWLEDGED, None]
+    assert reader.caught_up(stream.head()) == []
 
 
 def test_an_event_with_a_fault_is_not_reported_as_missing_too() -> None:

@@ -260,6 +260,30 @@ def test_an_erasure_that_is_not_allowed_excuses_nothing() -> None:
     assert reader.caught_up(stream.head()) == [2, 4]
 
 
+@pytest.mark.parametrize(("known", "problem"), [(1, Problem.NOT_ALLOWED), (2, Problem.INVALID)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"payload": b"won", "key": key("a"), "hlc": HLC + 9},
+        {"payload": encode_erase({ScriptedUser().laptop.device_id: [2]}), "kind": Kind.ERASE},
+    ],
+)
+def test_what_an_author_does_that_names_too_old_devices_may_be_done(
+    known: int, problem: Problem, changes: dict[str, Any]
+) -> None:
+    """The server acts upon it: only the event's own payload is withheld, and nobody takes the server for a liar."""
+    stream = stream_of(Policy.LATEST)
+    user, phone = stream.user, make_device("phone", FULL)
+    user.enrol(phone)
+    user.enrol(make_device("watch", Capability.PUBLISH))
+    stream.append(user.laptop, b"gone", key=key("a"), hlc=HLC, stored_payload=None)
+    stream.append(phone, b"begun", key=key("b"), hlc=HLC)
+    stream.append(phone, devices_seen=(known, user.devices_stream.chains[known]), **changes)
+    reader = follow(stream)
+    assert problems(read(stream, reader))[1:] == [Problem.MISSING, None, problem]
+    assert reader.caught_up(stream.head()) == []
+
+
 def undone_erasure(**changes: Any) -> tuple[ScriptedStream, StreamVerifier]:
     """A payload that a device erased before it was revoked, together with the erasure; its reader at the end."""
     stream = stream_of(Policy.APPEND)

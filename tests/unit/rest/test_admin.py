@@ -236,6 +236,25 @@ async def test_every_call_is_in_the_audit_trail() -> None:
         assert [(entry["request_id"], entry["status"]) for entry in rest["entries"]] == [("first", 200)]
 
 
+async def test_a_call_that_is_not_understood_is_in_the_audit_trail() -> None:
+    """Whoever has the key and tries things out is seen."""
+    async with administrated() as here:
+        answers = [
+            await here.http.get("/admin/users", params={"limit": "many"}),
+            await here.http.get("/admin/users/%00nobody"),
+            await here.http.post("/admin/invites", content=b"{", headers={"content-type": "application/json"}),
+            await here.http.post("/admin/invites", content=b"x", headers={"content-type": "text/plain"}),
+        ]
+        assert [answer.status_code for answer in answers] == [400, 400, 400, 415]
+        entries = (await here.http.get("/admin/audit")).json()["entries"]
+        assert [(entry["action"], entry["target"], entry["status"]) for entry in reversed(entries)] == [
+            ("get_admin_users", "{}", 400),
+            ("get_admin_users_by_user_id", '{"user_id":"\\u0000nobody"}', 400),
+            ("post_admin_invites", "{}", 400),
+            ("post_admin_invites", "{}", 415),
+        ]
+
+
 async def test_statistics_and_retention_say_what_is() -> None:
     """Nothing is removed by age and no backup is made yet, and that is what is told."""
     parts = Parts()

@@ -289,7 +289,7 @@ async def test_a_page_that_does_not_continue_is_read_again() -> None:
         assert (answer.status_code, answer.json()["code"], tries) == (503, "unavailable", [0, 0, 0])
 
 
-async def waiting(here: Site, token: dict[str, str], during: Any, **query: Any) -> tuple[httpx.Response, float]:
+async def waiting(here: Site, token: Any, during: Any, **query: Any) -> tuple[httpx.Response, float]:
     """The answer to a request that waits, and when it came; ``during`` runs once it does."""
     answers: list[tuple[httpx.Response, float]] = []
 
@@ -349,6 +349,41 @@ async def test_a_device_that_is_revoked_waits_no_longer(autojump_clock: trio.tes
         answer, at_s = await waiting(here, token, revoke)
         assert (answer.status_code, answer.json()["code"]) == (401, "invalid_token")
         assert at_s <= 6
+
+
+async def test_a_device_that_is_revoked_does_not_wait_on_with_another_ones_token(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Not even one that came with the request in a header of the same name, before or after its own."""
+    async with site() as here:
+        phone, token = await alice(here)
+        await append(here, phone, phone.event("notes"))
+        (stranger,) = await here.parts.register("mallory", "laptop")
+        other = await here.token(stranger, "other")
+
+        async def revoke() -> None:
+            here.tokens.principals.pop("token")
+
+        headers = [*token.items(), *other.items()]
+        answer, at_s = await waiting(here, headers, revoke)
+        assert (answer.status_code, answer.json()["code"]) == (401, "invalid_token")
+        assert at_s <= 6
+
+
+async def test_a_request_that_waits_ends_where_its_token_becomes_another_devices(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It goes on as the device that began it, or not at all."""
+    async with site() as here:
+        phone, token = await alice(here)
+        await append(here, phone, phone.event("notes"))
+        (stranger,) = await here.parts.register("mallory", "laptop")
+
+        async def replace_device() -> None:
+            await here.token(stranger)
+
+        answer, _ = await waiting(here, token, replace_device)
+        assert (answer.status_code, answer.json()["code"]) == (401, "invalid_token")
 
 
 async def test_a_server_that_goes_down_lets_nobody_wait(autojump_clock: trio.testing.MockClock) -> None:
