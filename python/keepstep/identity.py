@@ -329,19 +329,24 @@ class Identity:
         if user_pk is None:
             raise ProtocolError("forbidden", "there is no such user")
         rotation = Rotation(user_pk, user_key, rotate.device, header, sig, payload)
-        for attempt in range(1, ROTATION_ATTEMPTS_MAX + 1):
+        refused: ProtocolError | None = None
+        for _ in range(ROTATION_ATTEMPTS_MAX):
             # In every attempt: what got in the way may have been this very rotation, posted twice.
             known = await self._accounts.device(user_key, rotate.device.device_id)
             if known is not None:
-                return await self._rotate_again(rotation, known.principal)
+                return await self._rotate_again(rotation, rotate.root_key, known.principal)
+            if refused is not None and not isinstance(refused, Unavailable):
+                raise refused
             try:
                 return await self._rotate(rotation)
-            except Unavailable as error:
-                if error.retry_after_ms != 0 or attempt == ROTATION_ATTEMPTS_MAX:
+            except ProtocolError as error:
+                if isinstance(error, Unavailable) and error.retry_after_ms != 0:
                     raise
                 # somebody else wrote into $devices first: whoever holds a stolen device may do so all the time
                 self.forget(user_pk)
-        raise AssertionError("the last attempt returns or raises")
+                refused = error
+        assert refused is not None
+        raise refused
 
     async def _rotate(self, rotation: Rotation) -> Registered:
         now_ms = self._clock.now_ms()
@@ -364,8 +369,11 @@ class Identity:
         head = Position(result.first_seq, result.chain)
         return Registered(rotation.user_key, head.seq, result.received_at_ms, head.chain, head, is_new=True)
 
-    async def _rotate_again(self, rotation: Rotation, principal: Principal) -> Registered:
-        """A rotation whose device is known already: it was stored before, or the id is another's."""
+    async def _rotate_again(self, rotation: Rotation, root_key: bytes, principal: Principal) -> Registered:
+        """A rotation whose device is known already: it was stored before, or the id is another's.
+
+        Which of the two is told only to who signed with the account's root key; to others it is one of many refusals.
+        """
         raw = encode([[rotation.header, rotation.sig, rotation.payload, None]])
         submission = Submission(
             user_pk=principal.user_pk,
@@ -379,6 +387,9 @@ class Identity:
         appended = await self._log.append([submission], now_ms=self._clock.now_ms())
         (result,) = appended.results[0]
         if not isinstance(result, ResultDuplicate):
+            account_log = await self._account_log(rotation.user_pk, rotation.user_key)
+            if root_key != account_log.root_key:
+                raise ProtocolError("forbidden", "that is not the account's root key")
             raise ProtocolError(result.code if isinstance(result, ResultError) else "internal")
         return await self._stored_before(rotation.user_pk, rotation.user_key, result)
 

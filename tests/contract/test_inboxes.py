@@ -69,3 +69,18 @@ async def test_messages_that_the_device_acknowledged_lose_their_payload(place: P
     assert left == [None, None, None, f"phone {of_laptop} 3".encode()]
     assert None not in (await read_all(place.node(), on_phone, of_phone)).payloads
     assert None not in (await read_all(place.node(), on_phone, "notes")).payloads
+
+
+async def test_no_node_remembers_the_payload_of_a_message(place: Place) -> None:
+    """Its device acknowledged it, and so it is gone: also for the node that took it."""
+    node, other = place.node(), place.node()
+    phone, laptop = DeviceFixture(ADA, "phone"), DeviceFixture(ADA, "laptop")
+    on_phone = await create_account(place, node, phone)
+    on_laptop = await enrol(place, node, phone, laptop)
+    inbox = inbox_of(laptop.device_id)
+    await append(node, on_phone, *phone.events(inbox, 2))
+    assert None not in (await read_all(node, on_laptop, inbox)).payloads
+    await place.accounts.save_acks(on_laptop, {inbox: (2, bytes(16))})
+    await place.maintenance.empty_inboxes(now_ms=NOW_MS, rows_max=10)
+    for each in (node, other):
+        assert (await read_all(each, on_laptop, inbox)).payloads == [None, None]

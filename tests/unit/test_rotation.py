@@ -125,6 +125,17 @@ async def test_the_id_of_a_device_that_is_there_is_no_new_devices(theft: Theft) 
     assert await theft.live() == {"phone", "watch", "spy"}
 
 
+async def test_who_has_no_root_key_learns_nothing_of_devices(theft: Theft) -> None:
+    """The answer is the same for an id of a device and for any other: somebody could ask whose a device is."""
+    await theft.rotate(theft.tablet.rotate(theft.watch))
+    for device in (theft.tablet, theft.watch, DeviceFixture(theft.phone.user, "unknown")):
+        device.authored.clear()
+        device.seen = theft.tablet.seen
+        with pytest.raises(ProtocolError) as caught:
+            await theft.rotate(device.rotate(root_secret=seed("a stranger's root")))
+        assert caught.value.code == "forbidden"
+
+
 async def test_a_wrong_rotation_changes_nothing(theft: Theft) -> None:
     """Another root key, another user's, an unknown user, another operation, other bytes."""
     user = theft.phone.user

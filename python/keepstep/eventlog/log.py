@@ -14,7 +14,7 @@ from keepstep.eventlog.heads import HeadCache
 from keepstep.eventlog.rotation import append_rotation
 from keepstep.eventlog.store import SNAPSHOTS_MAX
 from keepstep.interfaces import Appended, Page, StreamInfo
-from keepstep.model import DEVICES_STREAM, KEY_BYTES, Position
+from keepstep.model import DEVICES_STREAM, KEY_BYTES, Position, is_inbox
 from keepstep.protocol.chain import chain_0
 from keepstep.tail import Tail
 
@@ -227,7 +227,9 @@ class StoredLog:
         self._check_generation()
         if generation == self._generation:  # else it may have been committed to the log that was
             for key, run in runs:
-                self.tail.append(key, run)
+                # Any node may drop an inbox's payloads, as its device acknowledges them: none remembers them.
+                if not is_inbox(key[1]):
+                    self.tail.append(key, run)
         if runs:
             added = [run for _, run in runs]
             for listener in self._listeners:
