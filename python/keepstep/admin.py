@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-import trio
 
 from keepstep import _keepstep
 from keepstep.administration import AUDIT_ACTION_MAX, AUDIT_TARGET_MAX, AUDIT_TEXT_MAX, AuditEntry
 from keepstep.admission import address_prefix
-from keepstep.errors import ProtocolError, Unavailable
+from keepstep.errors import ProtocolError
+from keepstep.polling import Poll
 from keepstep.telemetry import BoundedLines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from keepstep.administration import Administration
     from keepstep.interfaces import Clock
-    from keepstep.model import DevicePk, UserPk
-    from keepstep.session import Session
+    from keepstep.polling import Sessions
     from keepstep.telemetry import Log, Metrics
 
 FAILURES_MAX: Final = 10
@@ -28,10 +27,6 @@ FAILURES_WINDOW_S: Final = 60.0
 """An address prefix that showed so many wrong keys within this time is not looked at until it is over."""
 PREFIXES_MAX: Final = 10_000
 """Address prefixes whose failures are remembered; beyond it the oldest are forgotten."""
-CUT_POLL_INTERVAL_S: Final = 0.5
-"""Between two looks at what was cut: half of the second in which the sessions end."""
-CUT_LOOK_BACK_MS: Final = 60_000
-"""How long before its commit a cut may be dated, clocks of nodes included."""
 CUT_KEPT_MS: Final = 60 * 60 * 1000
 """How long a cut is kept: every node that is up has looked by then."""
 REMOVAL_DELAY_MS: Final = 60 * 1000
@@ -113,17 +108,7 @@ class AdminKey:
         await self._administration.add_audit(entry)
 
 
-class Sessions(Protocol):
-    """The sessions of this node, as the gateway has them."""
-
-    def session(self, user_pk: UserPk, device_pk: DevicePk) -> Session | None:
-        """A device's session."""
-
-    def sessions_of(self, user_pk: UserPk) -> Iterable[Session]:
-        """All sessions of a user."""
-
-
-class Cuts:
+class Cuts(Poll):
     """Ends the sessions that an administrator cut, and those of accounts that are disabled or deleted.
 
     There is one path for this node and for others: the database is asked what was cut since the last look.
@@ -135,31 +120,9 @@ class Cuts:
     """
 
     def __init__(self, administration: Administration, sessions: Sessions, clock: Clock) -> None:
+        super().__init__(clock)
         self._administration = administration
         self._sessions = sessions
-        self._clock = clock
-        self._news = trio.Event()
-
-    def look_now(self) -> None:
-        """Do not wait for the next poll."""
-        self._news.set()
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look, until cancelled."""
-        looked_at_ms = self._clock.now_ms()
-        task_status.started()
-        while True:
-            # Clear, look, then wait: a cut during the look makes another one.
-            self._news = trio.Event()
-            now_ms = self._clock.now_ms()
-            try:
-                await self._look(looked_at_ms - CUT_LOOK_BACK_MS)
-            except Unavailable:
-                pass  # the next look goes as far back as this one
-            else:
-                looked_at_ms = now_ms
-            with trio.move_on_after(CUT_POLL_INTERVAL_S):
-                await self._news.wait()
 
     async def _look(self, since_ms: int) -> None:
         for cut in await self._administration.cuts_since(since_ms):

@@ -8,44 +8,30 @@ hang on it: each append sees the devices as of its heads (docs/explanation/log.m
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from keepstep.errors import ProtocolError, Unavailable
+from keepstep.errors import ProtocolError
 from keepstep.eventlog.store import DEVICES_STREAM_PK
 from keepstep.model import DEVICES_STREAM, UserPk
 from keepstep.pages import encode_revoked
+from keepstep.polling import Poll
 from keepstep.protocol.messages import Cloned, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from keepstep._keepstep import Run
     from keepstep.interfaces import Accounts, Clock, EventLog
-    from keepstep.model import DevicePk
-    from keepstep.session import Session
+    from keepstep.polling import Sessions
 
-POLL_INTERVAL_S: Final = 0.5
-"""Between two looks at what other nodes committed: half of the second in which a revoked device's sessions close."""
-LOOK_BACK_MS: Final = 60_000
-"""How long before its commit an event may have been given its ``received_at``, clocks of nodes included."""
 NOTICE_TIMEOUT_S: Final = 0.25
 """How long a device that ended waits for the event that ended it; its session ends without, where it takes longer."""
 NOTICE_BYTES_MAX: Final = 1024 * 1024
 """An account event and its framing are less."""
 CLONES_REMEMBERED_MAX: Final = 10_000
 """Cloned devices whose users have been told; beyond it the oldest may be told again."""
-
-
-class Sessions(Protocol):
-    """The sessions of this node, as the gateway has them."""
-
-    def session(self, user_pk: UserPk, device_pk: DevicePk) -> Session | None:
-        """A device's session."""
-
-    def sessions_of(self, user_pk: UserPk) -> Iterable[Session]:
-        """All sessions of a user."""
 
 
 async def read_notice(log: EventLog, user_pk: UserPk, seq: int, *, now_ms: int) -> bytes | None:
@@ -64,7 +50,7 @@ async def read_notice(log: EventLog, user_pk: UserPk, seq: int, *, now_ms: int) 
     return None
 
 
-class Revocations:
+class Revocations(Poll):
     """Ends sessions, and tells of clones.
 
     Args:
@@ -75,17 +61,12 @@ class Revocations:
     """
 
     def __init__(self, log: EventLog, accounts: Accounts, sessions: Sessions, clock: Clock) -> None:
+        super().__init__(clock)
         self._log = log
         self._accounts = accounts
         self._sessions = sessions
-        self._clock = clock
-        self._news = trio.Event()
         self._told: OrderedDict[tuple[UserPk, bytes], int] = OrderedDict()
         log.subscribe_commits(self._committed)
-
-    def look_now(self) -> None:
-        """Do not wait for the next poll."""
-        self._news.set()
 
     def _committed(self, runs: Sequence[Run]) -> None:
         if any(run.stream_pk == DEVICES_STREAM_PK and self._has_sessions(UserPk(run.user_pk)) for run in runs):
@@ -93,23 +74,6 @@ class Revocations:
 
     def _has_sessions(self, user_pk: UserPk) -> bool:
         return any(True for _ in self._sessions.sessions_of(user_pk))
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look, until cancelled."""
-        looked_at_ms = self._clock.now_ms()
-        task_status.started()
-        while True:
-            # Clear, look, then wait: a commit during the look makes another one.
-            self._news = trio.Event()
-            now_ms = self._clock.now_ms()
-            try:
-                await self._look(looked_at_ms - LOOK_BACK_MS)
-            except Unavailable:
-                pass  # the next look goes as far back as this one
-            else:
-                looked_at_ms = now_ms
-            with trio.move_on_after(POLL_INTERVAL_S):
-                await self._news.wait()
 
     async def _look(self, since_ms: int) -> None:
         for device in await self._accounts.revoked_since(since_ms):

@@ -12,7 +12,6 @@ import trio.testing
 
 from keepstep.admin import (
     CUT_KEPT_MS,
-    CUT_POLL_INTERVAL_S,
     DAY_MS,
     FAILURES_MAX,
     FAILURES_WINDOW_S,
@@ -23,6 +22,7 @@ from keepstep.admin import (
 )
 from keepstep.administration import AuditEntry
 from keepstep.errors import ProtocolError
+from keepstep.polling import POLL_INTERVAL_S
 from tests.support.events import NOW_MS
 from tests.support.parts import Parts
 from tests.support.wire import Closed, closing_reason
@@ -138,9 +138,9 @@ async def test_a_cut_session_ends_at_once_where_it_was_cut(autojump_clock: trio.
         assert await parts.administration.cut_session(session.session_id, now_ms=NOW_MS)
         parts.cuts.look_now()
         assert await closing_reason(on_phone.receive) == "session_cut"
-        assert trio.current_time() - started_s < CUT_POLL_INTERVAL_S
+        assert trio.current_time() - started_s < POLL_INTERVAL_S
         await parts.connect(nursery, phone)
-        await trio.sleep(2 * CUT_POLL_INTERVAL_S)
+        await trio.sleep(2 * POLL_INTERVAL_S)
         assert parts.gateway.sessions == 2
         assert parts.gateway.session(principal.user_pk, (await parts.principal(laptop)).device_pk) is not None
         del on_laptop
@@ -171,7 +171,7 @@ async def test_the_sessions_of_a_disabled_user_end_within_a_second(autojump_cloc
         await parts.connect(nursery, other)
         principal = await parts.principal(phone)
         parts.database.away = True
-        await trio.sleep(3 * CUT_POLL_INTERVAL_S)
+        await trio.sleep(3 * POLL_INTERVAL_S)
         parts.database.away = False
         started_s = trio.current_time()
         await parts.administration.set_disabled(principal.user_pk, disabled=True, now_ms=NOW_MS)

@@ -12,6 +12,7 @@ from keepstep.client import crypto
 from keepstep.errors import ERRORS, DeviceRevoked, Unavailable
 from keepstep.gateway import REPLACED_MAX
 from keepstep.model import Capability, inbox_of
+from keepstep.polling import LOOK_BACK_MS, POLL_INTERVAL_S
 from keepstep.protocol.account import AccountEvent, AccountLog
 from keepstep.protocol.messages import (
     Cloned,
@@ -27,7 +28,6 @@ from keepstep.protocol.messages import (
     Revoked,
     Subscribe,
 )
-from keepstep.revocation import LOOK_BACK_MS, POLL_INTERVAL_S
 from tests.support.events import NOW_MS, DeviceFixture, submission
 from tests.support.parts import SERVER_KEY, Parts
 from tests.support.wire import Closed, WireDevice, closing_reason
