@@ -22,7 +22,7 @@ from keepstep.identity import Identity, Registrations
 from keepstep.model import DEVICES_STREAM, Position
 from keepstep.protocol.account_payloads import RotatePayload, decode_account
 from keepstep.protocol.chain import chain_0, chain_next, event_hash, verify_head
-from keepstep.protocol.event import decode_header
+from keepstep.protocol.event import decode_header, encode_events
 from keepstep.protocol.messages import ResultAccepted, ResultError
 from keepstep.protocol.snapshot import ERASABLE
 from keepstep.publish import Publisher, PublishLimits
@@ -247,7 +247,7 @@ class _Replay:
         if any(payload is None and not _may_be_gone(header) for _, _, _, header, _, payload, _ in rows):
             return "malformed"
         self._clock.at_ms = rows[0][2]
-        raw = msgspec.msgpack.encode([[header, sig, payload, None] for _, _, _, header, sig, payload, _ in rows])
+        raw = encode_events((header, sig, payload) for _, _, _, header, sig, payload, _ in rows)
         submission = Submission(
             user_pk=author.user_pk,
             user_key=author.user_key,

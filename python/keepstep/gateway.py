@@ -19,6 +19,7 @@ from keepstep.interfaces import ConnectionClosed
 from keepstep.model import DEVICES_STREAM, SESSION_ID_BYTES
 from keepstep.protocol.handshake import ServerHandshake
 from keepstep.protocol.messages import MESSAGE_BYTES_MAX, PUBLISH_BYTES_MAX, KeyAnnounced, Ready, Subscribe, encode
+from keepstep.protocol.primitives import SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305
 from keepstep.revocation import read_notice
 from keepstep.session import Session, SessionLimits
 from keepstep.subscriber import Subscriber, SubscriberLimits
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from keepstep.relay import Relay
     from keepstep.telemetry import Log, Metrics
 
-SUITES: Final = (1, 2)
+SUITES: Final = (SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305)
 """Record suites in order of preference; AES-256-GCM first, which processors have instructions for."""
 HANDSHAKES_AT_ONCE: Final = 16
 """Proofs that are checked and looked up at the same time, so that a rush of them never delays active sessions."""

@@ -25,8 +25,8 @@ from keepstep.protocol.account_payloads import (
     decode_account,
     verify_rotate,
 )
-from keepstep.protocol.codec import decode_strict, encode
-from keepstep.protocol.event import HEADER_BYTES_MAX, NO_PREV, decode_header
+from keepstep.protocol.codec import decode_strict
+from keepstep.protocol.event import HEADER_BYTES_MAX, NO_PREV, decode_header, encode_events
 from keepstep.protocol.messages import Bytes64, EventRow, ResultAccepted, ResultDuplicate, ResultError
 from keepstep.validation import parse_base64url
 
@@ -374,7 +374,7 @@ class Identity:
 
         Which of the two is told only to who signed with the account's root key; to others it is one of many refusals.
         """
-        raw = encode([[rotation.header, rotation.sig, rotation.payload, None]])
+        raw = encode_events([(rotation.header, rotation.sig, rotation.payload)])
         submission = Submission(
             user_pk=principal.user_pk,
             user_key=rotation.user_key,

@@ -19,10 +19,11 @@ from tests.support.events import FULL, NOW_MS, DeviceFixture, UserFixture, seed
 from tests.support.stream_log import StreamLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from keepstep.protocol.event import Header
     from keepstep.protocol.messages import EventRow, SignedHead
+    from keepstep.protocol.primitives import Primitives
     from keepstep.protocol.reader import StreamState
 
 ALICE: Final = UserFixture("alice")
@@ -184,6 +185,14 @@ def account_event(row: EventRow) -> AccountEvent:
     _, device_id, received_at_ms, header, sig, payload, _ = row
     assert payload is not None
     return AccountEvent(device_id, header, sig, payload, received_at_ms)
+
+
+def replay(primitives: Primitives, user_key: bytes, events: Iterable[AccountEvent]) -> AccountLog:
+    """The account log after accepted events, all of which must be valid."""
+    log = AccountLog(primitives, user_key)
+    for event in events:
+        log.apply(event)
+    return log
 
 
 def follow(stream: ScriptedStream, *, state: StreamState | None = None, **arguments: Any) -> StreamVerifier:

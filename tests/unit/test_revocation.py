@@ -13,7 +13,7 @@ from keepstep.errors import ERRORS, DeviceRevoked, Unavailable
 from keepstep.gateway import REPLACED_MAX
 from keepstep.model import Capability, inbox_of
 from keepstep.polling import LOOK_BACK_MS, POLL_INTERVAL_S
-from keepstep.protocol.account import AccountEvent, AccountLog
+from keepstep.protocol.account import AccountLog
 from keepstep.protocol.messages import (
     Cloned,
     Error,
@@ -30,11 +30,11 @@ from keepstep.protocol.messages import (
 )
 from tests.support.events import NOW_MS, DeviceFixture, submission
 from tests.support.parts import SERVER_KEY, Parts
+from tests.support.scripted_log import account_event
 from tests.support.wire import Closed, WireDevice, closing_reason
 
 if TYPE_CHECKING:
     from keepstep.interfaces import Page
-    from keepstep.protocol.messages import EventRow
 
 REVOKED = (ERRORS["revoked"].close_code, "revoked")
 
@@ -44,13 +44,6 @@ async def see_devices(parts: Parts, *devices: DeviceFixture) -> None:
     head = (await parts.log.stream((await parts.principal(devices[0])).user_pk, "$devices")).head
     for device in devices:
         device.seen["$devices"] = head.seq, head.chain
-
-
-def account_event(row: EventRow) -> AccountEvent:
-    """A row that a device was shown, as its account log takes it."""
-    _, device_id, received_at_ms, header, sig, payload, _ = row
-    assert payload is not None
-    return AccountEvent(device_id, header, sig, payload, received_at_ms)
 
 
 async def test_a_revoked_devices_session_is_told_and_closed(autojump_clock: trio.testing.MockClock) -> None:

@@ -356,14 +356,14 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         What it wrote counts up to where this device has verified it; streams that this device does not follow are read
         once for that. The others get a new content key, so that it cannot read what is written later; what it has read
         it may keep. A device that manages ends any device; any device may end itself (sign out). When this returns,
-        what is published next is sealed under the new key.
+        what is published next is sealed under the new key; a device that has ended itself has no keys any more.
 
         Args:
             device: its id, 16 bytes, or its name.
 
         Raises:
             ClientError: this device may not, there is no such device or more than one, or the server is not reached.
-            ProtocolError: the server refuses; ``revoked`` where this device has ended itself.
+            ProtocolError: the server refuses.
             VerificationError: something lies about a stream.
 
         After a cancellation the device may be revoked or not; ``devices`` tells.
@@ -374,13 +374,15 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         mine = self._follower.account.devices[self.identity.device_id]
         if device_id != self.identity.device_id and not mine.manages(now_ms):
             raise ClientError(f"{self.identity.name} may not revoke devices: {self._managers()} may")
+        is_own = device_id == self.identity.device_id
         try:
             await self._revoke([device_id])
-        except ProtocolError as error:
-            if error.code != "revoked" or device_id != self.identity.device_id:
-                raise
-        else:
+            if is_own:
+                await self._until(lambda: False)  # the answer may come before the news that wipes this device's file
             await self.wait_for_new_epoch()
+        except ProtocolError as error:
+            if error.code != "revoked" or not is_own:
+                raise
 
     async def _revoke(self, device_ids: Sequence[bytes]) -> None:
         client = RestClient(self.identity, environment=self._environment, tls=self._tls)

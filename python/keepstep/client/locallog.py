@@ -215,11 +215,6 @@ class LocalLog:
         assert row is not None
         return FirstEvent(*row)
 
-    def first_seq(self, stream: str) -> int | None:
-        """The first kept event of a stream."""
-        seq: int | None = self._store.row("SELECT min(seq) FROM events WHERE stream = ?", stream)[0]
-        return seq
-
     # -- cursors ------------------------------------------------------------------------------------------------
 
     def cursor(self, name: str, stream: str) -> Cursor | None:

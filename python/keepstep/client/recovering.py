@@ -185,7 +185,9 @@ class Recovering:
             with trio.move_on_after(CLEANUP_S, shield=True):
                 await trio.to_thread.run_sync(self._remove, store)
             if error.code == "forbidden":
-                raise ClientError("this recovery file is void: a newer one was made from it") from error
+                raise ClientError(
+                    "this recovery file is void: a newer one was made from it, or the account is gone"
+                ) from error
             raise
         finally:
             store.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from keepstep import _keepstep
 from keepstep._keepstep import DeviceKey, Events, StreamHead, Submission, ingest
 from keepstep.errors import ProtocolError, Unavailable
@@ -14,6 +12,7 @@ from keepstep.eventlog.append import ATTEMPTS_MAX, RETRY_AFTER_MS
 from keepstep.eventlog.store import DEVICES_STREAM_PK, KEYS_STREAM_PK, Contended, Lookup, StreamKey, TryAgain
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, DevicePk, RetentionClass
 from keepstep.protocol.chain import event_hash
+from keepstep.protocol.event import encode_events
 from keepstep.protocol.messages import Result, ResultDuplicate, ResultError
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def _create(
 
 def first_submission(user_pk: UserPk, device_pk: DevicePk, event: Genesis | Rotation) -> Submission:
     """The event by which a device enters the account log itself. Raises ``ProtocolError`` where it is malformed."""
-    raw = msgspec.msgpack.encode([[event.header, event.sig, event.payload, None]])
+    raw = encode_events([(event.header, event.sig, event.payload)])
     return Submission(
         user_pk=user_pk,
         user_key=event.user_key,

@@ -546,11 +546,3 @@ class AccountLog:
             header=event.header,
             sig=event.sig,
         )
-
-
-def replay(primitives: Primitives, user_key: bytes, events: Sequence[AccountEvent]) -> AccountLog:
-    """The account log after accepted events, all of which must be valid. Raises as ``AccountLog.check``."""
-    log = AccountLog(primitives, user_key)
-    for event in events:
-        log.apply(event)
-    return log

@@ -14,6 +14,8 @@ from keepstep.protocol.messages import INTEGER_MAX, U64, Bytes16, Bytes32, Strea
 from keepstep.validation import parse_event_id
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from keepstep.protocol.primitives import Primitives
 
 HEADER_BYTES_MAX: Final = 512
@@ -105,9 +107,9 @@ def verify_event(
     primitives.ed25519_verify(device_key, signing_input(user_key, device_id, header), sig)
 
 
-def encode_event(*, header: bytes, sig: bytes, payload: bytes | None, trace: bytes | None = None) -> bytes:
-    """One event of a publish message: ``[header, sig, payload | nil, trace | nil]``."""
-    return encode([header, sig, payload, trace])
+def encode_events(events: Iterable[tuple[bytes, bytes, bytes | None]]) -> bytes:
+    """(header, sig, payload) as a publish message holds them: ``[[header, sig, payload | nil, nil]...]``, no trace."""
+    return encode([(header, sig, payload, None) for header, sig, payload in events])
 
 
 _RESERVED_KINDS: Final = {DEVICES_STREAM: frozenset({Kind.ACCOUNT}), KEYS_STREAM: frozenset({Kind.KEYS})}

@@ -96,7 +96,7 @@ def test_everything_is_recovered_from_the_file(home: Path, tmp_path: Path, addre
     assert run("publish", "notes", "on", "--device", "phone").output == "notes #2\n"
     assert isinstance(run("publish", "notes", "off", "--device", "laptop").exception, ProtocolError)
     again = run("recover", str(old), "--name", "again", *options)
-    assert str(again.exception) == "this recovery file is void: a newer one was made from it"
+    assert str(again.exception) == "this recovery file is void: a newer one was made from it, or the account is gone"
     assert not (home / "devices" / "again.sqlite3").exists()
 
 

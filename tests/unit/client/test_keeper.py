@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from keepstep.client import Capability, Device, NoticeKind, ProtocolError, Verif
 from keepstep.client.keys import generate_content_key, recovery_box, wrap
 from keepstep.client.outbox import Draft
 from keepstep.client.store import open_store
+from keepstep.client.survey import Survey
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind
 from keepstep.protocol.account_payloads import CheckpointPayload, decode_account, encode_checkpoint, encode_revoke
 from keepstep.protocol.keys import decode_keys
@@ -193,6 +194,30 @@ async def test_a_device_that_ends_has_no_keys_any_more(
         store.close()
     content = phone_path.read_bytes()
     assert not any(secret in content for secret in secrets)
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_a_device_that_signs_itself_out_is_told_once_its_keys_are_gone(
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    server: DeviceServer,
+    tmp_path: Path,
+    phone_path: Path,
+    is_answered: bool,
+) -> None:
+    """Whether the answer or the news of its end comes first."""
+
+    async def wrote_nothing(_survey: Survey, device_ids: Sequence[bytes]) -> dict[bytes, dict[str, int]]:
+        return {device_id: {} for device_id in device_ids}
+
+    monkeypatch.setattr(Survey, "author_numbers", wrote_nothing)
+    async with laptop_of(server, tmp_path) as laptop:
+        await laptop.enrol(phone_path, "phone")
+        async with opened(server, phone_path) as phone:
+            if not is_answered:
+                server.rewrite = lambda message: [] if isinstance(message, Accepted) else [message]
+            await phone.revoke("phone")
+            assert phone._store.content_keys() == []
 
 
 async def test_a_server_that_only_says_so_wipes_nothing(

@@ -11,7 +11,7 @@ from keepstep import _keepstep
 from keepstep.client import crypto
 from keepstep.errors import ProtocolError
 from keepstep.model import Capability
-from keepstep.protocol.account import AccountEvent, AccountLog, replay
+from keepstep.protocol.account import AccountEvent, AccountLog
 from keepstep.protocol.account_payloads import (
     ACCOUNT_PAYLOAD_BYTES_MAX,
     EnrolPayload,
@@ -25,7 +25,7 @@ from keepstep.protocol.chain import chain_0
 from keepstep.protocol.event import sign_event
 from keepstep.protocol.messages import INTEGER_MAX
 from tests.support.events import NOW_MS, seed
-from tests.support.scripted_log import ScriptedUser, account_event, make_device
+from tests.support.scripted_log import ScriptedUser, account_event, make_device, replay
 
 if TYPE_CHECKING:
     from keepstep.protocol.messages import EventRow

@@ -11,7 +11,7 @@ from keepstep import _keepstep
 from keepstep.client import crypto
 from keepstep.errors import ProtocolError
 from keepstep.model import Capability
-from keepstep.protocol.account import MANAGE_COOL_DOWN_MS, AccountLog, replay
+from keepstep.protocol.account import MANAGE_COOL_DOWN_MS, AccountLog
 from keepstep.protocol.account_payloads import (
     ACCOUNT_PAYLOAD_BYTES_MAX,
     CheckpointPayload,
@@ -26,7 +26,7 @@ from keepstep.protocol.account_payloads import (
 from keepstep.protocol.account_state import EndReason, decode_account_state
 from keepstep.protocol.succession import announce
 from tests.support.events import NOW_MS, seed
-from tests.support.scripted_log import ScriptedUser, account_event, make_device
+from tests.support.scripted_log import ScriptedUser, account_event, make_device, replay
 from tests.unit.protocol.test_account import refusal
 
 if TYPE_CHECKING:
