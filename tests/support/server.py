@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from keepstep import server
+from keepstep.composition import Listeners, Storage
 from keepstep.config import Settings
 from keepstep.listening import bind
 from keepstep.memory import (
@@ -24,7 +25,7 @@ from keepstep.memory import (
     MemoryTokens,
 )
 from keepstep.runtime import SystemClock
-from keepstep.server import Started, Storage
+from keepstep.server import Started
 
 DRAIN_TIMEOUT_S = 2.0
 
@@ -54,11 +55,9 @@ class RunningServer:
         return self.started.rest_url
 
 
-def free_listeners() -> server.Listeners:
+def free_listeners() -> Listeners:
     """Sockets bound to free ports."""
-    return server.Listeners(
-        device=bind("127.0.0.1", 0, setting="device_port"), rest=bind("127.0.0.1", 0, setting="rest_port")
-    )
+    return Listeners(device=bind("127.0.0.1", 0, setting="device_port"), rest=bind("127.0.0.1", 0, setting="rest_port"))
 
 
 def memory_storage(database: MemoryDatabase | None = None) -> Storage:

@@ -45,7 +45,7 @@ LAYERS: Final = (
             *("resources", "tokenkeys", "websocket"),
         ),
     ),
-    ("server", ("server",)),
+    ("server", ("composition", "server")),
     ("cli", ("admin_cli", "cli", "__main__")),
 )
 """Lowest first: a module imports from its own layer and from those below, never from above."""

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepstep import keys, server
+from keepstep import composition, keys, server
 from keepstep.client import crypto
 from keepstep.config import Settings
 from keepstep.errors import StartupError
@@ -81,7 +81,7 @@ async def test_an_announcement_whose_time_is_over_is_no_longer_told(data_dir: Pa
     now_ms = SystemClock().now_ms()
     keys.announce_successor(data_dir, SystemRandomness(), from_ms=now_ms - 2, until_ms=now_ms - 1)
     clock = SystemClock()
-    assert server._announcement(Settings(data_dir=data_dir), clock)() is None
+    assert composition._announcement(Settings(data_dir=data_dir), clock)() is None
 
 
 @pytest.mark.parametrize(
