@@ -177,7 +177,7 @@ async def test_a_server_that_drains_is_not_ready_but_alive(data_dir: Path) -> No
 
 async def test_draining_does_not_wait_for_ever(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit that hangs keeps its device from being answered, but not the server from stopping."""
-    monkeypatch.setattr(server, "PIPELINE_GRACE_S", 0.05)
+    monkeypatch.setattr(composition, "PIPELINE_GRACE_S", 0.05)
     storage = memory_storage()
     entered = trio.Event()
 

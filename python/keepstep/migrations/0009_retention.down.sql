@@ -1,0 +1,3 @@
+-- Forgets where streams begin.
+
+ALTER TABLE streams DROP COLUMN tail_seq;

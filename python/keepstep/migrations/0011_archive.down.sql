@@ -1,0 +1,3 @@
+-- Forgets what was archived.
+
+ALTER TABLE streams DROP COLUMN archived_seq;
