@@ -48,6 +48,6 @@ VOLUME /var/lib/keepstep
 EXPOSE 8440 8441
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request; urllib.request.urlopen(f\"http://127.0.0.1:{os.environ.get('KEEPSTEP_REST_PORT', '8440')}/health/ready\", timeout=4)"]
+    CMD ["python3", "-c", "import os, ssl, urllib.request; scheme = 'https' if os.environ.get('KEEPSTEP_TLS_CERTIFICATE_FILE') else 'http'; urllib.request.urlopen(f\"{scheme}://127.0.0.1:{os.environ.get('KEEPSTEP_REST_PORT', '8440')}/health/ready\", timeout=4, context=ssl._create_unverified_context())"]
 ENTRYPOINT ["keepstep"]
 CMD ["serve"]

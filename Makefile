@@ -23,10 +23,12 @@ BIN := $(abspath $(VENV))/bin
 PYTHON_FOLDERS := python tests scripts $(wildcard bench examples)
 # The rules that ruff lacks; ASYNC91x (a checkpoint on every path) would forbid quick returns.
 FLAKE8_ASYNC_RULES := ASYNC101,ASYNC102,ASYNC103,ASYNC104,ASYNC111,ASYNC112,ASYNC113,ASYNC118,ASYNC119,ASYNC120,ASYNC121,ASYNC122,ASYNC123,ASYNC900
+# Checks the handshake's proof. It names the newest compiler there is as its minimum, but builds with ours.
+INSTALL_VERIFPAL := cargo install --quiet verifpal --version 1.6.7 --locked --ignore-rust-version --no-default-features --features cli --root target/tools
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-ops chaos demo bench-smoke bench-enumeration bench-revocation lint lint-python lint-rust format wheel lock clean environment
+.PHONY: help serve test test-ops chaos demo bench-smoke bench-enumeration bench-revocation bench-retention lint lint-python lint-rust format wheel lock clean environment
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +55,7 @@ test: lint ## lint, Rust tests, then the whole suite on a real PostgreSQL with i
 test-ops: ## image, handshake proof, set-up as an ordinary user, full disk: needs root and Debian packages
 	@sh scripts/doctor.sh ops
 	@$(PREPARE) dev
+	$(INSTALL_VERIFPAL)
 	$(BIN)/python -m pytest tests/ops $(PYTEST_ARGS)
 
 demo: environment ## a real editing session by three devices through a real server; TRACE=file plays another
@@ -69,6 +72,9 @@ bench-enumeration: environment ## whether answers to known and unknown users tak
 
 bench-revocation: environment ## from a revocation to the closed socket, on two servers; BENCH_ARGS='--count 100'
 	@$(BIN)/python -m bench.revocation $(BENCH_ARGS)
+
+bench-retention: environment ## publishing while old events go, disk returned; minutes and 5 GiB; BENCH_ARGS='--count 5000000'
+	@$(BIN)/python -m bench.retention $(BENCH_ARGS)
 
 lint: environment lint-python lint-rust ## every check that runs nothing
 

@@ -59,7 +59,7 @@ class Closing:
 async def measure(server: Server, directory: Path, count: int) -> dict[str, Closing]:
     """Devices at the server where the revocation is published, and at another one of the same database."""
     phone_path = await make_account(server, directory)
-    with running_server(_second(server, directory), NO_LIMITS | {"DATABASE_URL": _database_url(server)}) as second:
+    with running_server(_second(server, directory), NO_LIMITS | {"DATABASE_URL": database_url(server)}) as second:
         places = {"the same server": server.device_url, "another server": second.device_url}
         samples: dict[str, list[float]] = {place: [] for place in places}
         async with open_device(phone_path) as phone:
@@ -110,7 +110,7 @@ def _second(server: Server, directory: Path) -> Path:
     return second
 
 
-def _database_url(server: Server) -> str:
+def database_url(server: Server) -> str:
     """The first server's own database."""
     socket = quote(str(server.data_dir / "postgres" / "socket"), safe="")
     return f"postgresql://{ROLE}@/{DATABASE}?host={socket}&port={PORT}"

@@ -3,7 +3,7 @@
 #
 # usage: scripts/doctor.sh wheel|serve|test|ops
 #   wheel  run a built wheel              serve  build and run from source
-#   test   also lint and test             ops    also image, model checker and ordinary-user tests (Debian, root)
+#   test   also lint and test             ops    also image, browser, model checker and ordinary-user tests (Debian, root)
 # PYTHON names the interpreter (default python3). Exit code 0: nothing is missing; 1: the list was printed.
 set -u
 
@@ -110,9 +110,11 @@ check_curl() {
 check_ops() {
     [ "$(id -u)" -eq 0 ] || report 'root' 'these tests make users, mounts and images' \
         'sudo -E make test-ops' 'sudo -E make test-ops' 'not supported: run them in a Debian machine'
-    for tool in buildah debootstrap setpriv; do
+    for tool in buildah caddy chromium debootstrap haproxy nginx pgbackrest pg_createcluster setpriv; do
         package=$tool
         [ "$tool" = setpriv ] && package=util-linux
+        [ "$tool" = nginx ] && package=nginx-light
+        [ "$tool" = pg_createcluster ] && package=postgresql-15
         command -v "$tool" >/dev/null 2>&1 || report "$tool" 'the operations tests need it' \
             "sudo apt-get install -y $package" "sudo apt-get install -y $package" \
             'not supported: run them in a Debian machine'

@@ -300,6 +300,8 @@ class StreamHead:
         retention_class: int,
         policy: int = ...,
         ttl_max_s: int | None = ...,
+        bytes_max: int | None = ...,
+        stored_bytes: int = ...,
         seq: int,
         chain: Buffer,
         received_at_ms: int,
@@ -307,7 +309,7 @@ class StreamHead:
         authors_packed: Buffer,
         authors: Sequence[tuple[int, int, int, Buffer]] = ...,
     ) -> StreamHead:
-        """As stored; ``policy`` is ``append`` and there is no ``ttl_max_s`` where they are left out.
+        """As stored; ``policy`` is ``append`` and there is no ``ttl_max_s`` nor ``bytes_max`` where they are left out.
 
         Above AUTHORS_PACKED_MAX authors ``authors_packed`` is empty and ``authors`` holds ALL rows of the
         authors table for this stream: (device_pk, last_n, last_seq, last_hash). A stream with events always has
@@ -333,6 +335,14 @@ class StreamHead:
     @property
     def ttl_max_s(self) -> int | None:
         """The longest life of an application event, seconds; None where it may live for ever."""
+    @property
+    def bytes_max(self) -> int | None:
+        """What the stream may store, bytes; None where it has no bound of its own."""
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of headers, signatures and payloads, those that went since it was loaded among them."""
+    def with_stored_bytes(self, stored_bytes: int) -> StreamHead:
+        """The same head of a stream that stores so many bytes."""
     @property
     def seq(self) -> int:
         """Seq of the last event, 0 for none."""
@@ -422,7 +432,7 @@ class Ingested:
         """
     @property
     def changed_policies(self) -> list[StreamHead]:
-        """New heads of the moved streams whose policy or longest ttl is another one than before."""
+        """New heads of the moved streams whose policy, longest ttl or bound of bytes is another one than before."""
     @property
     def keyed(self) -> list[tuple[int, int, bytes, int, int, bytes, int]]:
         """(user_pk, stream_pk, key, seq, hlc, device_id, received_at_ms) of new events that compete for their key.
@@ -444,11 +454,20 @@ class Ingested:
     def runs(self) -> list[Run]:
         """One per moved stream, in the order of ``moved``."""
 
-def ingest(submissions: Sequence[Submission], heads: Mapping[tuple[int, str], StreamHead], *, now_ms: int) -> Ingested:
+def ingest(
+    submissions: Sequence[Submission],
+    heads: Mapping[tuple[int, str], StreamHead],
+    *,
+    now_ms: int,
+    rooms: Mapping[int, int] = ...,
+    essential: bool = ...,
+) -> Ingested:
     """Verify, decide, number, hash, chain and encode a whole batch, in order, in one call without the GIL.
 
     ``heads``: keyed by (user_pk, stream name), looked up once per stream that the batch names; an event of a stream
-    that is missing gets ``unknown_stream``. received_at = max(now_ms, head's received_at).
+    that is missing gets ``unknown_stream``. received_at = max(now_ms, head's received_at). ``rooms``: what users may
+    still store outside ``$devices`` and ``$keys``, bytes by user_pk; without a bound where one is missing.
+    ``essential``: the events go beyond every bound of bytes.
 
     Checks in the order of protocol.md section 3 ("The server checks in this order"): the event's own error from
     ``Events.parse``; ``bad_signature``; the author number (duplicate, look-up, ``id_reused``, ``out_of_order``); then,
@@ -456,8 +475,10 @@ def ingest(submissions: Sequence[Submission], heads: Mapping[tuple[int, str], St
     ``unknown_position`` (``seen`` is above the head, or at it, in this batch or at 0 with another chain),
     ``unprocessable`` (hlc above
     received_at + 10 min, id's time above ``now_ms`` + 10 min, a ttl or a key other than the stream's policy asks for, a
-    policy that cannot follow the one in force) and ``conflict``. A policy holds from the event after its own on. In a
-    stream that is missing every event counts as new. An event that is refused changes nothing for those after it.
+    policy that cannot follow the one in force), ``conflict`` and ``quota_exceeded`` (the stream's bound or the user's
+    room; events of kinds 1, 3 and 4 may go ``CONTROL_BYTES`` beyond it, 5 and 6 have a bound of their own). A policy
+    holds from the event after its own on. In a stream that is missing every event counts as new. An event that is
+    refused changes nothing for those after it.
 
     Signatures are verified once: verdicts are kept in the ``Events``, for the signer they were computed for.
 

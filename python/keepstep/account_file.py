@@ -17,14 +17,24 @@ import msgspec
 from msgspec import Meta, Struct
 
 from keepstep import _keepstep
-from keepstep.errors import KeepstepError, ProtocolError
+from keepstep.errors import KeepstepError, ProtocolError, Pruned
 from keepstep.model import DEVICES_STREAM
 from keepstep.pages import encode_rows
-from keepstep.protocol.messages import INTEGER_MAX, Bytes32, EventRow, SignedHead, StreamName
+from keepstep.protocol.messages import (
+    INTEGER_MAX,
+    KEPT_ROWS_MAX,
+    U64,
+    Bytes16,
+    Bytes32,
+    EventRow,
+    SignedHead,
+    StreamName,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from keepstep.administration import ListedUser
     from keepstep.heads import HeadSigner
     from keepstep.interfaces import Clock, EventLog, StreamInfo
     from keepstep.model import Principal
@@ -66,13 +76,26 @@ class Rows(Struct, frozen=True, array_like=True, tag=3):
     rows: list[EventRow]
 
 
+class Gone(Struct, frozen=True, array_like=True, tag=5):
+    """``[5, to, chain, {device_id: [n, hash]}, [row ...], signed head of to]``: events up to ``to`` are gone.
+
+    Of the stream that began last, before its events; the rows are those that are kept of what is gone.
+    """
+
+    to_seq: Annotated[int, Meta(ge=1, le=INTEGER_MAX)]
+    chain: Bytes32
+    authors: dict[Bytes16, tuple[U64, Bytes32]]
+    kept: Annotated[list[EventRow], Meta(max_length=KEPT_ROWS_MAX)]
+    head: SignedHead
+
+
 class End(Struct, frozen=True, array_like=True, tag=4):
     """``[4, hash]``: of each frame in turn, ``BLAKE3(hash before ‖ frame)``."""
 
     digest: Bytes32
 
 
-_FRAME: Final = msgspec.msgpack.Decoder(Begin | StreamBegin | Rows | End)
+_FRAME: Final = msgspec.msgpack.Decoder(Begin | StreamBegin | Rows | End | Gone)
 _ROWS_HEAD: Final = b"\x92\x03"
 """An array of two that begins with 3."""
 
@@ -90,7 +113,7 @@ class AccountExport:
     Args:
         log: what is exported.
         signer: signs the heads.
-        principal: whose account.
+        principal: whose account; for its operator the user.
         clock: the one ``received_at`` follows.
         server_key: the server's identity key, 32 bytes.
         check: called before each piece; what it raises ends the file without its last frame.
@@ -100,7 +123,7 @@ class AccountExport:
         self,
         log: EventLog,
         signer: HeadSigner,
-        principal: Principal,
+        principal: Principal | ListedUser,
         clock: Clock,
         *,
         server_key: bytes,
@@ -116,6 +139,7 @@ class AccountExport:
         self._streams: deque[StreamInfo] | None = None
         self._stream: StreamInfo | None = None
         self._after = 0
+        self._is_whole = True
         self._ended = False
 
     def __aiter__(self) -> AccountExport:
@@ -131,15 +155,38 @@ class AccountExport:
             now_ms = self._clock.now_ms()
             begin = Begin(self._principal.user_key, self._server_key, self._signer.epoch, now_ms)
             return MAGIC + self._frame(msgspec.msgpack.encode(begin))
+        if self._stream is not None and not self._is_whole:
+            return self._frame(await self._beginning(self._stream))
         if self._stream is not None and self._after < self._stream.head.seq:
             return self._frame(await self._rows(self._stream))
         if not self._streams:
             self._ended = True
             return self._frame(msgspec.msgpack.encode(End(self._digest)))
         self._stream, self._after = self._streams.popleft(), 0
+        self._is_whole = self._stream.tail is None
         head = self._stream.head
         signed = self._signer.sign(self._principal.user_key, self._stream.name, seq=head.seq, chain=head.chain)
         return self._frame(msgspec.msgpack.encode(StreamBegin(self._stream.name, signed)))
+
+    async def _beginning(self, stream: StreamInfo) -> bytes:
+        """The first events of a stream that begins later in the log: out of the archive, or what stands for them."""
+        try:
+            rows = await self._rows(stream)
+        except Pruned:
+            return await self._gone(stream)
+        self._is_whole = True
+        return rows
+
+    async def _gone(self, stream: StreamInfo) -> bytes:
+        """What stands for the beginning of a stream that is gone."""
+        prefix = await self._log.pruned(self._principal.user_pk, stream.name)
+        if prefix is None or prefix.to.seq > stream.head.seq:
+            raise ProtocolError("unavailable", "the stream has changed since the export began")
+        self._is_whole, self._after = True, prefix.to.seq
+        to = prefix.to
+        head = self._signer.sign(self._principal.user_key, stream.name, seq=to.seq, chain=to.chain)
+        kept: list[EventRow] = [(*row, None) for row in prefix.kept]
+        return msgspec.msgpack.encode(Gone(to.seq, to.chain, prefix.authors, kept, head))
 
     async def _rows(self, stream: StreamInfo) -> bytes:
         page = await self._log.read(
@@ -165,10 +212,11 @@ class AccountExport:
 
 @dataclass(frozen=True, slots=True)
 class _StreamPlace:
-    """Where a stream is in a file: its head, and the offset and length of each page."""
+    """Where a stream is in a file: its head, the offset and length of each page, and what of it is gone."""
 
     head: SignedHead
     pages: list[tuple[int, int]]
+    gone: list[Gone]
 
 
 class AccountFile:
@@ -211,9 +259,11 @@ class AccountFile:
                 case Begin() if begin is None:
                     begin = frame
                 case StreamBegin() if begin is not None and frame.name not in self.streams:
-                    place = self.streams[frame.name] = _StreamPlace(frame.head, [])
+                    place = self.streams[frame.name] = _StreamPlace(frame.head, [], [])
                 case Rows() if place is not None:
                     place.pages.append((self._file.tell() - len(value), len(value)))
+                case Gone() if place is not None and not place.pages and not place.gone:
+                    place.gone.append(frame)
                 case End() if begin is not None and frame.digest == digest and DEVICES_STREAM in self.streams:
                     return begin
                 case _:

@@ -2,7 +2,7 @@
 
 So every event passes the checks that it passed then, in whatever is behind the log, and has to come to the same place
 and the same chain; what streams, devices, winners and snapshots there are follows from that. It may be repeated: what
-is stored already is a duplicate.
+is stored already has to be the same, and is passed over.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import trio
 
 from keepstep import _keepstep
 from keepstep._keepstep import DeviceKey, Events, Submission
+from keepstep.account_beginning import is_signed, read_beginning
 from keepstep.account_file import FRAME_BYTES_MAX, PAGE_EVENTS_MAX, AccountFileError
+from keepstep.account_histories import stored_positions
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.identity import Identity, Registrations
 from keepstep.model import DEVICES_STREAM, Position
 from keepstep.protocol.account_payloads import RotatePayload, decode_account
-from keepstep.protocol.chain import chain_0, chain_next, event_hash, verify_head
+from keepstep.protocol.chain import chain_next, event_hash, verify_head
 from keepstep.protocol.event import decode_header, encode_events
 from keepstep.protocol.messages import ResultAccepted, ResultError
 from keepstep.protocol.snapshot import ERASABLE
@@ -32,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keepstep.account_file import AccountFile
+    from keepstep.diskspace import Room
     from keepstep.interfaces import Accounts, EventLog
-    from keepstep.model import Principal
+    from keepstep.model import Principal, PrunedPrefix
     from keepstep.protocol.messages import EventRow, Result
     from keepstep.publish import Answered
 
@@ -76,11 +79,20 @@ class _ReplayClock:
 
 
 class _Cursor:
-    """How far a stream has been replayed."""
+    """How far a stream has been replayed.
 
-    def __init__(self, name: str, rows: Iterator[EventRow], chain: bytes) -> None:
+    Attributes:
+        name: the stream's.
+        at: how far.
+        gone: what stands for events that are gone, until the stream is begun after them.
+        stored_seq: up to here it is stored already, and the same.
+    """
+
+    def __init__(self, name: str, rows: Iterator[EventRow], start: Position, gone: PrunedPrefix | None) -> None:
         self.name = name
-        self.at = Position(0, chain)
+        self.at = start
+        self.gone = gone
+        self.stored_seq = 0
         self._rows = rows
         self._ahead: list[EventRow] = []
         self._look()
@@ -91,10 +103,12 @@ class _Cursor:
         return self._ahead[0][2] if self._ahead else None
 
     def group(self) -> list[EventRow]:
-        """The next events of one author and one moment."""
+        """The next events of one author and one moment, either all of them stored already or none."""
         first = self._ahead[0]
         count = 1
         while count < PAGE_EVENTS_MAX and self._look(count) and self._ahead[count][1:3] == first[1:3]:
+            if first[0] <= self.stored_seq < self._ahead[count][0]:
+                break
             count += 1
         return self._ahead[:count]
 
@@ -118,26 +132,27 @@ class _Cursor:
         return True
 
 
-async def import_account(file: AccountFile, log: EventLog, accounts: Accounts) -> Imported:
+async def import_account(file: AccountFile, log: EventLog, accounts: Accounts, room: Room | None = None) -> Imported:
     """Read an account in. To verify a file is to read it into a log in memory.
 
     Args:
         file: whole.
-        log: where to; what was there of the account before has to be the beginning of the file.
+        log: where to; what was there of the account before has to be of the same history.
         accounts: of the same storage.
+        room: whether the disks take new events.
 
     Raises:
-        AccountFileError: the file is not what a server that keeps to the protocol wrote, or another history of the
-            account is here; what came before the event that is named may have been stored.
-        Unavailable: the database is away; it may be repeated.
+        AccountFileError: another history of the account is here, and nothing was stored; or the file is not what a
+            server that keeps to the protocol wrote: what came before the event that is named may have been stored.
+        Unavailable: the database is away, or the disk has no room; it may be repeated, and goes on where it was.
     """
     clock = _ReplayClock()
     registrations = Registrations("open", per_address_hour=1, per_hour=1, clock=clock)
-    identity = Identity(log, accounts, registrations, clock, devices_per_user_max=DEVICES_MAX)
+    identity = Identity(log, accounts, registrations, clock, devices_per_user_max=DEVICES_MAX, room=room)
     limits = PublishLimits(
         pipelines=1, queue_max=1, batch_events_max=PAGE_EVENTS_MAX, batch_bytes_max=2 * FRAME_BYTES_MAX
     )
-    publisher = Publisher(log, identity, clock, limits=limits, metrics=Metrics())
+    publisher = Publisher(log, identity, clock, limits=limits, metrics=Metrics(), room=room)
     error: AccountFileError | ProtocolError | None = None
     imported: Imported | None = None
     async with trio.open_nursery() as nursery:
@@ -179,9 +194,12 @@ class _Replay:
     async def run(self) -> Imported:
         """From genesis to the heads."""
         cursors = {
-            name: _Cursor(name, self._file.rows(name), chain_0(_keepstep, self._user_key, name))
-            for name in self._file.streams
+            name: _Cursor(name, self._file.rows(name), *read_beginning(self._file, name)) for name in self._file.streams
         }
+        user_pk = await self._accounts.user(self._user_key)
+        if user_pk is not None:
+            for name, seq in (await stored_positions(self._file, self._log, user_pk)).items():
+                cursors[name].stored_seq, cursors[name].gone = seq, None
         devices = cursors[DEVICES_STREAM]
         others = [cursor for cursor in cursors.values() if cursor is not devices]
         while devices.received_at_ms is not None:
@@ -189,6 +207,8 @@ class _Replay:
                 await self._catch_up(others, until_ms=devices.received_at_ms)
             await self._account_event(devices)
         await self._catch_up(others, until_ms=None)
+        for cursor in others:
+            await self._begin(cursor)
         for cursor in cursors.values():
             self._check_head(cursor)
         return Imported(self._user_key, len(cursors), self._events, self._stored)
@@ -202,6 +222,7 @@ class _Replay:
             while (received_at_ms := cursor.received_at_ms) is not None:
                 if until_ms is not None and received_at_ms > until_ms:
                     break
+                await self._begin(cursor)
                 rows = cursor.group()
                 refused = await self._publish(cursor, rows)
                 if refused is None:
@@ -210,10 +231,32 @@ class _Replay:
                     raise AccountFileError(f"{cursor.name}#{rows[0][0]}: refused as {refused}")
                 break
 
+    async def _begin(self, cursor: _Cursor) -> None:
+        """Create a stream that begins after events which are gone: their authors are enrolled by now."""
+        gone, cursor.gone = cursor.gone, None
+        if gone is None:
+            return
+        for row in gone.kept:
+            author = await self._author(row[1])
+            if author is None or not is_signed(self._user_key, author, row):
+                raise AccountFileError(f"{cursor.name}#{row[0]}: not what its author signed")
+        user_pk = await self._accounts.user(self._user_key)
+        assert user_pk is not None, "its genesis was stored first"
+        try:
+            await self._log.begin_after(user_pk, cursor.name, gone, now_ms=self._clock.at_ms)
+        except ProtocolError as error:
+            if error.code == "unavailable":
+                raise
+            raise AccountFileError(f"{cursor.name}: refused as {error.code}") from error
+
     async def _account_event(self, devices: _Cursor) -> None:
         row = devices.group()[0]
         seq, _, received_at_ms, header, sig, payload, _ = row
         self._clock.at_ms = received_at_ms
+        if seq <= devices.stored_seq:
+            devices.take([row])
+            self._events += 1
+            return
         body = msgspec.msgpack.encode([header, sig, payload])
         try:
             if seq == 1:
@@ -241,6 +284,10 @@ class _Replay:
 
     async def _publish(self, cursor: _Cursor, rows: Sequence[EventRow]) -> str | None:
         """Publish events of one author and one moment; the code of their refusal, ``None`` where they are stored."""
+        if rows[0][0] <= cursor.stored_seq:
+            cursor.take(rows)
+            self._events += len(rows)
+            return None
         author = await self._author(rows[0][1])
         if author is None:
             return "forbidden"

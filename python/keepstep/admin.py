@@ -10,14 +10,16 @@ import msgspec
 from keepstep import _keepstep
 from keepstep.administration import AUDIT_ACTION_MAX, AUDIT_TARGET_MAX, AUDIT_TEXT_MAX, AuditEntry
 from keepstep.admission import address_prefix
+from keepstep.cleanup import DAY_MS
 from keepstep.errors import ProtocolError
 from keepstep.polling import Poll
 from keepstep.telemetry import BoundedLines
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from keepstep.administration import Administration
+    from keepstep.cleanup import Step
     from keepstep.interfaces import Clock
     from keepstep.polling import Sessions
     from keepstep.telemetry import Log, Metrics
@@ -31,16 +33,11 @@ CUT_KEPT_MS: Final = 60 * 60 * 1000
 """How long a cut is kept: every node that is up has looked by then."""
 REMOVAL_DELAY_MS: Final = 60 * 1000
 """How long a deleted account's rows stay: nodes whose clocks differ, and what was under way, have come to an end."""
-CLEAN_UP_ROWS_MAX: Final = 1_000
-"""Rows dropped in one step."""
-CLEAN_UP_STEPS_MAX: Final = 100
-"""Steps in one run; what is left waits for the next."""
-DAY_MS: Final = 24 * 60 * 60 * 1000
 _SCHEME: Final = "bearer"
 
 
 class AdminKey:
-    """``interfaces.AdminAccess``: one key, of which only the BLAKE3 hash is kept.
+    """``access.AdminAccess``: one key, of which only the BLAKE3 hash is kept.
 
     Args:
         key: the administration key.
@@ -136,27 +133,21 @@ class Cuts(Poll):
                     found.end(ProtocolError("session_cut"))
 
 
-async def remove_deleted(administration: Administration, clock: Clock) -> None:
-    """Remove what is left of deleted accounts. Raises Unavailable."""
-    before_ms = clock.now_ms() - REMOVAL_DELAY_MS
-    for _ in range(CLEAN_UP_STEPS_MAX):
-        if not await administration.remove_deleted(before_ms=before_ms, rows_max=CLEAN_UP_ROWS_MAX):
-            return
+def deleted_accounts_step(administration: Administration) -> Step:
+    """Clean-up of what is left of deleted accounts."""
+
+    async def step(*, now_ms: int, rows_max: int) -> int:
+        return await administration.remove_deleted(before_ms=now_ms - REMOVAL_DELAY_MS, rows_max=rows_max)
+
+    return step
 
 
-async def clean_up(administration: Administration, clock: Clock, *, audit_retention_days: int) -> None:
-    """Drop what is left of deleted accounts, audit entries older than their days, and cuts that have been seen.
+def administration_step(administration: Administration, days: Callable[[], int]) -> Step:
+    """Clean-up of audit entries older than their days, and of cuts that have been seen."""
 
-    Raises:
-        Unavailable: the database is away.
-    """
-    await remove_deleted(administration, clock)
-    for _ in range(CLEAN_UP_STEPS_MAX):
-        now_ms = clock.now_ms()
-        dropped = await administration.clean_up(
-            audit_before_ms=now_ms - audit_retention_days * DAY_MS,
-            cuts_before_ms=now_ms - CUT_KEPT_MS,
-            rows_max=CLEAN_UP_ROWS_MAX,
+    async def step(*, now_ms: int, rows_max: int) -> int:
+        return await administration.clean_up(
+            audit_before_ms=now_ms - days() * DAY_MS, cuts_before_ms=now_ms - CUT_KEPT_MS, rows_max=rows_max
         )
-        if not dropped:
-            return
+
+    return step

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from keepstep.account_file import CONTENT_TYPE as ACCOUNT_FILE
 from keepstep.client.http import raise_for_problem, request
 from keepstep.client.server import DEFAULT_REST_URL
 from keepstep.errors import ClientError, ProtocolError
@@ -34,6 +36,10 @@ RESPONSE_BYTES_MAX: Final = 8 * 1024 * 1024
 PIPED_WIDTH: Final = 400
 """Characters in a line where nobody looks at it on a terminal: ids are not broken."""
 DAY_S: Final = 24 * 60 * 60
+IMPORT_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Largest account file that a server takes over REST."""
+IMPORT_TIMEOUT_S: Final = 900.0
+"""As long as the server may take for the file to arrive and to be read in, seconds."""
 
 Json = dict[str, Any]
 Column = tuple[str, Callable[[Json], object]]
@@ -52,7 +58,15 @@ class _Server:
         self.as_json = as_json
 
     def call(self, method: str, path: str, body: Json | None = None) -> Json:
-        """Ask once; the answer, empty where there is none.
+        """Ask once; the answer, empty where there is none. Raises as ``send``."""
+        if body is None:
+            return self.send(method, path, b"", None)
+        return self.send(method, path, json.dumps(body).encode(), "application/json")
+
+    def send(
+        self, method: str, path: str, body: bytes, content_type: str | None, *, within_s: float | None = None
+    ) -> Json:
+        """Ask once, with a body of that type, and have the answer within so many seconds.
 
         Raises:
             ClientError: the server cannot be reached, or refuses; the message says what to do.
@@ -67,10 +81,11 @@ class _Server:
             response = await request(
                 method,
                 self._url + path,
-                body=b"" if body is None else json.dumps(body).encode(),
-                content_type=None if body is None else "application/json",
+                body=body,
+                content_type=content_type,
                 headers={"Authorization": f"Bearer {key}"},
                 response_bytes_max=RESPONSE_BYTES_MAX,
+                within_s=within_s,
             )
             try:
                 raise_for_problem(response)
@@ -163,6 +178,9 @@ _USER: Final[Sequence[Column]] = (
     ("streams", _field("streams")),
     ("streams quota", lambda user: user["quota"]["streams_max"]),
     ("devices quota", lambda user: user["quota"]["devices_max"]),
+    ("bytes", _field("stored_bytes")),
+    ("bytes quota", lambda user: user["quota"]["bytes_max"]),
+    ("retention days", lambda user: user["quota"]["retention_days"]),
 )
 _DEVICE: Final[Sequence[Column]] = (
     ("device", _field("device_id")),
@@ -214,7 +232,29 @@ limit_option = click.option(
 pass_server = click.make_pass_decorator(_Server)
 
 
-@click.group("admin")
+def _take_json(context: click.Context, _option: click.Parameter, given: bool) -> None:
+    server = context.find_object(_Server)
+    if given and server is not None:
+        server.as_json = True
+
+
+class _Command(click.Command):
+    """A command that takes ``--json`` after its name as the group takes it before."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.params.append(
+            click.Option(
+                ["--json"], is_flag=True, expose_value=False, callback=_take_json, help="Print what the server answers."
+            )
+        )
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+
+@click.group("admin", cls=_Group)
 @click.option(
     "--server",
     "url",
@@ -273,11 +313,29 @@ def enable(server: _Server, user_id: str) -> None:
 @click.argument("user_id")
 @click.option("--streams", type=int, help="Most streams, $devices and $keys among them; the server's limit by default.")
 @click.option("--devices", type=int, help="Most live devices; the server's limit by default.")
+@click.option(
+    "--bytes", "bytes_", type=int, help="Most bytes outside $devices and $keys; the server's limit by default."
+)
+@click.option("--retention-days", type=int, help="Days for which its events stay; the server's by default.")
 @pass_server
-def quota(server: _Server, user_id: str, streams: int | None, devices: int | None) -> None:
+def quota(
+    server: _Server,
+    user_id: str,
+    streams: int | None,
+    devices: int | None,
+    bytes_: int | None,
+    retention_days: int | None,
+) -> None:
     """Say what an account may have. What is not named goes back to the server's own limit."""
-    answer = server.call("PUT", _user_path(user_id, "/quota"), {"streams_max": streams, "devices_max": devices})
-    server.show(answer, (("streams", _field("streams_max")), ("devices", _field("devices_max"))))
+    body = {"streams_max": streams, "devices_max": devices, "bytes_max": bytes_, "retention_days": retention_days}
+    answer = server.call("PUT", _user_path(user_id, "/quota"), body)
+    columns = (
+        ("streams", _field("streams_max")),
+        ("devices", _field("devices_max")),
+        ("bytes", _field("bytes_max")),
+        ("retention days", _field("retention_days")),
+    )
+    server.show(answer, columns)
 
 
 @admin.command()
@@ -296,6 +354,31 @@ def devices(server: _Server, user_id: str, limit: int) -> None:
 def streams(server: _Server, user_id: str, limit: int) -> None:
     """List the streams of an account and their sizes."""
     server.show_list(_user_path(user_id, "/streams"), "streams", _STREAM, limit=limit)
+
+
+@admin.command("import-account")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--verify", is_flag=True, help="Only verify the file.")
+@pass_server
+def import_account(server: _Server, file: Path, verify: bool) -> None:
+    """Read in an account of another server.
+
+    This one goes on meanwhile. Nothing is stored unless all of it verifies. May be repeated, also with a newer file.
+    """
+    if file.stat().st_size > IMPORT_BYTES_MAX:
+        raise ClientError(
+            f"{file} is larger than {IMPORT_BYTES_MAX // 1024 // 1024} MiB: read it in on the server's machine, with "
+            "`keepstep import-account`"
+        )
+    path = f"/admin/accounts/import?verify_only={json.dumps(verify)}"
+    answer = server.send("POST", path, file.read_bytes(), ACCOUNT_FILE, within_s=IMPORT_TIMEOUT_S)
+    columns = (
+        ("user", _field("user_id")),
+        ("streams", _field("streams")),
+        ("events that verify", _field("events")),
+        ("new here", _field("stored")),
+    )
+    server.show(answer, columns)
 
 
 @admin.command()
@@ -365,7 +448,8 @@ def retention(server: _Server) -> None:
     columns: Sequence[Column] = (
         ("events are kept", lambda state: _days(state["events_days"])),
         ("calls of administrators", lambda state: _days(state["audit_days"])),
-        ("newest backup", lambda state: "none: not configured" if state["backup"] is None else _backup(state)),
+        ("newest backup", lambda state: "none by this server" if state["backup"] is None else _backup(state)),
+        ("newest that was verified", lambda state: state["backup"] and _time("verified_at_ms")(state["backup"])),
     )
     server.show(server.call("GET", "/admin/retention"), columns)
 
@@ -397,7 +481,7 @@ def keys(server: _Server) -> None:
 def announce_server_key(server: _Server, from_days: int, overlap_days: int) -> None:
     """Make the next server key and announce it.
 
-    Restart the server to have devices told, and again after --from-days to have it take over.
+    Devices are told at once. Restart the server after --from-days to have it take over.
     """
     body = {"from_days": from_days, "overlap_days": overlap_days}
     columns = (("next server key", _field("server_key")), ("from", _time("from_ms")), ("both until", _time("until_ms")))

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from keepstep.model import DevicePk, StreamPk, UserPk
+    from keepstep.model import DevicePk, UserPk
     from keepstep.protocol.succession import Succession
 
 AUDIT_TEXT_MAX: Final = 64
@@ -19,6 +17,8 @@ AUDIT_TEXT_MAX: Final = 64
 AUDIT_ACTION_MAX: Final = 128
 AUDIT_TARGET_MAX: Final = 256
 """Longest operation and target; what is longer is cut off."""
+RETENTION_DAYS_MAX: Final = 36_500
+"""A hundred years."""
 CUTS_MAX: Final = 10_000
 """Sessions to be ended that are answered at a time, the latest first."""
 
@@ -53,10 +53,14 @@ class Quota:
     Attributes:
         streams_max: streams, ``$devices`` and ``$keys`` among them.
         devices_max: live devices.
+        bytes_max: headers, signatures and payloads outside ``$devices`` and ``$keys``.
+        retention_days: how long its events stay, where that is shorter than on the server in general.
     """
 
     streams_max: int | None = None
     devices_max: int | None = None
+    bytes_max: int | None = None
+    retention_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class ListedUser:
         devices: live ones.
         streams: ``$devices`` and ``$keys`` among them.
         quota: of its own.
+        stored_bytes: headers, signatures and payloads outside ``$devices`` and ``$keys``.
+        reserved_bytes: those in them.
     """
 
     user_pk: UserPk
@@ -80,11 +86,15 @@ class ListedUser:
     devices: int
     streams: int
     quota: Quota
+    stored_bytes: int = 0
+    reserved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ListedSession:
-    """A session that is open as far as the database knows; that of a node which died stays until its device's next.
+    """A session that is open as far as the database knows; that of a node which died stays about an hour.
+
+    A device's earlier sessions ended with its next.
 
     Attributes:
         session_id: 16 bytes; the lists are in its order.
@@ -216,9 +226,6 @@ class Administration(Protocol):
 
     async def quota(self, user_pk: UserPk) -> Quota:
         """What an account may have."""
-
-    async def stream_bytes(self, user_pk: UserPk, stream_pks: Sequence[StreamPk]) -> dict[StreamPk, int]:
-        """Bytes of headers, signatures and payloads in streams of an account; streams without events are left out."""
 
     async def sessions(self, *, user_pk: UserPk | None, after: bytes, limit: int) -> list[ListedSession]:
         """Open sessions of an account, or of all, by id from the one after ``after`` on, at most ``limit``."""

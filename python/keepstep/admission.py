@@ -38,6 +38,8 @@ class Admission:
         unauthenticated_max: sockets in all that have not authenticated.
         unauthenticated_per_address_max: the same of one address prefix.
         on_refused: called for each socket that is refused.
+        is_proxy: whether others come through an IP address: its sockets count in no share until it is known whose
+            they are.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Admission:
         unauthenticated_max: int,
         unauthenticated_per_address_max: int,
         on_refused: Callable[[], None],
+        is_proxy: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        self._is_proxy = is_proxy
         self._connections_max = connections_max
         self._unauthenticated_max = unauthenticated_max
         self._unauthenticated_per_address_max = unauthenticated_per_address_max
@@ -62,24 +66,29 @@ class Admission:
         Raises:
             ProtocolError: ``too_many_connections``.
         """
-        prefix = address_prefix(address)
-        if (
-            self.connections >= self._connections_max
-            or self.unauthenticated >= self._unauthenticated_max
-            or self._by_prefix.get(prefix, 0) >= self._unauthenticated_per_address_max
-        ):
+        prefix = None if self._is_proxy(address) else address_prefix(address)
+        if self.connections >= self._connections_max or self.unauthenticated >= self._unauthenticated_max:
             self._on_refused()
             raise ProtocolError("too_many_connections")
+        if prefix is not None:
+            self._count(prefix)
         self.connections += 1
         self.unauthenticated += 1
-        self._by_prefix[prefix] = self._by_prefix.get(prefix, 0) + 1
         return Ticket(self, prefix)
 
-    def _authenticated(self, prefix: str) -> None:
+    def _count(self, prefix: str) -> None:
+        """One more stranger of a network. Raises ProtocolError ``too_many_connections``."""
+        if self._by_prefix.get(prefix, 0) >= self._unauthenticated_per_address_max:
+            self._on_refused()
+            raise ProtocolError("too_many_connections")
+        self._by_prefix[prefix] = self._by_prefix.get(prefix, 0) + 1
+
+    def _authenticated(self, prefix: str | None) -> None:
         self.unauthenticated -= 1
-        self._by_prefix[prefix] -= 1
-        if not self._by_prefix[prefix]:
-            del self._by_prefix[prefix]
+        if prefix is not None:
+            self._by_prefix[prefix] -= 1
+            if not self._by_prefix[prefix]:
+                del self._by_prefix[prefix]
 
     def _leave(self) -> None:
         self.connections -= 1
@@ -88,10 +97,21 @@ class Admission:
 class Ticket:
     """One socket's place; leave it exactly once, as a context manager."""
 
-    def __init__(self, admission: Admission, prefix: str) -> None:
+    def __init__(self, admission: Admission, prefix: str | None) -> None:
         self._admission = admission
         self._prefix = prefix
         self._stranger = True
+
+    def identify(self, address: str) -> None:
+        """Whose a proxy's socket is: counts in that network's share until authenticated. May be called again.
+
+        Raises:
+            ProtocolError: ``too_many_connections``.
+        """
+        if self._prefix is None and self._stranger:
+            prefix = address_prefix(address)
+            self._admission._count(prefix)
+            self._prefix = prefix
 
     def authenticated(self) -> None:
         """The device proved who it is: it no longer counts as a stranger. May be called again."""

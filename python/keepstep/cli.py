@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import traceback
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,11 +19,12 @@ import click
 import trio
 
 import keepstep
+from keepstep.cli_database import server_installed
 from keepstep.client.server import DEFAULT_REST_URL
-from keepstep.errors import ConfigError, KeepstepError, StartupError
+from keepstep.errors import ConfigError, KeepstepError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from keepstep.account_file import AccountFile
     from keepstep.account_import import Imported
@@ -37,26 +37,10 @@ EXIT_FAULT: Final = 70
 EXIT_CONFIG: Final = 78
 """``EX_CONFIG`` of sysexits.h."""
 EXIT_INTERRUPTED: Final = 130
+STANDARD_INPUT: Final = 0
 DAY_MS: Final = 24 * 60 * 60 * 1000
 FRAMES_SHOWN: Final = 6
 """Places shown of an exception that is a fault of ours, the innermost first."""
-
-_SERVER_PACKAGES: Final = frozenset(
-    {
-        "cryptography",
-        "flask_swagger_ui",
-        "hypercorn",
-        "jwt",
-        "prometheus_client",
-        "psutil",
-        "psycopg",
-        "pydantic",
-        "pydantic_settings",
-        "quart",
-        "quart_trio",
-        "structlog",
-    }
-)
 
 
 class _Commands(click.Group):
@@ -70,13 +54,32 @@ class _Commands(click.Group):
 
 
 def _other_commands() -> Mapping[str, click.Command]:
-    """``admin``, and those of a device: ``device``, ``publish``, ``tail``, ``token`` and so on."""
+    """``admin``, ``check-config``, ``migrate``, and those of a device: ``device``, ``publish``, ``tail`` and so on."""
     from keepstep.admin_cli import admin
+    from keepstep.archive_cli import archive
+    from keepstep.backup_cli import backup
     from keepstep.client.account_cli import commands as device_commands
     from keepstep.client.leaving_cli import delete_account, export_account
     from keepstep.client.link_cli import link_group
+    from keepstep.config_cli import check_config
+    from keepstep.database_cli import database
+    from keepstep.migrate_cli import migrate
+    from keepstep.retention_cli import retention
+    from keepstep.verify_cli import verify
 
-    others = (admin, delete_account, export_account, link_group)
+    others = (
+        admin,
+        archive,
+        backup,
+        check_config,
+        database,
+        delete_account,
+        export_account,
+        link_group,
+        migrate,
+        retention,
+        verify,
+    )
     return {**device_commands.commands, **{str(command.name): command for command in others}}
 
 
@@ -94,36 +97,53 @@ def commands() -> None:
 def serve(unsafe: bool) -> None:
     """Run the server.
 
-    SIGTERM or Ctrl-C stops it once what is under way is done, a second one at once.
+    SIGTERM or Ctrl-C stops it once what is under way is done, a second one at once. SIGHUP has it read its
+    configuration again.
     """
-    with _server_installed():
-        from keepstep import config, telemetry
+    with server_installed():
+        from keepstep import telemetry
 
-        settings = config.load()
-        if unsafe:
-            settings = settings.model_copy(update={"unsafe": True})
+        load = partial(_load, unsafe=unsafe)
+        settings = load()
         telemetry.configure_logging(settings.log_level, settings.log_format)
-        trio.run(_serve, settings)
+        trio.run(_serve, settings, load)
 
 
-async def _serve(settings: Settings) -> None:
+def _load(*, unsafe: bool) -> Settings:
+    """The configuration, with what the command line adds. Raises ConfigError."""
+    from keepstep import config
+
+    settings = config.load()
+    return settings.model_copy(update={"unsafe": True}) if unsafe else settings
+
+
+async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
     """The server with its signals: the first one drains, the second one, or one while it starts, stops at once."""
-    from keepstep import server
-
     stop = trio.Event()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    in_terminal = os.isatty(STANDARD_INPUT)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        # Here, for these take the longest of all: until signals are received SIGHUP would end the process.
+        from keepstep import server
+        from keepstep.reloading import ReloadRequests
+
+        requests = ReloadRequests(load)
         async with trio.open_nursery() as nursery:
             starting = trio.CancelScope()
 
             async def watch() -> None:
-                async for _ in signals:
+                async for number in signals:
+                    # A terminal that closes sends SIGHUP too, and means that its programs should end.
+                    if number == signal.SIGHUP and not (in_terminal and not os.isatty(STANDARD_INPUT)):
+                        requests.request()
+                        continue
                     starting.cancel()
                     if stop.is_set():
                         nursery.cancel_scope.cancel()
                     stop.set()
 
             nursery.start_soon(watch)
-            await _run_server(partial(server.run, settings, stop=stop), settings, starting)
+            run = partial(server.run, settings, stop=stop, reload_requests=requests)
+            await _run_server(run, settings, starting)
             nursery.cancel_scope.cancel()
 
 
@@ -177,80 +197,6 @@ def _program() -> str:
         return str(called.absolute())
 
 
-# -- migrate --------------------------------------------------------------------------------------------------------
-
-
-@commands.group()
-def migrate() -> None:
-    """Bring the database's schema up or down. `serve` does `up` by itself."""
-
-
-@migrate.command("status")
-def migrate_status() -> None:
-    """Show every migration, applied or pending. Changes nothing."""
-
-    def show(url: str) -> None:
-        from keepstep.postgres import migrate
-
-        rows = migrate.status(url)
-        for row in rows:
-            state = "pending" if row.applied_at is None else f"applied {row.applied_at:%Y-%m-%d %H:%M:%S %Z}"
-            click.echo(f"{row.version:04}_{row.name}  {state}{f'  PROBLEM: {row.problem}' if row.problem else ''}")
-        if any(row.problem for row in rows):
-            raise StartupError("the database's schema cannot be used as it is")
-
-    _with_database(show)
-
-
-@migrate.command("up")
-@click.option("--to", type=click.IntRange(min=0), help="Stop after this version; all by default.")
-def migrate_up(to: int | None) -> None:
-    """Apply what is pending."""
-
-    def apply(url: str) -> None:
-        from keepstep.postgres import migrate
-
-        done = migrate.up(url, to=to)
-        click.echo("\n".join(f"applied {one}" for one in done) or "nothing to apply")
-
-    _with_database(apply)
-
-
-@migrate.command("down")
-@click.option("--to", type=click.IntRange(min=0), required=True, help="The version to go back to; 0 for none.")
-@click.confirmation_option(prompt="This deletes what the undone versions stored. Go on?")
-def migrate_down(to: int) -> None:
-    """Undo migrations, the newest first, with the data they stored."""
-
-    def undo(url: str) -> None:
-        from keepstep.postgres import migrate
-
-        done = migrate.down(url, to=to)
-        click.echo("\n".join(f"undone {one}" for one in done) or "nothing to undo")
-
-    _with_database(undo)
-
-
-def _with_database(work: Callable[[str], None]) -> None:
-    """Run ``work`` in a worker thread with the URL of the settings' database, which is started where it is ours."""
-    with _server_installed():
-        from keepstep import config, telemetry
-
-        settings = config.load()
-        telemetry.configure_logging("warning", settings.log_format)
-        trio.run(_work_on_database, settings, work)
-
-
-async def _work_on_database(settings: Settings, work: Callable[[str], None]) -> None:
-    if settings.database_url is not None:
-        await trio.to_thread.run_sync(work, settings.database_url.get_secret_value())
-        return
-    from keepstep.postgres import embedded
-
-    async with embedded.running(settings) as url:
-        await trio.to_thread.run_sync(work, url)
-
-
 # -- accounts -------------------------------------------------------------------------------------------------------
 
 
@@ -262,13 +208,14 @@ def import_one(file: Path, verify: bool) -> None:
 
     Nothing is stored unless all of it verifies. May be repeated, also with a newer file of the account.
     """
-    with _server_installed():
+    with server_installed():
         from keepstep import config, telemetry
         from keepstep.account_file import AccountFile
+        from keepstep.account_intake import verify_account
 
         with file.open("rb") as stream:
             account = AccountFile(stream)
-            imported = trio.run(_import_into_memory, account)
+            imported = trio.run(verify_account, account)
             if not verify:
                 settings = config.load()
                 telemetry.configure_logging("warning", settings.log_format)
@@ -277,23 +224,24 @@ def import_one(file: Path, verify: bool) -> None:
         click.echo(verified if verify else f"{verified}; {imported.stored} of them are new here")
 
 
-async def _import_into_memory(account: AccountFile) -> Imported:
-    from keepstep.account_import import import_account
-    from keepstep.memory import MemoryAccounts, MemoryDatabase, MemoryLog
-
-    database = MemoryDatabase()
-    log = MemoryLog(database, tail_bytes_max=0, tail_stream_bytes_max=0)
-    return await import_account(account, log, MemoryAccounts(database))
-
-
 async def _import_into_database(settings: Settings, account: AccountFile) -> Imported:
-    from keepstep.account_import import import_account
+    import structlog
+
+    from keepstep.account_intake import AccountIntake
     from keepstep.postgres.opening import opened
     from keepstep.runtime import SystemClock, WorkerThreads
+    from keepstep.telemetry import Metrics
+    from keepstep.upkeep import disk_space
 
-    async with opened(settings, clock=SystemClock(), threads=WorkerThreads(), probe=lambda _: None) as database:
-        await database.administration.forget_deleted(account.begin.user_key)
-        return await import_account(account, database.log, database.accounts)
+    threads = WorkerThreads()
+    async with opened(settings, clock=SystemClock(), threads=threads, probe=lambda _: None) as database:
+        disk = disk_space(settings, threads, Metrics(), structlog.get_logger())
+        intake = AccountIntake(database.log, database.accounts, database.administration, threads, disk)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(disk.run)
+            imported = await intake.store(account)
+            nursery.cancel_scope.cancel()
+        return imported
 
 
 # -- keys and configuration -----------------------------------------------------------------------------------------
@@ -307,7 +255,7 @@ def keys() -> None:
 @keys.command("show")
 def keys_show() -> None:
     """Print the server's public key, which devices pin."""
-    with _server_installed():
+    with server_installed():
         from keepstep import config
         from keepstep import keys as server_keys
 
@@ -321,10 +269,11 @@ def keys_show() -> None:
 def keys_announce(from_days: int, overlap_days: int) -> None:
     """Make the server's next key and announce it; print it.
 
-    Restart the server to have devices told. At the first start after --from-days the new key takes the old one's
-    place; do that before the overlap is over. Devices that were away all the time find the announcement over REST.
+    A running server tells its devices within seconds. At the first start after --from-days the new key takes the old
+    one's place; do that before the overlap is over. Devices that were away all the time find the announcement over
+    REST.
     """
-    with _server_installed():
+    with server_installed():
         from keepstep import config
         from keepstep import keys as server_keys
         from keepstep.runtime import SystemClock, SystemRandomness
@@ -337,32 +286,7 @@ def keys_announce(from_days: int, overlap_days: int) -> None:
         click.echo(server_keys.load(settings.data_dir, name=server_keys.NEXT_FILE_NAME).public.hex())
 
 
-@commands.command("check-config")
-def check_config() -> None:
-    """Check the configuration and print it, secrets masked. Opens nothing."""
-    with _server_installed():
-        from keepstep import config
-
-        settings = config.load()
-        for name in type(settings).model_fields:
-            value = getattr(settings, name)
-            click.echo(f"{config.variable(name)}={'' if value is None else value}")
-
-
 # -- errors ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _server_installed() -> Iterator[None]:
-    """Say plainly that the server's packages are missing, where they are."""
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] not in _SERVER_PACKAGES:
-            raise
-        raise StartupError(
-            'only the device part is installed here; for the server: pip install "keepstep[server]"'
-        ) from exc
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,59 +6,94 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 import trio
 
 import keepstep
 from keepstep import _keepstep, keys, websocket
-from keepstep.admin import AdminKey, Cuts, clean_up
-from keepstep.admission import Admission
-from keepstep.errors import StartupError, Unavailable
-from keepstep.gateway import Gateway, GatewayLimits, Services
+from keepstep.account_intake import AccountIntake
+from keepstep.admin import AdminKey, Cuts
+from keepstep.announcements import Announcements
+from keepstep.archive.opening import ArchiveKeys, archive_run, read_through
+from keepstep.backup.schedule import scheduled
+from keepstep.cleanup import HOLDER_BYTES, Housekeeping
+from keepstep.edge import (
+    build_entrance,
+    device_admission,
+    device_url,
+    rest_origin,
+    rest_server,
+    server_certificate,
+)
+from keepstep.gateway import Gateway, Services
 from keepstep.heads import HeadSigner
+from keepstep.healing import Healing
 from keepstep.identity import Identity, Registrations
-from keepstep.interfaces import RatePolicy
-from keepstep.jobs import Jobs
+from keepstep.journal import NO_JOURNAL
+from keepstep.limits import (
+    Parts,
+    gateway_limits,
+    publish_limits,
+    register,
+    rest_policy,
+    token_lifetimes,
+)
 from keepstep.links import Links
 from keepstep.listening import BACKLOG
+from keepstep.measuring import MeasuredDatabase
 from keepstep.presence import Presences
 from keepstep.protocol.messages import HANDSHAKE_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX
 from keepstep.protocol.primitives import RECORD_TAG_BYTES
-from keepstep.protocol.succession import encode_announcement, verify_announcement
-from keepstep.publish import Publisher, PublishLimits
+from keepstep.protocol.succession import verify_announcement
+from keepstep.publish import Publisher
 from keepstep.ratelimit import MemoryRateLimiter
 from keepstep.relay import Relay
+from keepstep.reloading import Reloads
 from keepstep.rest.app import create_app
 from keepstep.rest.readiness import Readiness
-from keepstep.rest.services import RestPolicy, RestServices, ServerInfo
-from keepstep.rest.serving import RestServer
+from keepstep.rest.services import RestServices, ServerInfo
 from keepstep.rest.waiting import Watches
 from keepstep.revocation import Revocations
 from keepstep.runtime import OffsetClock
-from keepstep.session import SessionLimits
-from keepstep.subscriber import SubscriberLimits
 from keepstep.telemetry import Metrics
 from keepstep.tokenkeys import TokenKeyFile
-from keepstep.tokens import TokenLifetimes, Tokens
-from keepstep.validation import URL_PATH, parse_origin, rest_url_beside
+from keepstep.tokens import Tokens
+from keepstep.upkeep import disk_space, prepared_jobs
 
 if TYPE_CHECKING:
     from keepstep.administration import Administration
+    from keepstep.admission import Admission
+    from keepstep.archive.opening import Archive
+    from keepstep.backup.schedule import Backups
     from keepstep.config import Settings
-    from keepstep.interfaces import Accounts, Clock, EventLog, Maintenance, Randomness, Threads, TokenStore
+    from keepstep.diskspace import DiskSpace, Room
+    from keepstep.entrance import Entrance
+    from keepstep.eventlog.retention import Retention
+    from keepstep.interfaces import Accounts, Clock, EventLog, Maintenance, Randomness, Threads
+    from keepstep.jobs import Jobs
+    from keepstep.journal import AccountJournal
     from keepstep.links import LinkStore
+    from keepstep.postgres.backups import Source
+    from keepstep.reloading import ReloadRequests
+    from keepstep.rest.serving import RestServer
+    from keepstep.restores import Restores
     from keepstep.telemetry import Log
+    from keepstep.tls import ServerCertificate
+    from keepstep.tokenstore import TokenStore
 
 DISMISSAL_S: Final = 5.0
 """How long closing the connections may take that have not drained in time."""
 PIPELINE_GRACE_S: Final = 5.0
 """How long pipelines may take, once all sessions are gone, for what nobody waits for any more."""
-MINUTE_S: Final = 60
+
+
+class HousekeptDatabase(Housekeeping, MeasuredDatabase, Protocol):
+    """Cleaned up and measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +104,37 @@ class Storage:
         log: the events.
         accounts: users, devices and sessions.
         maintenance: the log's housekeeping.
+        retention: takes away the oldest events.
         tokens: challenges and tokens of REST.
         administration: users, sessions, invites and the audit trail, for administrators.
         links: mailboxes through which devices are linked.
+        housekeeping: clean-up and measuring.
+        restores: rewinds and heal windows.
         place: which one it is, in words, without credentials.
         unsafe: whether it may lose what it acknowledged, which somebody asked for.
         is_away: whether it is not asked just now, because it did not answer.
         tail_bytes: what the newest events take up in memory.
+        journal: takes the events of ``$devices`` before they are acknowledged.
+        backup_source: how backups reach the database; ``None`` where none can be made.
+        archive: where events go before they are pruned; ``None``: they are gone then.
     """
 
     log: EventLog
     accounts: Accounts
     maintenance: Maintenance
+    retention: Retention
     tokens: TokenStore
     administration: Administration
     links: LinkStore
+    housekeeping: HousekeptDatabase
+    restores: Restores
     place: str = "memory"
     unsafe: bool = False
     is_away: Callable[[], bool] = lambda: False
     tail_bytes: Callable[[], int] = lambda: 0
+    journal: AccountJournal = NO_JOURNAL
+    backup_source: Source | None = None
+    archive: Archive | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +150,6 @@ class Listeners:
             sock.close()
 
 
-def local_url(scheme: str, host: str, sockets: list[socket.socket]) -> str:
-    """Where sockets bound for ``host`` are reached from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
-    netloc = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{netloc}:{sockets[0].getsockname()[1]}"
-
-
 @dataclass(frozen=True, slots=True)
 class Server:
     """Every part of a running server."""
@@ -119,27 +159,46 @@ class Server:
     gateway: Gateway
     revocations: Revocations
     cuts: Cuts
+    announcements: Announcements
+    disk: DiskSpace
     publisher: Publisher
     relay: Relay
     presences: Presences
     tokens: Tokens
     jobs: Jobs
+    backups: Backups | None
     rest: RestServer
+    entrance: Entrance
+    certificate: ServerCertificate | None
+    reloads: Reloads
     metrics: Metrics
     logger: Log
 
     async def serve(
-        self, settings: Settings, listeners: Listeners, stop: trio.Event, started: Callable[[], None]
+        self,
+        settings: Settings,
+        listeners: Listeners,
+        stop: trio.Event,
+        started: Callable[[], None],
+        reload_requests: ReloadRequests | None = None,
     ) -> None:
         """Let connections in until ``stop``, then drain, in the order that loses nothing."""
         rest_stop, rest_stopped = trio.Event(), trio.Event()
         async with trio.open_nursery() as background:
+            await background.start(self.disk.run)
             await background.start(self.relay.run)
             await background.start(self.presences.run)
             await background.start(self.tokens.run)
             await background.start(self.gateway.run)
             await background.start(self.revocations.run)
             await background.start(self.cuts.run)
+            if self.backups is not None:
+                await background.start(self.backups.run)
+            await background.start(partial(self.announcements.run, self.gateway.tell_announcement))
+            if self.certificate is not None:
+                await background.start(self.certificate.run)
+            if reload_requests is not None:
+                await background.start(partial(self.reloads.run, reload_requests))
             await background.start(
                 partial(
                     self.jobs.run,
@@ -176,6 +235,7 @@ class Server:
                         self.gateway.handle,
                         admit=self.admission.enter,
                         limits=limits,
+                        entrance=self.entrance,
                         connections=connections,
                         on_fault=self.gateway.report_fault,
                     )
@@ -185,7 +245,7 @@ class Server:
                 await stop.wait()
                 self.logger.info("server_draining", count=self.gateway.sessions)
                 accepting.cancel_scope.cancel()
-            with trio.move_on_after(settings.drain_timeout_s):
+            with trio.move_on_after(self.reloads.settings.drain_timeout_s):
                 await self.gateway.drain()
             with trio.move_on_after(DISMISSAL_S):
                 await self.gateway.dismiss()
@@ -220,68 +280,100 @@ async def build(
     metrics = Metrics()
     metrics.unsafe.set(int(storage.unsafe))
     logger: Log = structlog.get_logger()
+    reloads = Reloads(settings, threads, metrics, logger)
     log, accounts = storage.log, storage.accounts
-    identity = Identity(
-        log,
-        accounts,
-        _registrations(settings, clock),
-        clock,
-        devices_per_user_max=settings.devices_per_user_max,
-        quota=storage.administration.quota,
-    )
-    publisher = Publisher(log, identity, clock, limits=_publish_limits(settings), metrics=metrics)
+    registrations = _registrations(settings, clock)
+    disk = disk_space(settings, threads, metrics, logger)
+    identity = _identity(settings, storage, registrations, clock, disk)
+    signer = HeadSigner(key.secret, epoch=log.epoch, clock=clock, predecessors=_predecessors(settings))
+    healing = _healing(settings, storage, signer, clock)
+    publisher = _publisher(settings, storage, identity, clock, metrics, healing, disk)
     relay = Relay(log, head_interval_s=settings.head_interval_s, reread_interval_s=settings.reread_interval_s)
     presences = Presences(clock)
     tokens = _tokens(settings, key, storage, listeners, clock, randomness, threads, metrics, logger)
     links = Links(storage.links, clock)
-    try:
-        signer = HeadSigner(key.secret, epoch=log.epoch, clock=clock)
-        services = Services(
-            log, accounts, identity, publisher, relay, presences, signer, clock, randomness, metrics, logger, probe
-        )
-        announcement = _announcement(settings, clock)
-        gateway = Gateway(key.secret, services, _gateway_limits(settings), announcement=announcement)
-        revocations = Revocations(log, accounts, gateway, clock)
-        cuts = Cuts(storage.administration, gateway, clock)
-        jobs = Jobs(
-            storage.maintenance,
-            machine_clock,
-            clock,
-            gateway.save_acks,
-            partial(_clean_up, tokens, links),
-            partial(clean_up, storage.administration, clock, audit_retention_days=settings.audit_retention_days),
-            partitions_ahead=settings.partitions_ahead,
-            metrics=metrics,
-            logger=logger,
-        )
-        await jobs.prepare()
-    except Unavailable as exc:
-        raise StartupError("the database went away while the server was starting; start it again") from exc
-    admission = _admission(settings, metrics)
+    services = Services(
+        *(log, accounts, identity, publisher, relay, presences, signer, clock, randomness, metrics, logger, probe),
+        healing,
+    )
+    announcements = Announcements(settings.data_dir, clock, threads, logger)
+    gateway = Gateway(key.secret, services, gateway_limits(settings), announcement=announcements.current)
+    revocations = Revocations(log, accounts, gateway, clock)
+    cuts = Cuts(storage.administration, gateway, clock)
+    archiving = _archiving(settings, key, storage, clock, randomness, threads, reloads, metrics, logger)
+    jobs = await prepared_jobs(
+        settings, storage, gateway, machine_clock, clock, reloads, randomness, metrics, logger, archiving
+    )
+    certificate = server_certificate(settings, clock, threads, metrics, logger)
+    entrance = build_entrance(settings, certificate, metrics, reloads)
+    admission = device_admission(settings, entrance, metrics)
     info = _info(settings, key, storage, listeners)
-    application = create_app(
-        _rest_services(settings, storage, services, info, gateway, admission, tokens, links, cuts, threads)
+    rest_services = _rest_services(
+        settings, storage, services, info, gateway, admission, tokens, links, cuts, announcements, threads, disk
     )
-    rest = _rest_server(settings, application, metrics)
+    rest = rest_server(settings, create_app(rest_services), entrance, metrics)
+    make_admin = partial(_admin, storage=storage, services=services)
+    register(reloads, Parts(registrations, identity, tokens, gateway, rest_services, make_admin))
     return Server(
-        info, admission, gateway, revocations, cuts, publisher, relay, presences, tokens, jobs, rest, metrics, logger
+        info,
+        admission,
+        gateway,
+        revocations,
+        cuts,
+        announcements,
+        disk,
+        publisher,
+        relay,
+        presences,
+        tokens,
+        jobs,
+        scheduled(settings, storage.backup_source, machine_clock, metrics, logger),
+        rest,
+        entrance,
+        certificate,
+        reloads,
+        metrics,
+        logger,
     )
 
 
-async def _clean_up(tokens: Tokens, links: Links) -> None:
-    """Drop what REST keeps for a while only. Raises Unavailable."""
-    await tokens.clean_up()
-    await links.clean_up()
-
-
-def _rest_server(settings: Settings, application: Callable[..., object], metrics: Metrics) -> RestServer:
-    server = RestServer(
-        application,
-        connections_max=settings.rest_connections_max,
-        on_refused=metrics.rest_connections_refused.inc,
+def _archiving(
+    settings: Settings,
+    key: keys.ServerKey,
+    storage: Storage,
+    clock: Clock,
+    randomness: Randomness,
+    threads: Threads,
+    reloads: Reloads,
+    metrics: Metrics,
+    logger: Log,
+) -> dict[str, Callable[[], Awaitable[None]]]:
+    """The job that archives, and the log's way to what is archived; nothing without an archive. Raises StartupError."""
+    archive = storage.archive
+    if archive is None:
+        return {}
+    archive_keys = ArchiveKeys(key.secret, _predecessors(settings))
+    read_through(settings, archive, archive_keys, threads, metrics, logger)
+    run = archive_run(
+        lambda: reloads.settings,
+        archive,
+        archive_keys,
+        storage.housekeeping,
+        randomness.bytes(HOLDER_BYTES),
+        clock,
+        threads,
+        metrics=metrics,
+        logger=logger,
     )
-    metrics.rest_connections.set_function(lambda: server.connections)
-    return server
+    return {"archive": run.job}
+
+
+def _admin(settings: Settings, *, storage: Storage, services: Services) -> AdminKey | None:
+    """Access with the administration key; ``None`` where there is none."""
+    if settings.admin_api_key is None:
+        return None
+    key = settings.admin_api_key.get_secret_value()
+    return AdminKey(key, storage.administration, services.clock, services.metrics, services.logger)
 
 
 def _rest_services(
@@ -294,13 +386,14 @@ def _rest_services(
     tokens: Tokens,
     links: Links,
     cuts: Cuts,
+    announcements: Announcements,
     threads: Threads,
+    room: Room,
 ) -> RestServices:
     """What REST has of the parts that devices speak to, and what is its own."""
-    key = settings.admin_api_key
     return RestServices(
         info=info,
-        policy=_rest_policy(settings),
+        policy=rest_policy(settings),
         log=services.log,
         accounts=services.accounts,
         publisher=services.publisher,
@@ -321,12 +414,10 @@ def _rest_services(
         links=links,
         administration=storage.administration,
         cuts=cuts,
-        server_keys=keys.ServerKeys(settings.data_dir, services.randomness, threads),
-        admin=None
-        if key is None
-        else AdminKey(
-            key.get_secret_value(), storage.administration, services.clock, services.metrics, services.logger
-        ),
+        server_keys=keys.ServerKeys(settings.data_dir, services.randomness, threads, announcements.look_now),
+        announcements=announcements.all,
+        account_intake=AccountIntake(services.log, services.accounts, storage.administration, threads, room),
+        admin=_admin(settings, storage=storage, services=services),
     )
 
 
@@ -348,21 +439,63 @@ def _info(settings: Settings, key: keys.ServerKey, storage: Storage, listeners: 
         version=keepstep.__version__,
         name=settings.server_name,
         server_key=key.public,
-        device_url=settings.public_device_url or local_url("ws", settings.device_host, listeners.device) + URL_PATH,
+        device_url=device_url(settings, listeners.device),
         registration=settings.registration,
         unsafe=storage.unsafe,
-        announcements=tuple(map(encode_announcement, keys.load_announcements(settings.data_dir))),
     )
 
 
-def _announcement(settings: Settings, clock: Clock) -> Callable[[], bytes | None]:
-    """What devices are told of the server's next identity key, as long as both may be met."""
+def _publisher(
+    settings: Settings,
+    storage: Storage,
+    identity: Identity,
+    clock: Clock,
+    metrics: Metrics,
+    healing: Healing,
+    disk: DiskSpace,
+) -> Publisher:
+    return Publisher(
+        storage.log,
+        identity,
+        clock,
+        limits=publish_limits(settings),
+        metrics=metrics,
+        gate=healing,
+        journal=storage.journal,
+        room=disk,
+    )
+
+
+def _identity(settings: Settings, storage: Storage, registrations: Registrations, clock: Clock, room: Room) -> Identity:
+    return Identity(
+        storage.log,
+        storage.accounts,
+        registrations,
+        clock,
+        devices_per_user_max=settings.devices_per_user_max,
+        quota=storage.administration.quota,
+        journal=storage.journal,
+        room=room,
+    )
+
+
+def _predecessors(settings: Settings) -> list[bytes]:
+    """The server's identity keys before this one: heads that they signed prove events too. Raises StartupError."""
     announcements = keys.load_announcements(settings.data_dir)
-    if not announcements:
-        return lambda: None
-    succession = verify_announcement(_keepstep, announcements[-1])
-    encoded = encode_announcement(announcements[-1])
-    return lambda: encoded if clock.now_ms() < succession.until_ms else None
+    return [verify_announcement(_keepstep, announcement).old_key for announcement in announcements]
+
+
+def _healing(settings: Settings, storage: Storage, signer: HeadSigner, clock: Clock) -> Healing:
+    return Healing(
+        storage.log,
+        storage.accounts,
+        storage.restores,
+        signer,
+        clock,
+        payload_bytes_max=settings.payload_bytes_max,
+        window_ms=settings.heal_window_s * 1000,
+        journal=storage.journal,
+    )
 
 
 def _registrations(settings: Settings, clock: Clock) -> Registrations:
@@ -372,15 +505,6 @@ def _registrations(settings: Settings, clock: Clock) -> Registrations:
         per_hour=settings.registrations_per_hour,
         clock=clock,
     )
-
-
-def _origin(settings: Settings, listeners: Listeners) -> str:
-    """Where devices reach REST, by the rule that they follow themselves."""
-    if settings.public_rest_url is not None:
-        return settings.public_rest_url
-    if settings.public_device_url is not None:
-        return parse_origin(rest_url_beside(settings.public_device_url))
-    return local_url("http", settings.rest_host, listeners.rest)
 
 
 def _tokens(
@@ -406,66 +530,10 @@ def _tokens(
         randomness,
         threads,
         server_key=key.public,
-        origin=_origin(settings, listeners),
-        lifetimes=TokenLifetimes(
-            access_token_lifetime_s=settings.access_token_lifetime_s,
-            refresh_token_lifetime_s=settings.refresh_token_lifetime_s,
-            challenge_lifetime_s=settings.challenge_lifetime_s,
-        ),
+        origin=rest_origin(settings, listeners.rest),
+        lifetimes=token_lifetimes(settings),
         metrics=metrics,
         logger=logger,
-    )
-
-
-def _admission(settings: Settings, metrics: Metrics) -> Admission:
-    return Admission(
-        connections_max=settings.connections_max,
-        unauthenticated_max=settings.unauthenticated_connections_max,
-        unauthenticated_per_address_max=settings.unauthenticated_connections_per_address_max,
-        on_refused=metrics.connections_refused.inc,
-    )
-
-
-def _publish_limits(settings: Settings) -> PublishLimits:
-    return PublishLimits(
-        pipelines=settings.pipelines,
-        queue_max=settings.pipeline_queue_max,
-        batch_events_max=settings.batch_events_max,
-        batch_bytes_max=settings.batch_bytes_max,
-    )
-
-
-def _gateway_limits(settings: Settings) -> GatewayLimits:
-    return GatewayLimits(
-        handshake_timeout_s=settings.handshake_timeout_s,
-        session=SessionLimits(
-            inflight_publishes_max=settings.inflight_publishes_max,
-            publish_events_max=settings.publish_events_max,
-            payload_bytes_max=settings.payload_bytes_max,
-            read_events_max=settings.page_events_max,
-            read_bytes_max=settings.page_bytes_max,
-            send_timeout_s=settings.send_timeout_s,
-            idle_timeout_s=settings.idle_timeout_s,
-        ),
-        subscriber=SubscriberLimits(
-            subscriptions_max=settings.subscriptions_per_session_max,
-            page_events_max=settings.page_events_max,
-            page_bytes_max=settings.page_bytes_max,
-            unacked_bytes_max=settings.unacked_bytes_max,
-        ),
-    )
-
-
-def _rest_policy(settings: Settings) -> RestPolicy:
-    return RestPolicy(
-        per_user=RatePolicy("user", settings.rest_calls_per_user_minute, MINUTE_S),
-        per_address=RatePolicy("address", settings.rest_calls_per_address_minute, MINUTE_S),
-        cors_origins=frozenset(filter(None, settings.cors_origins.split(","))),
-        publish_events_max=settings.publish_events_max,
-        payload_bytes_max=settings.payload_bytes_max,
-        page_events_max=settings.page_events_max,
-        page_bytes_max=settings.page_bytes_max,
-        audit_retention_days=settings.audit_retention_days,
     )
 
 

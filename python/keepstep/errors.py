@@ -86,6 +86,7 @@ _ROWS: Final = (
     # -- the peer can mend it
     ErrorCode("out_of_order", "the author number does not follow the author's last one", Retry.RECOVER, 4000, 409),
     ErrorCode("unknown_position", "the log does not hold that position", Retry.RECOVER, 4001, 409),
+    ErrorCode("pruned", "the events asked for are gone; the stream begins later", Retry.RECOVER, 4003, 410),
     # One damaged record must not keep a device away for good: whoever can touch the wire can damage one.
     ErrorCode("bad_record", "a record did not open: lost, replayed, reordered or forged", Retry.RECOVER, 4002, 400),
     # -- the server's state: the same bytes may be accepted later
@@ -152,6 +153,20 @@ class ProtocolError(KeepstepError):
         return ERRORS[self.code]
 
 
+class Pruned(ProtocolError):
+    """The events asked for are gone with their stream's beginning (protocol.md section 3, Pruning).
+
+    Attributes:
+        after: the position that was asked for.
+        to_seq: what is left begins after it.
+    """
+
+    def __init__(self, after: int, to_seq: int) -> None:
+        super().__init__("pruned", f"the stream begins after {to_seq}")
+        self.after = after
+        self.to_seq = to_seq
+
+
 class DeviceRevoked(ProtocolError):
     """The server shows a device the event of ``$devices`` that ended it, in place of a session.
 
@@ -171,6 +186,22 @@ class Unavailable(ProtocolError):
         super().__init__("unavailable", detail, retry_after_ms=retry_after_ms)
 
 
+class ArchiveUnavailable(Unavailable):
+    """Events that are asked for are in the archive alone, which does not answer or whose answer does not verify."""
+
+
+class ArchiveError(KeepstepError):
+    """What is in the archive is not what was written there, or cannot be used; the message says why.
+
+    Attributes:
+        code: what it is, as ``keepstep archive verify`` names it.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
 class ConfigError(KeepstepError):
     """The configuration cannot be used; the message lists every problem (exit code 78)."""
 
@@ -179,8 +210,58 @@ class StartupError(KeepstepError):
     """The server cannot start as asked; the message says what to do in plain words (exit code 1)."""
 
 
+class BackupError(KeepstepError):
+    """A backup cannot be made, read, verified or restored; the message says why, and what to do, in plain words."""
+
+
+class DamagedBackupError(BackupError):
+    """A backup is not what it was when it was made: other bytes, or a database that does not start or verify."""
+
+
+class BackupBusyError(BackupError):
+    """The same is being done already, by another process or another node."""
+
+
 class ClientError(KeepstepError):
     """The device library cannot do what it was asked to; the message says why, and what to do, in plain words."""
+
+
+class EventsPruned(ClientError):
+    """Events that an application has not read are gone on the server; what it reads next comes after them.
+
+    It is told once; a subscription that is read on goes on after them. Where a confirmed snapshot stands for them, a
+    subscription from ``"snapshot"`` has their state.
+
+    Attributes:
+        stream: in which they were.
+        first_seq: of what is gone.
+        last_seq: likewise.
+    """
+
+    def __init__(self, stream: str, first_seq: int, last_seq: int) -> None:
+        super().__init__(f"{stream}: the events from {first_seq} to {last_seq} are gone on the server")
+        self.stream = stream
+        self.first_seq = first_seq
+        self.last_seq = last_seq
+
+
+class EventsRewound(ClientError):
+    """A restore of the server took events away that an application was given; what it reads next follows ``seq``.
+
+    It is told once; a subscription that is read on goes on after ``seq``. What the application derived from the events
+    in between it has to undo: those that come back come again, in their places or in others.
+
+    Attributes:
+        stream: in which they were.
+        seq: up to here everything is as it was.
+        last_seq: of what was given out.
+    """
+
+    def __init__(self, stream: str, seq: int, last_seq: int) -> None:
+        super().__init__(f"{stream}: a restore of the server took the events from {seq + 1} to {last_seq} away")
+        self.stream = stream
+        self.seq = seq
+        self.last_seq = last_seq
 
 
 class StoreError(ClientError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keepstep.heads import HeadSigner
+    from keepstep.healing import Healing
     from keepstep.identity import Identity
     from keepstep.interfaces import Accounts, Clock, Connection, EventLog, Randomness, StreamInfo
     from keepstep.model import DevicePk, Principal, UserPk
@@ -90,6 +92,7 @@ class Services:
     metrics: Metrics
     logger: Log
     probe: Callable[[str], None]
+    healing: Healing
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +127,7 @@ class Gateway:
         self._server_secret = server_secret
         self._announcement = announcement
         self._services = services
-        self._limits = limits
+        self.limits = limits
         self._by_device: dict[tuple[UserPk, DevicePk], Session] = {}
         self._by_user: dict[UserPk, list[Session]] = {}
         self._sessions: set[Session] = set()
@@ -153,9 +156,15 @@ class Gateway:
         """All sessions of a user."""
         return self._by_user.get(user_pk, [])
 
+    def tell_announcement(self, announcement: bytes) -> None:
+        """Tell every connected device of the server's next identity key (``messages.KeyAnnounced``)."""
+        encoded = encode(KeyAnnounced(announcement))
+        for session in tuple(self._sessions):
+            session.tell(encoded)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look after the sessions' timeouts and their log, until cancelled."""
-        session = self._limits.session
+        session = self.limits.session
         interval_s = min(session.idle_timeout_s, session.send_timeout_s) / TIMEOUT_CHECKS
         task_status.started()
         while True:
@@ -218,7 +227,7 @@ class Gateway:
 
     async def _admit(self, connection: Connection, record: _Record) -> tuple[Session, ClientAuthCore]:
         """The handshake up to ``active``, under one deadline; the session is in its device's place."""
-        with trio.CancelScope(deadline=connection.accepted_at_s + self._limits.handshake_timeout_s) as scope:
+        with trio.CancelScope(deadline=connection.accepted_at_s + self.limits.handshake_timeout_s) as scope:
             self._strangers.add(scope)
             try:
                 if self._draining:
@@ -252,6 +261,7 @@ class Gateway:
             )
             record.session_id = session_id
             devices = await services.log.stream(principal.user_pk, DEVICES_STREAM)
+            await services.healing.arrived(principal)
         if services.log.generation() != generation:
             raise Unavailable("the log has become another one during the handshake")
         heads = [] if core.resume == "none" else [self._sign(principal, devices)]
@@ -288,13 +298,13 @@ class Gateway:
 
     def _told_limits(self) -> dict[str, int]:
         """``Ready.limits``."""
-        session = self._limits.session
+        session = self.limits.session
         return {
             "message_bytes": MESSAGE_BYTES_MAX,
             "publish_events": session.publish_events_max,
             "publish_bytes": PUBLISH_BYTES_MAX,
             "inflight_publishes": session.inflight_publishes_max,
-            "unacked_bytes": self._limits.subscriber.unacked_bytes_max,
+            "unacked_bytes": self.limits.subscriber.unacked_bytes_max,
             "payload_bytes": session.payload_bytes_max,
         }
 
@@ -317,9 +327,10 @@ class Gateway:
                 services.signer,
                 services.clock,
                 principal=principal,
-                limits=self._limits.subscriber,
+                limits=self.limits.subscriber,
                 wake=wake,
                 count=services.metrics.relayed_events.inc,
+                rewinds=partial(services.healing.rewinds, principal.user_pk, principal.user_key),
             )
 
         session = Session(
@@ -331,8 +342,9 @@ class Gateway:
             join=lambda wake, offer: services.presences.join(principal, wake=wake, offer=offer),
             log=services.log,
             publisher=services.publisher,
+            healing=services.healing,
             clock=services.clock,
-            limits=self._limits.session,
+            limits=self.limits.session,
             metrics=services.metrics,
             probe=services.probe,
         )

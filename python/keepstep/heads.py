@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keepstep import _keepstep
-from keepstep.protocol.chain import Head, sign_head
+from keepstep.errors import ProtocolError
+from keepstep.protocol.chain import Head, sign_head, verify_head
 from keepstep.protocol.receipt import DeletionReceipt, sign_receipt
+from keepstep.protocol.rewind import sign_rewind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from keepstep.interfaces import Clock
-    from keepstep.protocol.messages import SignedHead
+    from keepstep.protocol.messages import SignedHead, SignedRewind
+    from keepstep.protocol.rewind import Rewind
 
 
 class HeadSigner:
@@ -22,10 +25,14 @@ class HeadSigner:
         secret: the seed of the server's identity key, 32 bytes.
         epoch: tells the log's epoch, which a restore raises while the server runs.
         clock: the one ``received_at`` follows: readers judge by a head's time whether a payload may be missing.
+        predecessors: public keys that the server had before.
     """
 
-    def __init__(self, secret: bytes, *, epoch: Callable[[], int], clock: Clock) -> None:
+    def __init__(
+        self, secret: bytes, *, epoch: Callable[[], int], clock: Clock, predecessors: Sequence[bytes] = ()
+    ) -> None:
         self._secret = secret
+        self._keys = (_keepstep.ed25519_public(secret), *predecessors)
         self._clock = clock
         self._epoch = epoch
 
@@ -40,6 +47,19 @@ class HeadSigner:
             user_key=user_key, stream=stream, epoch=self.epoch, seq=seq, chain=chain, time_ms=self._clock.now_ms()
         )
         return sign_head(_keepstep, self._secret, head)
+
+    def sign_rewind(self, rewind: Rewind) -> SignedRewind:
+        """That a restore set a stream back."""
+        return sign_rewind(_keepstep, self._secret, rewind)
+
+    def verify(self, signed: SignedHead) -> Head:
+        """A head that this server signed, with this key or one before it. Raises ProtocolError ``bad_signature``."""
+        for key in self._keys:
+            try:
+                return verify_head(_keepstep, key, signed)
+            except ProtocolError:
+                continue
+        raise ProtocolError("bad_signature", "the server signed no such head")
 
     def sign_deletion(self, user_key: bytes, *, deleted_at_ms: int) -> tuple[bytes, bytes]:
         """That the account is deleted: the receipt's bytes and the signature (protocol.md section 2)."""

@@ -14,8 +14,10 @@ from keepstep import _keepstep
 from keepstep._keepstep import DeviceKey, Events, Submission
 from keepstep.administration import Quota
 from keepstep.admission import address_prefix
+from keepstep.diskspace import EnoughRoom, require_room
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.interfaces import Genesis
+from keepstep.journal import NO_JOURNAL, AccountJournal, AccountRecord
 from keepstep.model import DEVICES_STREAM, PREV_BYTES, AccountChange, Position, Rotation, UserPk
 from keepstep.protocol.account import AccountEvent, AccountLog
 from keepstep.protocol.account_payloads import (
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from keepstep._keepstep import ParsedEvent, Run
+    from keepstep.diskspace import Room
     from keepstep.interfaces import Accounts, Clock, EventLog, Page
     from keepstep.model import Principal, StreamPk
     from keepstep.protocol.account import AccountEffect
@@ -151,6 +154,12 @@ class Registrations:
         self._all: deque[float] = deque()
         self._by_prefix: OrderedDict[str, deque[float]] = OrderedDict()
 
+    def allow(self, policy: Literal["open", "invite", "closed"], *, per_address_hour: int, per_hour: int) -> None:
+        """Change what is allowed; what was counted stays counted."""
+        self._policy = policy
+        self._per_address_hour = per_address_hour
+        self._per_hour = per_hour
+
     @property
     def needs_invite(self) -> bool:
         """Whether only who was invited registers."""
@@ -246,6 +255,8 @@ class Identity:
         clock: the one ``received_at`` follows.
         devices_per_user_max: live devices of one user.
         quota: what an account of its own may have; raises Unavailable.
+        journal: takes genesis and rotations before they are acknowledged.
+        room: whether the disks take new accounts; rotations go on without.
     """
 
     def __init__(
@@ -257,7 +268,11 @@ class Identity:
         *,
         devices_per_user_max: int,
         quota: Callable[[UserPk], Awaitable[Quota]] = no_quota,
+        journal: AccountJournal = NO_JOURNAL,
+        room: Room | None = None,
     ) -> None:
+        self._room = room or EnoughRoom()
+        self._journal = journal
         self._quota = quota
         self._log = log
         self._accounts = accounts
@@ -266,7 +281,7 @@ class Identity:
             "open", per_address_hour=ROTATIONS_PER_ADDRESS_HOUR, per_hour=ROTATIONS_PER_HOUR, clock=clock
         )
         self._clock = clock
-        self._devices_per_user_max = devices_per_user_max
+        self.devices_per_user_max = devices_per_user_max
         self._account_logs: OrderedDict[UserPk, _CachedLog] = OrderedDict()
         log.subscribe_commits(self._committed)
 
@@ -282,6 +297,7 @@ class Identity:
             ProtocolError: the policy or a rate refuses, ``invite_invalid``, or the genesis is wrong.
             Unavailable: not stored, or not known whether it was.
         """
+        require_room(self._room)
         self._registrations.enter(address)
         header, sig, payload = decode_posted(body, bytes_max=GENESIS_BYTES_MAX)
         now_ms = self._clock.now_ms()
@@ -291,6 +307,11 @@ class Identity:
         result = await self._log.create_account(genesis, now_ms=now_ms, invite_hash=invite_hash)
         if isinstance(result, ResultError):
             raise ProtocolError(result.code)
+        registered = await self._registered(genesis, result)
+        await self._keep(registered, genesis)
+        return registered
+
+    async def _registered(self, genesis: Genesis, result: ResultAccepted | ResultDuplicate) -> Registered:
         if isinstance(result, ResultAccepted):
             head = Position(result.first_seq, result.chain)
             return Registered(genesis.user_key, head.seq, result.received_at_ms, head.chain, head, is_new=True)
@@ -298,6 +319,20 @@ class Identity:
         if user_pk is None:
             raise ProtocolError("account_disabled", "the account is there, and nothing of it is let in")
         return await self._stored_before(user_pk, genesis.user_key, result)
+
+    async def _keep(self, registered: Registered, event: Genesis | Rotation) -> None:
+        """Write a posted event into the journal. Raises Unavailable."""
+        await self._journal.keep(
+            AccountRecord(
+                registered.user_key,
+                registered.seq,
+                registered.received_at_ms,
+                event.device.device_id,
+                event.header,
+                event.sig,
+                event.payload,
+            )
+        )
 
     async def _stored_before(self, user_pk: UserPk, user_key: bytes, stored: ResultDuplicate) -> Registered:
         if stored.seq is None or stored.received_at_ms is None or stored.chain is None:
@@ -334,17 +369,22 @@ class Identity:
             # In every attempt: what got in the way may have been this very rotation, posted twice.
             known = await self._accounts.device(user_key, rotate.device.device_id)
             if known is not None:
-                return await self._rotate_again(rotation, rotate.root_key, known.principal)
+                registered = await self._rotate_again(rotation, rotate.root_key, known.principal)
+                await self._keep(registered, rotation)
+                return registered
             if refused is not None and not isinstance(refused, Unavailable):
                 raise refused
             try:
-                return await self._rotate(rotation)
+                registered = await self._rotate(rotation)
             except ProtocolError as error:
                 if isinstance(error, Unavailable) and error.retry_after_ms != 0:
                     raise
                 # somebody else wrote into $devices first: whoever holds a stolen device may do so all the time
                 self.forget(user_pk)
                 refused = error
+            else:
+                await self._keep(registered, rotation)
+                return registered
         assert refused is not None
         raise refused
 
@@ -360,7 +400,7 @@ class Identity:
                 received_at_ms=max(now_ms, account_log.received_at_ms),
             )
         )
-        if len(effect.staying) >= self._devices_per_user_max:
+        if len(effect.staying) >= self.devices_per_user_max:
             raise ProtocolError("limit_exceeded", "the rotation lists more devices than an account may have")
         change = _change(account_log, effect)
         result = await self._log.rotate(rotation, change, now_ms=now_ms)
@@ -452,7 +492,7 @@ class Identity:
             live = sum(
                 each.ended is None and not each.is_expired(received_at_ms) for each in account_log.devices.values()
             )
-            if live >= self._devices_per_user_max:
+            if live >= self.devices_per_user_max:
                 raise ProtocolError("limit_exceeded", "the account has as many devices as it may have")
             devices_max = (await self._quota(principal.user_pk)).devices_max
             if devices_max is not None and live >= devices_max:

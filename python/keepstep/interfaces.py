@@ -5,7 +5,7 @@ Implementations of one interface pass one contract suite (``tests/contract``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import trio
 
     from keepstep._keepstep import Run, Submission
-    from keepstep.accesstokens import SigningKey
+    from keepstep.eventlog.healing import LostEvents
+    from keepstep.eventlog.store import StreamKey
     from keepstep.model import (
         AccountChange,
         ClonedDevice,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         Policy,
         Position,
         Principal,
+        PrunedPrefix,
         RetentionClass,
         RevokedDevice,
         Rotation,
@@ -93,6 +95,9 @@ class StreamInfo:
         policy: what becomes of concurrent events.
         retention_class: which event table its rows live in.
         ttl_max_s: the longest life of an application event, seconds; ``None`` where it may live for ever.
+        bytes_max: what its policy lets it store, bytes; ``None`` where that sets no bound.
+        stored_bytes: of headers, signatures and payloads.
+        tail: everything up to here is gone (``EventLog.pruned``); ``None`` where the stream has all its events.
     """
 
     user_pk: UserPk
@@ -102,6 +107,9 @@ class StreamInfo:
     policy: Policy
     retention_class: RetentionClass
     ttl_max_s: int | None
+    bytes_max: int | None = None
+    stored_bytes: int = 0
+    tail: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +177,14 @@ class EventLog(Protocol):
                 it is unknown even after looking.
         """
 
+    async def heal(self, key: StreamKey, before: Position, lost: Sequence[LostEvents], *, is_proven: bool) -> None:
+        """Store events that a restore lost behind a stream's head ``before``, all or none (``eventlog.healing.heal``).
+
+        What is not proven stays within the bounds of what is new, and its authors have to be live.
+
+        A cancellation waits for the outcome. Raises as ``eventlog.healing.heal``.
+        """
+
     async def read(
         self, user_pk: UserPk, stream: str, *, after: int, events_max: int, bytes_max: int, now_ms: int
     ) -> Page:
@@ -190,6 +206,12 @@ class EventLog(Protocol):
 
     async def streams(self, user_pk: UserPk) -> list[StreamInfo]:
         """All streams of a user: ``$devices``, ``$keys``, then by name."""
+
+    async def pruned(self, user_pk: UserPk, stream: str) -> PrunedPrefix | None:
+        """What stands for the beginning of a stream; ``None`` where nothing of it is gone. Raises as ``stream``."""
+
+    async def begin_after(self, user_pk: UserPk, stream: str, prefix: PrunedPrefix, *, now_ms: int) -> bool:
+        """Create a stream whose first events are gone; whether it was not there (``beginning.begin_after``)."""
 
     async def snapshots(self, user_pk: UserPk, stream: str) -> list[SnapshotInfo]:
         """The newest snapshots of a stream, newest first. Raises as ``read``."""
@@ -232,12 +254,15 @@ class ListedDevice:
         entry: as ``$devices`` lists it.
         manage_from_ms: unix milliseconds from which on it manages, 0 for at once.
         revoked: unix milliseconds and the seq in ``$devices`` at which it ended, ``None`` while it is live.
+        last_seen_ms: unix milliseconds at which it was connected last, or got tokens; ``None``: never. Nothing signed
+            says so, it is the server's word.
     """
 
     device_pk: DevicePk
     entry: DeviceEntry
     manage_from_ms: int
     revoked: tuple[int, int] | None
+    last_seen_ms: int | None = None
 
 
 class Accounts(Protocol):
@@ -278,103 +303,18 @@ class Accounts(Protocol):
     async def close_session(self, session_id: bytes, *, now_ms: int, reason: str) -> None:
         """Record the end. Raises Unavailable."""
 
+    async def keep_sessions(self, *, now_ms: int) -> None:
+        """Record that the sessions opened here are open still, and their devices seen.
+
+        One that was taken for a dead node's meanwhile (``Housekeeping.close_lost_sessions``) is open again. Raises
+        Unavailable: some may have been recorded. A cancellation waits.
+        """
+
     async def save_acks(self, principal: Principal, positions: dict[str, tuple[int, bytes]]) -> None:
         """Move ack positions up, never down nor above a stream's head. Raises Unavailable."""
 
     async def acks(self, principal: Principal) -> dict[str, int]:
         """The device's ack positions by stream name. Raises Unavailable."""
-
-
-class TokenAuthentication(Protocol):
-    """Who a REST request comes from, by its access token."""
-
-    async def authenticate(self, authorization: str | None) -> Principal:
-        """The device whose token an ``Authorization`` header carries, live and not revoked as of half a second ago.
-
-        Args:
-            authorization: the header's value, ``None`` where the request has none.
-
-        Raises:
-            ProtocolError: ``invalid_token``, the same for every reason.
-            Unavailable: it cannot be looked up now.
-        """
-
-
-class AdminAccess(Protocol):
-    """Who may administer, by the administration key."""
-
-    async def authenticate(self, authorization: str | None, *, address: str) -> None:
-        """Let a request pass that carries the key.
-
-        Args:
-            authorization: the ``Authorization`` header's value, ``None`` where the request has none.
-            address: the peer's, by which failures are counted.
-
-        Raises:
-            ProtocolError: ``invalid_token``; ``rate_limited`` after too many failures; ``not_found`` where no key is
-                configured.
-        """
-
-    async def audit(
-        self, operation: str, target: Mapping[str, str], *, status: int, address: str, request_id: str
-    ) -> None:
-        """Record a call that was answered, also one that failed.
-
-        Args:
-            operation: the endpoint's name (``Endpoint.operation``).
-            target: its path parameters.
-            status: HTTP status of the answer.
-            address: the peer's.
-            request_id: of the request.
-
-        Raises:
-            Unavailable: it could not be recorded.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class RatePolicy:
-    """How often one caller may call.
-
-    Attributes:
-        name: of the policy, as its callers are told.
-        calls: in one window; a caller may spend them at once.
-        window_s: in which they come back, evenly.
-    """
-
-    name: str
-    calls: int
-    window_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class RateState:
-    """What a caller has left.
-
-    Attributes:
-        policy: that counts it.
-        remaining: calls it may make at once.
-        reset_s: seconds until it may make all of them again.
-    """
-
-    policy: RatePolicy
-    remaining: int
-    reset_s: int
-
-
-class RateLimiter(Protocol):
-    """Counts calls by caller; each policy counts on its own."""
-
-    async def take(self, caller: str, policy: RatePolicy) -> RateState:
-        """Count one call of a caller.
-
-        Args:
-            caller: who calls, as a name of the server's own making (``user:17``, ``address:192.0.2.0/24``).
-            policy: how often it may.
-
-        Raises:
-            RateLimited: ``rate_limited`` with the time to wait, and what the caller is told of its calls.
-        """
 
 
 class Maintenance(Protocol):
@@ -402,141 +342,6 @@ class Maintenance(Protocol):
         """Drop the payloads of at most ``rows_max`` events that lost their key an hour ago; how many (0: done).
 
         Only in streams of the policy ``latest`` (protocol.md section 3).
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """A nonce that waits for a device's signature (protocol.md section 2, Over REST).
-
-    Attributes:
-        nonce_hash: BLAKE3 of the nonce; the nonce itself is not kept.
-        user_key: for whom it was asked, known or not.
-        device_id: likewise.
-        purpose: what the signature will be good for.
-        expires_at_ms: unix milliseconds.
-    """
-
-    nonce_hash: bytes
-    user_key: bytes
-    device_id: bytes
-    purpose: str
-    expires_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refreshed:
-    """What became of a refresh token that was presented.
-
-    Attributes:
-        user_pk: whose it is.
-        family_id: 16 bytes.
-        device_id: whose family it is.
-        epoch: the log's.
-        ended: the token had been used before, or its family is used up: the family has ended, with all its tokens.
-    """
-
-    user_pk: UserPk
-    family_id: bytes
-    device_id: bytes
-    epoch: int
-    ended: bool
-
-
-@dataclass(frozen=True, slots=True)
-class TokenState:
-    """What decides whether an access token is still good.
-
-    Attributes:
-        epoch: the log's: a restore takes back revocations, and so ends every token from before it.
-        is_alive: its family is there, and it has not been revoked by itself.
-    """
-
-    epoch: int
-    is_alive: bool
-
-
-class TokenStore(Protocol):
-    """Challenges, families of refresh tokens, revoked access tokens. All methods raise Unavailable.
-
-    A family has ended when it is not there any more; the refresh tokens of it go with it.
-    """
-
-    async def add_challenge(self, challenge: Challenge) -> None:
-        """Keep a challenge until it is taken or runs out."""
-
-    async def take_challenge(self, nonce_hash: bytes) -> Challenge | None:
-        """The challenge, which nobody else is given; ``None`` where it is not there. It may have run out."""
-
-    async def begin_family(
-        self,
-        user_pk: UserPk,
-        device_pk: DevicePk,
-        *,
-        family_id: bytes,
-        token_hash: bytes,
-        now_ms: int,
-        expires_at_ms: int,
-        families_max: int,
-    ) -> int:
-        """Begin a family with its first refresh token; the device's oldest ones above ``families_max`` end.
-
-        Returns:
-            the log's epoch.
-        """
-
-    async def refresh(
-        self,
-        user_key: bytes,
-        token_hash: bytes,
-        *,
-        next_hash: bytes,
-        now_ms: int,
-        expires_at_ms: int,
-        refreshes_max: int,
-    ) -> Refreshed | None:
-        """Use a refresh token once: ``next_hash`` takes its place, and the family's end moves to ``expires_at_ms``.
-
-        A token that was used before ends its family, and so does one more than ``refreshes_max`` refreshes.
-
-        Returns:
-            what became of it; ``None`` where there is no such token of that user, or it has run out.
-        """
-
-    async def end_family(self, user_pk: UserPk, family_id: bytes) -> None:
-        """End a family; one that has ended stays so."""
-
-    async def end_families(self, user_pk: UserPk, device_pk: DevicePk) -> None:
-        """End all families of a device."""
-
-    async def revoke_token(self, user_pk: UserPk, token_id: bytes, *, expires_at_ms: int) -> None:
-        """Remember an access token as revoked until it runs out."""
-
-    async def token_state(self, user_pk: UserPk, *, family_id: bytes, token_id: bytes) -> TokenState:
-        """Whether an access token of a user is still good."""
-
-    async def clean_up_tokens(self, *, now_ms: int, rows_max: int) -> int:
-        """Drop at most ``rows_max`` of each kind that ran out; returns how many went (0: done)."""
-
-
-class TokenKeys(Protocol):
-    """The keys that sign access tokens. ``reload`` and ``rotate`` block and raise StartupError where they fail."""
-
-    @property
-    def current(self) -> SigningKey:
-        """The key that signs."""
-
-    def valid(self, now_ms: int) -> list[SigningKey]:
-        """The keys whose signatures count now, the one that signs first."""
-
-    def reload(self) -> None:
-        """Look for keys that another process made."""
-
-    def rotate(self, now_ms: int, *, overlap_ms: int) -> None:
-        """Let a new key sign; the one before it verifies for ``overlap_ms`` more, at 0 neither it nor older ones do.
-
-        Raises:
-            ProtocolError: ``limit_exceeded``: too many keys verify still.
         """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -21,6 +21,9 @@ DROP_BATCHES_MAX: Final = 100
 ACK_SAVE_INTERVAL_S: Final = 5.0
 """How often acknowledged positions are saved; a crash costs a device that much to be sent again."""
 
+KEEP_SESSIONS_S: Final = 600.0
+"""How often a node says which sessions are open on it."""
+
 
 class _Drop(Protocol):
     """One unit of dropping payloads: at most ``rows_max``; returns how many."""
@@ -37,8 +40,8 @@ class Jobs:
         machine_clock: this machine's.
         clock: follows the database's by what is measured here.
         save_acks: the gateway's.
-        clean_up_tokens: drops challenges and tokens that ran out.
-        clean_up_administration: drops old audit entries and what is left of deleted accounts.
+        keep_sessions: says which sessions are open.
+        others: further jobs by name, run as often as payloads are dropped.
         partitions_ahead: how many partitions beyond the running one are kept made.
         metrics: counted into.
         logger: told of runs that failed or did something.
@@ -50,8 +53,8 @@ class Jobs:
         machine_clock: Clock,
         clock: OffsetClock,
         save_acks: Callable[[], Awaitable[None]],
-        clean_up_tokens: Callable[[], Awaitable[None]],
-        clean_up_administration: Callable[[], Awaitable[None]],
+        keep_sessions: Callable[[], Awaitable[None]],
+        others: Mapping[str, Callable[[], Awaitable[None]]],
         *,
         partitions_ahead: int,
         metrics: Metrics,
@@ -61,8 +64,8 @@ class Jobs:
         self._machine_clock = machine_clock
         self._clock = clock
         self._save_acks = save_acks
-        self._clean_up_tokens = clean_up_tokens
-        self._clean_up_administration = clean_up_administration
+        self._keep_sessions = keep_sessions
+        self._others = others
         self._partitions_ahead = partitions_ahead
         self._metrics = metrics
         self._logger = logger
@@ -86,11 +89,10 @@ class Jobs:
             nursery.start_soon(self._repeat, "expire_payloads", cleanup_interval_s, self.expire_payloads)
             nursery.start_soon(self._repeat, "compact", cleanup_interval_s, self.compact)
             nursery.start_soon(self._repeat, "empty_inboxes", cleanup_interval_s, self.empty_inboxes)
-            nursery.start_soon(self._repeat, "clean_up_tokens", cleanup_interval_s, self._clean_up_tokens)
-            nursery.start_soon(
-                self._repeat, "clean_up_administration", cleanup_interval_s, self._clean_up_administration
-            )
+            for name, job in self._others.items():
+                nursery.start_soon(self._repeat, name, cleanup_interval_s, job)
             nursery.start_soon(self._repeat, "save_acks", ACK_SAVE_INTERVAL_S, self._save_acks)
+            nursery.start_soon(self._repeat, "keep_sessions", KEEP_SESSIONS_S, self._keep_sessions)
             task_status.started()
 
     async def _repeat(self, name: str, interval_s: float, job: Callable[[], Awaitable[None]]) -> None:

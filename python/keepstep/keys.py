@@ -41,8 +41,10 @@ _ANNOUNCEMENTS: Final[msgspec.msgpack.Decoder[list[Announcement]]] = msgspec.msg
 )
 _ANNOUNCEMENTS_BYTES_MAX: Final = ANNOUNCEMENTS_MAX * ANNOUNCEMENT_BYTES_MAX + 8
 _SEED_BYTES: Final = 32
-_FILE_BYTES: Final = 2 * _SEED_BYTES + 1
-"""The seed in hexadecimal and a line feed."""
+_LINE_BYTES: Final = 2 * _SEED_BYTES + 1
+_FILE_BYTES_MAX: Final = 2 * _LINE_BYTES
+"""A line for the seed and one for the public key, in hexadecimal: every seed is a key, so a digit that changed would
+otherwise pass for another server. A file without the second line was made by a keepstep that did not write it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def load(data_dir: Path, *, name: str = FILE_NAME) -> ServerKey:
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            content = file.read(_FILE_BYTES + 1)
+            content = file.read(_FILE_BYTES_MAX + 1)
     except FileNotFoundError:
         raise StartupError(f"there is no server key at {path}; `keepstep serve` makes one at its first start") from None
     except OSError as exc:
@@ -78,17 +80,30 @@ def load(data_dir: Path, *, name: str = FILE_NAME) -> ServerKey:
             f"the server key {path} can be read by other users (mode {mode:04o}); nobody else may hold it.\n"
             f"If you are sure that nobody read it: chmod 600 {path}"
         )
-    try:
-        seed = bytes.fromhex(content.decode("ascii"))
-    except ValueError:
-        seed = b""
-    if len(seed) != _SEED_BYTES:
+    key, written_public = _parse(content)
+    if key is None:
         raise StartupError(
-            f"the server key {path} is damaged: it should hold {2 * _SEED_BYTES} hexadecimal digits.\n"
+            f"the server key {path} is damaged: it should hold two lines of {2 * _SEED_BYTES} hexadecimal digits.\n"
             "Restore it from your backup. A new key would make every device refuse this server."
         )
-    secret, public = ed25519_generate(seed)
-    return ServerKey(public=public, secret=secret)
+    if written_public not in (None, key.public):
+        raise StartupError(
+            f"the server key {path} is damaged: its two lines, secret and public key, are not a pair.\n"
+            "Restore it from your backup. A new key would make every device refuse this server."
+        )
+    return key
+
+
+def _parse(content: bytes) -> tuple[ServerKey | None, bytes | None]:
+    """The key in a file, ``None`` where it is none, and the public key as it is written there, if it is."""
+    try:
+        lines = [bytes.fromhex(line) for line in content.decode("ascii").splitlines()]
+    except ValueError:
+        return None, None
+    if len(content) > _FILE_BYTES_MAX or len(lines) not in (1, 2) or any(len(line) != _SEED_BYTES for line in lines):
+        return None, None
+    secret, public = ed25519_generate(lines[0])
+    return ServerKey(public=public, secret=secret), lines[1] if len(lines) == 2 else None
 
 
 def load_or_create(data_dir: Path, randomness: Randomness) -> ServerKey:
@@ -113,7 +128,8 @@ def _create(path: Path, randomness: Randomness) -> None:
     """Write a new key beside its place, make it durable, then link it into place unless another process was first."""
     draft = path.with_name(f"{FILE_NAME}.{randomness.bytes(8).hex()}")
     try:
-        _write(draft, randomness.bytes(_SEED_BYTES).hex().encode("ascii") + b"\n")
+        seed, public = ed25519_generate(randomness.bytes(_SEED_BYTES))
+        _write(draft, f"{seed.hex()}\n{public.hex()}\n".encode("ascii"))
         try:
             path.hardlink_to(draft)
         except FileExistsError:
@@ -228,12 +244,16 @@ class ServerKeys:
         data_dir: where the keys are.
         randomness: for a new key.
         threads: where files are read and written.
+        announced: called when a successor has been announced here.
     """
 
-    def __init__(self, data_dir: Path, randomness: Randomness, threads: Threads) -> None:
+    def __init__(
+        self, data_dir: Path, randomness: Randomness, threads: Threads, announced: Callable[[], None] = lambda: None
+    ) -> None:
         self._data_dir = data_dir
         self._randomness = randomness
         self._threads = threads
+        self._announced = announced
         self._limiter = trio.CapacityLimiter(1)
 
     async def successor(self) -> Succession | None:
@@ -249,7 +269,9 @@ class ServerKeys:
             announcement = announce_successor(self._data_dir, self._randomness, from_ms=from_ms, until_ms=until_ms)
             return verify_announcement(_keepstep, announcement)
 
-        return await self._run(work)
+        succession = await self._run(work)
+        self._announced()
+        return succession
 
     def _successor(self) -> Succession | None:
         announcements = load_announcements(self._data_dir)

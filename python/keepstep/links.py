@@ -27,7 +27,6 @@ LINKS_MAX: Final = 10_000
 """Links in all; above it new ones are refused for a while."""
 POLL_INTERVAL_S: Final = 0.5
 """How often a reader that waits looks for what another node took."""
-CLEAN_UP_ROWS_MAX: Final = 1_000
 
 
 class Side(enum.IntEnum):
@@ -160,9 +159,3 @@ class Links:
         await self._store.end(user_pk, blake3(link_id))
         self._news.set()
         self._news = trio.Event()
-
-    async def clean_up(self) -> None:
-        """Remove what is over. Raises Unavailable."""
-        now_ms = self._clock.now_ms()
-        while await self._store.clean_up(now_ms=now_ms, rows_max=CLEAN_UP_ROWS_MAX) >= CLEAN_UP_ROWS_MAX:
-            pass

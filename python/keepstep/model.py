@@ -30,6 +30,8 @@ STREAM_NAME_BYTES_MAX: Final = 128
 STREAM_NAME_PATTERN: Final = r"\A[A-Za-z0-9._:@/$-]+\Z"
 """What a stream name is made of; only names the protocol reserves begin with ``$`` (protocol.md section 3)."""
 DEVICE_LABEL_BYTES_MAX: Final = 256
+SESSION_LOST: Final = "node_lost"
+"""Why a session ended whose node died: nobody could record it then."""
 CHANGES_MAX: Final = 10_000
 """Devices that ``Accounts.revoked_since`` and ``cloned_since`` answer at most, the latest."""
 
@@ -94,6 +96,25 @@ class Position:
 
     seq: int
     chain: bytes
+
+
+KeptRow = tuple[int, bytes, int, bytes, bytes, bytes | None]
+"""(seq, device_id, received_at_ms, header, sig, payload) of an event that stays although those around it are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedPrefix:
+    """What stands for the beginning of a stream that is gone (protocol.md section 3, Pruning).
+
+    Attributes:
+        to: everything up to here is gone.
+        authors: each author's last number up to there and the hash of that event (32 bytes), by device id.
+        kept: of what is gone, the policy in force and the newest confirmed snapshot with its confirmation, by seq.
+    """
+
+    to: Position
+    authors: dict[bytes, tuple[int, bytes]]
+    kept: tuple[KeptRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +232,11 @@ class AccountChange:
     def fits(self, seq: int, chain: bytes) -> bool:
         """Whether that head of ``$devices`` is the one that the event was checked against."""
         return self.checked_seq in (None, seq) and self.checked_chain in (None, chain)
+
+    @property
+    def is_essential(self) -> bool:
+        """Whether it takes a device's access away or gives the account another root key: no quota stands in its way."""
+        return bool(self.revoked or self.restored) or self.next_root_hash is not None
 
     @property
     def changes_access(self) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from keepstep.diskspace import RETRY_AFTER_MS, EnoughRoom
 from keepstep.errors import ProtocolError, Retry, Unavailable
 from keepstep.identity import OutOfOrder
+from keepstep.journal import NO_JOURNAL, keep_published
 from keepstep.model import Kind
 from keepstep.protocol.account_payloads import FULL_CAPABILITIES
 from keepstep.protocol.keys import decode_keys
@@ -22,9 +24,11 @@ from keepstep.protocol.messages import ResultError
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Events, Submission
+    from keepstep.diskspace import Room
     from keepstep.identity import Identity
     from keepstep.interfaces import Clock, EventLog
-    from keepstep.model import AccountChange, Principal
+    from keepstep.journal import AccountJournal
+    from keepstep.model import AccountChange, Principal, UserPk
     from keepstep.protocol.messages import Result
     from keepstep.telemetry import Metrics
 
@@ -64,6 +68,10 @@ class PublishLimits:
     batch_bytes_max: int
 
 
+_ESSENTIAL_KINDS: Final = frozenset({Kind.ACCOUNT, Kind.KEYS, Kind.ERASE})
+_NO_ROOM: Final = ResultError("unavailable", [RETRY_AFTER_MS])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
     """A submission with its way back."""
@@ -83,6 +91,22 @@ class _Waiting:
         object.__setattr__(self, "special", _is_special(events))
 
 
+class Gate(Protocol):
+    """Says whether a user may publish now (``healing.Healing``)."""
+
+    async def wait_ms(self, user_pk: UserPk) -> int | None:
+        """How long to wait before publishing, ``None``: not at all. Raises Unavailable."""
+
+
+class OpenGate:
+    """Lets everybody publish."""
+
+    async def wait_ms(self, user_pk: UserPk) -> int | None:
+        """As ``Gate.wait_ms``."""
+        del user_pk
+        return None
+
+
 class Publisher:
     """The pipelines.
 
@@ -92,11 +116,26 @@ class Publisher:
         clock: the one ``received_at`` follows.
         limits: see ``PublishLimits``.
         metrics: counted into.
+        gate: asked before anything is handed to a pipeline.
+        journal: takes the events of ``$devices`` before they are acknowledged.
+        room: whether the disks take new events; what revokes or deletes goes on without.
     """
 
     def __init__(
-        self, log: EventLog, identity: Identity, clock: Clock, *, limits: PublishLimits, metrics: Metrics
+        self,
+        log: EventLog,
+        identity: Identity,
+        clock: Clock,
+        *,
+        limits: PublishLimits,
+        metrics: Metrics,
+        gate: Gate | None = None,
+        journal: AccountJournal = NO_JOURNAL,
+        room: Room | None = None,
     ) -> None:
+        self._gate = gate or OpenGate()
+        self._journal = journal
+        self._room = room or EnoughRoom()
         self._log = log
         self._identity = identity
         self._clock = clock
@@ -111,6 +150,11 @@ class Publisher:
         """Submissions that wait for a pipeline."""
         return sum(sender.statistics().current_buffer_used for sender in self._senders)
 
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether new events are turned away until a disk has room."""
+        return self._room.is_low
+
     async def submit(self, principal: Principal, submission: Submission, answer: Answer) -> None:
         """Hand in a submission; waits while the pipeline's queue is full.
 
@@ -119,6 +163,14 @@ class Publisher:
         """
         sender = self._senders[hash(principal.user_pk) % len(self._senders)]
         waiting = _Waiting(principal, submission, answer, self._clock.monotonic_s())
+        try:
+            wait_ms = await self._gate.wait_ms(principal.user_pk)
+        except Unavailable as error:
+            self._answer(waiting, [_refused(error)] * waiting.events, suspect=False)
+            return
+        if wait_ms is not None:
+            self._answer(waiting, [ResultError("unavailable", [wait_ms])] * waiting.events, suspect=False)
+            return
         try:
             sender.send_nowait(waiting)  # saves a turn of the event loop; the caller's next receive is the checkpoint
         except trio.WouldBlock:
@@ -150,7 +202,8 @@ class Publisher:
                     held = None
                 else:
                     batch, held = self._take(held, receiver)
-                    await self._append(batch)
+                    for part in [[one] for one in batch] if self._room.is_low else [batch]:
+                        await self._append(part)
 
     def _take(
         self, first: _Waiting, receiver: trio.MemoryReceiveChannel[_Waiting]
@@ -170,6 +223,10 @@ class Publisher:
             batch.append(following)
 
     async def _append(self, batch: list[_Waiting]) -> None:
+        if self._room.is_low and not _goes_on(batch[0].submission.events):
+            for waiting in batch:
+                self._answer(waiting, [_NO_ROOM] * waiting.events, suspect=False)
+            return
         started_s = self._clock.monotonic_s()
         try:
             appended = await self._log.append([waiting.submission for waiting in batch], now_ms=self._clock.now_ms())
@@ -186,6 +243,9 @@ class Publisher:
         results: list[Result] = []
         suspect = False
         for group in _groups(waiting.submission.events.split()):
+            if self._room.is_low and not all(map(_goes_on, group)):
+                results += [_NO_ROOM] * len(group)
+                continue
             batch = [waiting.submission.with_events(events) for events in group]
             now_ms = self._clock.now_ms()
             try:
@@ -194,6 +254,8 @@ class Publisher:
                     # The account log has decided: a device without ``manage`` may sign itself out.
                     batch = [batch[0].with_capabilities(int(FULL_CAPABILITIES))]
                 appended = await self._log.append(batch, now_ms=now_ms, account_change=change)
+                if group[0].kinds == [Kind.ACCOUNT]:
+                    await keep_published(self._journal, waiting.principal.user_key, batch[0], appended.results[0][0])
             except OutOfOrder as error:
                 results.append(ResultError("out_of_order", [error.last_n, error.last_hash]))
             except ProtocolError as error:
@@ -229,6 +291,11 @@ def _groups(events: list[Events]) -> Iterator[list[Events]]:
 
 def _is_special(events: Events) -> bool:
     return any(kind in (Kind.ACCOUNT, Kind.KEYS) for kind in events.kinds)
+
+
+def _goes_on(events: Events) -> bool:
+    """Whether they are stored while a disk is nearly full: they revoke, recover or delete."""
+    return all(kind in _ESSENTIAL_KINDS for kind in events.kinds)
 
 
 def _refused(error: ProtocolError) -> ResultError:

@@ -1,7 +1,7 @@
 """How often one caller may call: token buckets in this process's memory, bounded in number.
 
 A bucket holds a window's worth of calls and fills evenly, so that a caller may spend all of it at once and then goes
-on at the rate. A server of several nodes counts on each; ``interfaces.RateLimiter`` is where a shared count fits.
+on at the rate. A server of several nodes counts on each; ``access.RateLimiter`` is where a shared count fits.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from keepstep.access import RateState
 from keepstep.errors import ProtocolError
-from keepstep.interfaces import RateState
 
 if TYPE_CHECKING:
-    from keepstep.interfaces import Clock, RatePolicy
+    from keepstep.access import RatePolicy
+    from keepstep.interfaces import Clock
 
 CALLERS_MAX: Final = 20_000
 """Buckets that are remembered; beyond it the one used longest ago is forgotten, as if it were full again."""
@@ -45,7 +46,7 @@ class MemoryRateLimiter:
         self._buckets: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
 
     async def take(self, caller: str, policy: RatePolicy) -> RateState:
-        """Count one call; never waits. See ``interfaces.RateLimiter``."""
+        """Count one call; never waits. See ``access.RateLimiter``."""
         now_s = self._clock.monotonic_s()
         key = (policy.name, caller)
         held, at_s = self._buckets.get(key, (float(policy.calls), now_s))

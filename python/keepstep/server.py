@@ -16,9 +16,13 @@ import structlog
 import trio
 
 from keepstep import keys
-from keepstep.composition import Listeners, Storage, build, local_url
+from keepstep.archive.opening import open_archive
+from keepstep.backup.schedule import backup_source
+from keepstep.composition import Listeners, Storage, build
 from keepstep.config import variable
+from keepstep.edge import local_rest_url
 from keepstep.errors import StartupError
+from keepstep.journal import FileJournal
 from keepstep.listening import bind
 from keepstep.postgres.opening import opened
 from keepstep.postgres.pool import ACCOUNT_CONNECTIONS
@@ -28,6 +32,7 @@ from keepstep.runtime import SystemClock, SystemRandomness, WorkerThreads
 if TYPE_CHECKING:
     from keepstep.config import Settings
     from keepstep.interfaces import Clock, Randomness, Threads
+    from keepstep.reloading import ReloadRequests
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ async def run(
     storage: Storage | None = None,
     listeners: Listeners | None = None,
     probe: Callable[[str], None] = _ignore,
+    reload_requests: ReloadRequests | None = None,
     task_status: trio.TaskStatus[Started] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until ``stop``, then drain. Cancelling stops at once, without draining; commits under way are waited for.
@@ -77,6 +83,7 @@ async def run(
         storage: where things are kept.
         listeners: bound sockets, not listening yet; closed at the end.
         probe: called at ``before_commit``, ``after_commit`` and ``after_ack``.
+        reload_requests: that the configuration should be read again; ``None``: never.
         task_status: started once devices and REST clients are let in.
 
     Raises:
@@ -92,29 +99,41 @@ async def run(
         stack.callback(listeners.close)
         if storage is None:
             database = await stack.enter_async_context(opened(settings, clock=clock, threads=threads, probe=probe))
+            journal = FileJournal(settings.data_dir, threads)
+            stack.callback(journal.close)
             storage = Storage(
                 database.log,
                 database.accounts,
                 database.maintenance,
+                database.retention,
                 database.tokens,
                 database.administration,
                 database.links,
+                database.housekeeping,
+                database.restores,
                 place=database.place,
                 unsafe=bool(database.durability.unsafe_settings),
                 is_away=database.is_away,
                 tail_bytes=database.tail_bytes,
+                journal=journal,
+                backup_source=await backup_source(settings, threads),
+                archive=open_archive(settings, database.database, database.log, threads=threads, clock=clock),
             )
         keys.take_over(settings.data_dir, now_ms=clock.now_ms())
         key = keys.load_or_create(settings.data_dir, randomness)
         server = await build(settings, key, storage, listeners, clock, randomness, threads, probe)
         started = Started(
-            rest_url=local_url("http", settings.rest_host, listeners.rest),
+            rest_url=local_rest_url(settings, listeners.rest),
             device_url=server.info.pinned_url,
             server_key=key.public,
             database=storage.place,
         )
         await server.serve(
-            settings, listeners, trio.Event() if stop is None else stop, lambda: task_status.started(started)
+            settings,
+            listeners,
+            trio.Event() if stop is None else stop,
+            lambda: task_status.started(started),
+            reload_requests,
         )
 
 

@@ -46,6 +46,7 @@ from keepstep.subscriber import reading_refusal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from keepstep.healing import Healing
     from keepstep.interfaces import Clock, Connection, EventLog
     from keepstep.model import Principal
     from keepstep.presence import LiveSession
@@ -103,6 +104,7 @@ class Session:
         join: makes its part in presence and signals, from its wake-up and what takes a message for it.
         log: the log, for ``read``.
         publisher: where publishes go.
+        healing: what answers after a restore.
         clock: the one ``received_at`` follows.
         limits: see ``SessionLimits``.
         metrics: counted into.
@@ -120,6 +122,7 @@ class Session:
         join: Callable[[Callable[[], None], Callable[[bytes], bool]], LiveSession],
         log: EventLog,
         publisher: Publisher,
+        healing: Healing,
         clock: Clock,
         limits: SessionLimits,
         metrics: Metrics,
@@ -132,6 +135,7 @@ class Session:
         self._protocol = protocol
         self._log = log
         self._publisher = publisher
+        self._healing = healing
         self._clock = clock
         self._limits = limits
         self._metrics = metrics
@@ -289,7 +293,7 @@ class Session:
             case Read():
                 await self._read_page(message)
             case ChainAt() | Heal():
-                self._reply_error(message.rid, ProtocolError("unsupported"))
+                await self._heal(message)
             case Signal():
                 self._signal(message)
             case Presence():
@@ -301,6 +305,15 @@ class Session:
                 self.said_bye = True
                 self._draining = True
                 self._wake()
+
+    async def _heal(self, message: ChainAt | Heal) -> None:
+        try:
+            if isinstance(message, ChainAt):
+                self._reply(encode(await self._healing.chains(self.principal, message)))
+            else:
+                self._reply(encode(await self._healing.heal(self.principal, message)))
+        except ProtocolError as error:
+            self._reply_error(message.rid, error)
 
     def _signal(self, message: Signal) -> None:
         try:

@@ -7,19 +7,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from keepstep import _keepstep
-from keepstep.errors import ProtocolError, Unavailable
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Position, inbox_of, is_inbox
+from keepstep.errors import ArchiveUnavailable, ProtocolError, Pruned, Unavailable
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Capability, Position, inbox_of, is_inbox
 from keepstep.pages import encode_events
 from keepstep.protocol.chain import chain_0
-from keepstep.protocol.messages import CaughtUp, Head, Resumed, Subscribe, encode
+from keepstep.protocol.messages import CaughtUp, Head, Resumed, Rewound, Subscribe, encode
+from keepstep.protocol.messages import Pruned as PrunedMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from keepstep.heads import HeadSigner
     from keepstep.interfaces import Accounts, Clock, EventLog, Page, StreamInfo
     from keepstep.model import Principal, StreamPk
-    from keepstep.protocol.messages import SignedHead
+    from keepstep.protocol.messages import SignedHead, SignedRewind
 
 Start = Position | int | Literal["start", "end"]
 """Where a device wants to go on from; an ``int`` is a position whose chain the device is trusted not to know."""
@@ -43,6 +44,12 @@ def reading_refusal(name: str, device_id: bytes) -> Literal["forbidden", "unknow
     if not name.startswith("$") or name in RESERVED_STREAMS or name == inbox_of(device_id):
         return None
     return "forbidden" if is_inbox(name) else "unknown_stream"
+
+
+async def no_rewinds(stream: str) -> list[SignedRewind]:
+    """Of a log that no restore set back."""
+    del stream
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,7 @@ class Subscriber:
         limits: see ``SubscriberLimits``.
         wake: tells the session's writer that ``pull`` may have something.
         count: told how many events each page holds.
+        rewinds: the restores that set a stream back, signed; raises Unavailable.
     """
 
     def __init__(
@@ -115,7 +123,9 @@ class Subscriber:
         limits: SubscriberLimits,
         wake: Callable[[], None],
         count: Callable[[int], None],
+        rewinds: Callable[[str], Awaitable[list[SignedRewind]]] = no_rewinds,
     ) -> None:
+        self._rewinds = rewinds
         self.principal = principal
         self._log = log
         self._generation = log.generation()
@@ -175,7 +185,7 @@ class Subscriber:
         author = _NO_AUTHOR
         if is_inbox(name) and answer == "forbidden" and await self._find(name) is not None:
             author = await self._log.author(self.principal.user_pk, name, self.principal.device_pk)
-        return encode(Resumed(stream=name, answer=answer, head=None, author=author))
+        return encode(Resumed(stream=name, answer=answer, head=None, author=author, rewinds=await self._rewinds(name)))
 
     def _add(self, name: str, start: Start) -> bool:
         """Follow a stream; whether it is followed now."""
@@ -329,6 +339,8 @@ class Subscriber:
             try:
                 step = self._page if subscription.start is None else self._resume
                 messages = await step(subscription)
+            except ArchiveUnavailable:
+                continue  # the next rereading asks again; the other streams go on meanwhile
             except Unavailable:
                 self._mark(name)
                 raise
@@ -386,7 +398,7 @@ class Subscriber:
         elif start == "end":
             at = empty if info is None else info.head
         elif isinstance(start, int):
-            at = Position(start, await self._log.chain_at(self.principal.user_pk, name, start))
+            at = Position(start, await self._chain_left_at(name, start))
         else:
             at = start
             if not await self._holds(start, info, name, empty):
@@ -394,6 +406,7 @@ class Subscriber:
         author = _NO_AUTHOR
         if info is not None:
             author = await self._log.author(self.principal.user_pk, name, self.principal.device_pk)
+        rewinds = await self._rewinds(name)
         if self._subscriptions.get(name) is not subscription:
             return []  # asked for anew, or not any more, meanwhile
         if answer == "contiguous":
@@ -406,7 +419,9 @@ class Subscriber:
         else:
             self._remove(name)
         head = None if info is None else self._sign(name, info.head)
-        return [encode(Resumed(stream=name, answer=answer, head=head, author=author))]
+        if answer == "unknown_position" and rewinds:
+            return [encode(Rewound(name, rewinds, head, author))]
+        return [encode(Resumed(stream=name, answer=answer, head=head, author=author, rewinds=rewinds))]
 
     async def _find(self, name: str) -> StreamInfo | None:
         try:
@@ -422,7 +437,15 @@ class Subscriber:
             return start == empty
         if start.seq > info.head.seq:
             return False
-        return await self._log.chain_at(self.principal.user_pk, name, start.seq) == start.chain
+        # What is gone cannot be compared: the device is told what stands for it, and compares that.
+        return (await self._chain_left_at(name, start.seq) or start.chain) == start.chain
+
+    async def _chain_left_at(self, name: str, seq: int) -> bytes:
+        """The chain at a position; ``b""`` where it is gone with the stream's beginning."""
+        try:
+            return await self._log.chain_at(self.principal.user_pk, name, seq)
+        except Pruned:
+            return b""
 
     def _resolve(self, subscription: _Subscription, info: StreamInfo) -> None:
         subscription.stream_pk = info.stream_pk
@@ -437,7 +460,10 @@ class Subscriber:
             if info is None or self._subscriptions.get(name) is not subscription:
                 return []
             self._resolve(subscription, info)
-        page = await self._read(subscription)
+        try:
+            page = await self._read(subscription)
+        except Pruned:
+            return await self._pruned(subscription)
         if self._subscriptions.get(name) is not subscription:
             return []
         messages: list[bytes] = []
@@ -456,6 +482,29 @@ class Subscriber:
             return messages
         subscription.owes_caught_up = subscription.head_due = subscription.moved = False
         return messages
+
+    async def _pruned(self, subscription: _Subscription) -> list[bytes]:
+        """The beginning of a stream is gone beyond its position: what stands for it, and the position after that.
+
+        protocol.md section 3, Pruning. It counts as nothing to be acknowledged: there is nothing to send again.
+        """
+        name = subscription.name
+        prefix = await self._log.pruned(self.principal.user_pk, name)
+        if prefix is None or self._subscriptions.get(name) is not subscription:
+            return []
+        message = PrunedMessage(
+            stream=name,
+            after=subscription.at.seq,
+            to_seq=prefix.to.seq,
+            chain=prefix.to.chain,
+            authors={device_id: (n, hash_[:PREV_BYTES]) for device_id, (n, hash_) in prefix.authors.items()},
+            kept=[(*row, None) for row in prefix.kept],
+            head=self._sign(name, prefix.to),
+        )
+        subscription.at = prefix.to
+        subscription.owes_caught_up = subscription.moved = True
+        self._mark(name)
+        return [encode(message)]
 
     def _sent(self, subscription: _Subscription, page: Page) -> None:
         """Move the position over a page and count its bytes as not acknowledged."""

@@ -110,6 +110,15 @@ class Tail:
         tail = self._streams.get(key)
         return tail.runs[-1].last_seq if tail is not None else 0
 
+    def drop_before(self, key: tuple[int, str], seq: int) -> None:
+        """Forget the runs of a stream that hold events up to ``seq``: they are gone with its beginning."""
+        tail = self._streams.get(key)
+        if tail is None:
+            return
+        self._trim(tail, sum(run.first_seq <= seq for run in tail.runs))
+        if not tail.runs:
+            del self._streams[key]
+
     def drop(self, key: tuple[int, str]) -> None:
         """Forget one stream."""
         tail = self._streams.pop(key, None)

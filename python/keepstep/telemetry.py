@@ -50,14 +50,22 @@ LOG_FIELDS: Final[Mapping[str, str]] = {
     "error": "type of an exception; of our own also its text",
     "exit_status": "how a process ended: its exit code, or a signal as a negative number",
     "frames": "where an exception was raised: file, line, function",
+    "free_bytes": "bytes that may still be written to a disk",
     "job": "name of a periodic job",
     "method": "HTTP method",
     "needed": "how many it takes, of what the event says",
+    "new": "what a setting is now, or would be after a restart; secrets masked",
+    "old": "what a setting was; secrets masked",
+    "partitions": "names of partitions of the event tables",
+    "place": "which directory: data, backups",
+    "problems": "what is wrong with a configuration, secrets masked",
     "process_id": "of a process of this machine",
     "request_id": "id of a REST request, also in its answer",
     "retry_after_s": "seconds until the next attempt",
     "route": "pattern of a REST path",
+    "rows": "rows removed one by one",
     "session_no": "how many sessions the device has had",
+    "setting": "name of a setting",
     "status": "HTTP status",
     "target": "what an administrator did it to: path parameters, as JSON",
     "user_pk": "row number of a user",
@@ -76,6 +84,26 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._received: dict[type, Counter] = {}
+        self._make_edge_metrics()
+        self._make_session_metrics()
+        self._make_log_metrics()
+        self._make_account_metrics()
+        self._make_backup_metrics()
+        self._make_server_metrics()
+        self._make_storage_metrics()
+        self._make_archive_metrics()
+
+    def _make_edge_metrics(self) -> None:
+        """Configuration, sockets, TLS."""
+        self.configuration_reloads = self._counter(
+            "configuration_reloads", "Configurations read again, by what became of them.", ["result"]
+        )
+        self.settings_changed = self._counter(
+            "settings_changed", "Settings that were changed while the server ran.", ["setting"]
+        )
+        self.setting_restart_needed = self._gauge(
+            "setting_restart_needed", "1 where a setting was changed that takes a restart.", ["setting"]
+        )
         self.connections = self._gauge("connections", "Open device sockets.")
         self.unauthenticated_connections = self._gauge(
             "unauthenticated_connections", "Device sockets that have not finished their handshake."
@@ -87,6 +115,21 @@ class Metrics:
         self.rest_connections_refused = self._counter(
             "rest_connections_refused", "REST sockets closed as they came because a cap was reached."
         )
+        self.entrance_refusals = self._counter(
+            "entrance_refusals",
+            "Connections of both ports closed before HTTP: no PROXY header of a trusted proxy (proxy_header), no TLS "
+            "handshake (tls), or not in time (timeout).",
+            ["reason"],
+        )
+        self.tls_certificate_expiry_timestamp_seconds = self._gauge(
+            "tls_certificate_expiry_timestamp_seconds", "End of the TLS certificate in force, unix time; 0 without TLS."
+        )
+        self.tls_certificate_loads = self._counter(
+            "tls_certificate_loads", "TLS certificates read from their files: loaded, or refused.", ["result"]
+        )
+
+    def _make_session_metrics(self) -> None:
+        """Handshakes and sessions."""
         self.sessions = self._gauge("sessions", "Authenticated device sessions.")
         self.session_users = self._gauge("session_users", "Users with at least one session.")
         self.handshakes = self._counter(
@@ -102,6 +145,9 @@ class Metrics:
         self.received_bytes = self._counter("received_bytes", "Bytes of records received in sessions.")
         self.sent_records = self._counter("sent_records", "Records sent in sessions.")
         self.sent_bytes = self._counter("sent_bytes", "Bytes of records sent in sessions.")
+
+    def _make_log_metrics(self) -> None:
+        """Publishing and relaying."""
         self.events = self._counter(
             "events", "Published events by what became of them: accepted, duplicate, or an error code.", ["result"]
         )
@@ -118,6 +164,9 @@ class Metrics:
             "database_away", "1 while the database is not asked because it did not answer."
         )
         self.relayed_events = self._counter("relayed_events", "Events sent to sessions.")
+
+    def _make_account_metrics(self) -> None:
+        """Accounts, periodic work, administration."""
         self.registrations = self._counter(
             "registrations", "Registrations by how they ended: created, duplicate, or an error code.", ["result"]
         )
@@ -126,6 +175,14 @@ class Metrics:
         )
         self.jobs = self._counter("jobs", "Runs of periodic jobs.", ["job", "result"])
         self.expired_payloads = self._counter("expired_payloads", "Payloads dropped because their TTL ran out.")
+        self.pruned_events = self._counter("pruned_events", "Events that left their streams with a beginning.")
+        self.pruned_rows = self._counter("pruned_rows", "Rows of pruned events removed one by one.")
+        self.dropped_partitions = self._counter("dropped_partitions", "Partitions of events dropped as a whole.")
+        self.oldest_event_seconds = self._gauge("oldest_event_seconds", "Age of the oldest event that may be pruned.")
+        self.retention_overdue_seconds = self._gauge(
+            "retention_overdue_seconds", "For how long the oldest event that should be gone is overdue."
+        )
+        self.pruned_rows_waiting = self._gauge("pruned_rows_waiting", "Rows of pruned events that wait to be removed.")
         self.compacted_payloads = self._counter("compacted_payloads", "Payloads dropped because they lost their key.")
         self.acked_payloads = self._counter(
             "acked_payloads", "Payloads dropped from inboxes after they were acknowledged."
@@ -135,6 +192,76 @@ class Metrics:
             "admin_calls", "Calls of /admin with the right key, by HTTP status.", ["status"]
         )
         self.admin_refusals = self._counter("admin_refusals", "Calls of /admin refused for their key.")
+
+    def _make_backup_metrics(self) -> None:
+        """Backups."""
+        self.backup_last_timestamp = self._gauge(
+            "backup_last_timestamp_seconds", "When the newest backup was begun, unix seconds; 0: there is none."
+        )
+        self.backup_last_bytes = self._gauge("backup_last_bytes", "Size of the newest backup on the disk.")
+        self.backup_last_seconds = self._gauge("backup_last_seconds", "How long making the newest backup took.")
+        self.backup_verified_timestamp = self._gauge(
+            "backup_verified_timestamp_seconds",
+            "When the newest backup was begun that was restored and verified, unix seconds; 0: there is none.",
+        )
+        self.backup_verified_age_seconds = self._gauge(
+            "backup_verified_age_seconds", "Seconds since the newest verified backup was begun; +Inf: there is none."
+        )
+        self.backup_wal_timestamp = self._gauge(
+            "backup_wal_timestamp_seconds", "When the write-ahead log was last kept in the backups, unix seconds."
+        )
+        self.backup_wal_bytes = self._counter("backup_wal_bytes", "Bytes written of kept write-ahead log.")
+        self.backup_failures = self._counter(
+            "backup_failures", "What failed of backups, by step: make, verify, wal, journal.", ["step"]
+        )
+
+    def _make_storage_metrics(self) -> None:
+        """The database's size, its clean-up, and the disks."""
+        self.disk_free_bytes = self._gauge(
+            "disk_free_bytes", "Bytes free on the disk of a directory: data (with the journal), backups.", ["place"]
+        )
+        self.publishing_stopped = self._gauge(
+            "publishing_stopped", "1 while publishing is answered unavailable because a disk is nearly full."
+        )
+        self.database_bytes = self._gauge("database_bytes", "Size of the database.")
+        self.database_growth_bytes = self._gauge(
+            "database_growth_bytes", "Growth of the database in bytes a day, over the last day or since the start."
+        )
+        self.table_bytes = self._gauge("table_bytes", "Size of a table with indexes and partitions.", ["table"])
+        self.table_rows = self._gauge("table_rows", "Rows of a table, as the database estimates.", ["table"])
+        self.table_dead_rows = self._gauge(
+            "table_dead_rows", "Rows of a table that vacuum has still to free, as the database estimates.", ["table"]
+        )
+        self.oldest_event_timestamp = self._gauge(
+            "oldest_event_timestamp_seconds",
+            "Where the oldest partition of application events with rows begins, unix seconds; 0: there is none.",
+        )
+        self.cleaned_up_rows = self._counter("cleaned_up_rows", "Rows that clean-up dropped, by step.", ["step"])
+        self.clean_up_done_timestamp = self._gauge(
+            "clean_up_done_timestamp_seconds",
+            "When a step of clean-up last left nothing to do on this node, unix seconds; older: it lags behind.",
+            ["step"],
+        )
+
+    def _make_archive_metrics(self) -> None:
+        """The archive."""
+        self.archived_events = self._counter("archived_events", "Events written to the archive.")
+        self.archive_segments = self._gauge("archive_segments", "Segments in the archive.")
+        self.archive_bytes = self._gauge("archive_bytes", "Size of the segments in the archive.")
+        self.archive_overdue_seconds = self._gauge(
+            "archive_overdue_seconds",
+            "For how long the oldest event that should be in the archive is overdue; nothing of it is pruned before.",
+        )
+        self.archive_read_events = self._counter("archive_read_events", "Events read out of the archive for readers.")
+        self.archive_failures = self._counter(
+            "archive_failures",
+            "What failed: write, read and erase of segments, or verify, of events that are not archived because they "
+            "are not as they were signed.",
+            ["step"],
+        )
+
+    def _make_server_metrics(self) -> None:
+        """REST, and the server as a whole."""
         self.clock_offset_seconds = self._gauge(
             "clock_offset_seconds", "The database's clock minus this machine's, seconds."
         )
@@ -147,8 +274,8 @@ class Metrics:
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(f"keepstep_{name}", text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"keepstep_{name}", text, registry=self.registry)
+    def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(f"keepstep_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
         return Histogram(f"keepstep_{name}", text, labels, registry=self.registry, buckets=buckets)

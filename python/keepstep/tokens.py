@@ -20,17 +20,18 @@ from keepstep import _keepstep, accesstokens
 from keepstep.accesstokens import TOKEN_ID_BYTES, AccessToken
 from keepstep.errors import ProtocolError, StartupError
 from keepstep.eventlog.store import DEVICES_STREAM_PK
-from keepstep.interfaces import Challenge
 from keepstep.protocol.challenge import NONCE_BYTES, Purpose, Statement, verify_statement
 from keepstep.telemetry import describe
+from keepstep.tokenstore import Challenge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keepstep._keepstep import Run
-    from keepstep.interfaces import Accounts, Clock, EventLog, Randomness, Threads, TokenKeys, TokenStore
+    from keepstep.interfaces import Accounts, Clock, EventLog, Randomness, Threads
     from keepstep.model import DevicePk, Principal, UserPk
     from keepstep.telemetry import Log, Metrics
+    from keepstep.tokenstore import TokenKeys, TokenStore
 
 REFRESH_TOKEN_BYTES: Final = 32
 CHECK_KEPT_S: Final = 0.5
@@ -45,10 +46,6 @@ REFRESHES_MAX: Final = 1_000
 """Refreshes of one family, each of which leaves a used token to be remembered: above a month of hourly ones."""
 RELOAD_INTERVAL_S: Final = 1.0
 """How often the keys are read again: how long another process goes on with keys that were given up here."""
-CLEAN_UP_ROWS_MAX: Final = 1_000
-"""Rows of each kind that one step of the clean-up drops."""
-CLEAN_UP_STEPS_MAX: Final = 100
-"""Steps in one run; what is left waits for the next."""
 OVERLAP_MS: Final = 24 * 3600 * 1000
 """How long a replaced key goes on verifying: what ``access_token_lifetime_s`` can be at most."""
 _SCHEME: Final = "bearer"
@@ -161,7 +158,7 @@ class Tokens:
         self._randomness = randomness
         self._threads = threads
         self._log = log
-        self._lifetimes = lifetimes
+        self.lifetimes = lifetimes
         self._metrics = metrics
         self._logger = logger
         self._issuer = f"keepstep:{server_key.hex()}"
@@ -189,9 +186,9 @@ class Tokens:
         if len(self._waiting) >= CHALLENGES_WAITING_MAX:
             retry_after_ms = max(1, int((self._waiting[0] - now_s) * 1000))
             raise ProtocolError("rate_limited", "too many challenges wait", retry_after_ms=retry_after_ms)
-        self._waiting.append(now_s + self._lifetimes.challenge_lifetime_s)
+        self._waiting.append(now_s + self.lifetimes.challenge_lifetime_s)
         nonce = self._randomness.bytes(NONCE_BYTES)
-        expires_at_ms = self._clock.now_ms() + self._lifetimes.challenge_lifetime_s * 1000
+        expires_at_ms = self._clock.now_ms() + self.lifetimes.challenge_lifetime_s * 1000
         await self._store.add_challenge(
             Challenge(_keepstep.blake3(nonce), user_key, device_id, purpose.value, expires_at_ms)
         )
@@ -250,7 +247,7 @@ class Tokens:
             family_id=family_id,
             token_hash=_keepstep.blake3(refresh_token),
             now_ms=now_ms,
-            expires_at_ms=now_ms + self._lifetimes.refresh_token_lifetime_s * 1000,
+            expires_at_ms=now_ms + self.lifetimes.refresh_token_lifetime_s * 1000,
             families_max=FAMILIES_PER_DEVICE_MAX,
         )
         self._metrics.tokens.labels("issued").inc()
@@ -271,7 +268,7 @@ class Tokens:
             _keepstep.blake3(refresh_token),
             next_hash=_keepstep.blake3(next_token),
             now_ms=now_ms,
-            expires_at_ms=now_ms + self._lifetimes.refresh_token_lifetime_s * 1000,
+            expires_at_ms=now_ms + self.lifetimes.refresh_token_lifetime_s * 1000,
             refreshes_max=REFRESHES_MAX,
         )
         if refreshed is None:
@@ -295,7 +292,7 @@ class Tokens:
         return self._grant(principal, refreshed.family_id, refreshed.epoch, next_token, now_ms)
 
     def _grant(self, principal: Principal, family_id: bytes, epoch: int, refresh_token: bytes, now_ms: int) -> Grant:
-        lifetime_s = self._lifetimes.access_token_lifetime_s
+        lifetime_s = self.lifetimes.access_token_lifetime_s
         issued_at_s = now_ms // 1000
         token = AccessToken(
             user_key=principal.user_key,
@@ -310,13 +307,13 @@ class Tokens:
             accesstokens.encode(token, self._keys.current, issuer=self._issuer),
             lifetime_s,
             refresh_token,
-            self._lifetimes.refresh_token_lifetime_s,
+            self.lifetimes.refresh_token_lifetime_s,
         )
 
     # -- what a token is worth ------------------------------------------------------------------------------------
 
     async def authenticate(self, authorization: str | None) -> Principal:
-        """As ``interfaces.TokenAuthentication``."""
+        """As ``access.TokenAuthentication``."""
         return (await self.access(authorization)).principal
 
     async def access(self, authorization: str | None) -> Access:
@@ -457,9 +454,3 @@ class Tokens:
         while True:
             await trio.sleep(RELOAD_INTERVAL_S)
             await self._reload()
-
-    async def clean_up(self) -> None:
-        """Drop what has run out, step by step. Raises Unavailable."""
-        for _ in range(CLEAN_UP_STEPS_MAX):
-            if not await self._store.clean_up_tokens(now_ms=self._clock.now_ms(), rows_max=CLEAN_UP_ROWS_MAX):
-                return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ import trio_websocket
 from wsproto.frame_protocol import FrameProtocol
 from wsproto.utilities import LocalProtocolError
 
+from keepstep.entrance import Entrance, peer_address
 from keepstep.errors import ProtocolError
 from keepstep.interfaces import ConnectionClosed
 from keepstep.validation import URL_PATH
@@ -56,6 +57,9 @@ _OVER: Final = (
 class Place(Protocol):
     """A socket's place among those allowed, as ``admission.Ticket`` is one."""
 
+    def identify(self, address: str) -> None:
+        """The socket of a proxy is that client's. Raises ProtocolError ``too_many_connections``."""
+
     def authenticated(self) -> None:
         """The socket is no stranger's any more."""
 
@@ -73,7 +77,7 @@ class Limits:
     """What a connection may cost.
 
     Attributes:
-        upgrade_timeout_s: from accept to the end of the HTTP upgrade.
+        upgrade_timeout_s: from accept to the end of the HTTP upgrade, with what comes before it (TLS).
         unauthenticated_message_bytes_max: largest message until ``authenticated()``.
         message_bytes_max: largest message after it.
     """
@@ -176,6 +180,28 @@ class _WatchingNursery:
             self._stream.on_deserted()
 
 
+@dataclass
+class _Client:
+    """Whose a connection is, as far as that is known.
+
+    Attributes:
+        address: IP address of the peer; after ``identify`` of the client, which may be behind a proxy.
+    """
+
+    entrance: Entrance
+    place: Place
+    address: str
+
+    def identify(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Take the address from an upgrade's headers; whether that client may have one more connection."""
+        self.address = self.entrance.client_address(self.address, headers)
+        try:
+            self.place.identify(self.address)
+        except ProtocolError:
+            return False
+        return True
+
+
 def _nothing() -> None:
     """The default of a hook."""
 
@@ -271,6 +297,7 @@ async def serve(
     *,
     admit: Admit,
     limits: Limits,
+    entrance: Entrance,
     connections: trio.Nursery,
     on_fault: OnFault,
     task_status: trio.TaskStatus[list[trio.SocketListener]] = trio.TASK_STATUS_IGNORED,
@@ -284,13 +311,22 @@ async def serve(
         handler: gets the upgraded connection, which is closed when it returns.
         admit: enters a socket of that IP address; raises ``ProtocolError`` to refuse it.
         limits: see ``Limits``.
+        entrance: what comes before HTTP.
         connections: where handlers run.
         on_fault: told of an exception that should not have been, which has ended one connection, and of its IP address.
         task_status: started once accepting.
     """
     refusals = trio.CapacityLimiter(REFUSALS_MAX)
     await trio.serve_listeners(
-        partial(_serve_socket, handler=handler, admit=admit, limits=limits, refusals=refusals, on_fault=on_fault),
+        partial(
+            _serve_socket,
+            handler=handler,
+            admit=admit,
+            limits=limits,
+            entrance=entrance,
+            refusals=refusals,
+            on_fault=on_fault,
+        ),
         list(listeners),
         handler_nursery=connections,
         task_status=task_status,
@@ -303,18 +339,25 @@ async def _serve_socket(
     handler: Handler,
     admit: Admit,
     limits: Limits,
+    entrance: Entrance,
     refusals: trio.CapacityLimiter,
     on_fault: OnFault,
 ) -> None:
     """One accepted socket."""
-    try:
-        address = str(stream.socket.getpeername()[0])
-    except OSError:  # gone already
+    address = peer_address(stream)
+    if address is None:
         await trio.aclose_forcefully(stream)
-    else:
-        await serve_stream(
-            stream, address, handler=handler, admit=admit, limits=limits, refusals=refusals, on_fault=on_fault
-        )
+        return
+    await serve_stream(
+        stream,
+        address,
+        handler=handler,
+        admit=admit,
+        limits=limits,
+        entrance=entrance,
+        refusals=refusals,
+        on_fault=on_fault,
+    )
 
 
 async def serve_stream(
@@ -324,6 +367,7 @@ async def serve_stream(
     handler: Handler,
     admit: Admit,
     limits: Limits,
+    entrance: Entrance,
     refusals: trio.CapacityLimiter,
     on_fault: OnFault,
 ) -> None:
@@ -335,6 +379,7 @@ async def serve_stream(
         handler: as for ``serve``.
         admit: as for ``serve``.
         limits: as for ``serve``.
+        entrance: as for ``serve``.
         refusals: one token for each refusal that is being told.
         on_fault: as for ``serve``.
     """
@@ -342,16 +387,21 @@ async def serve_stream(
     try:
         place = admit(address)
     except ProtocolError:
-        await _refuse(stream, refusals)
+        await _refuse(stream, entrance, refusals)
         return
     with place:
-        guarded = _GuardedStream(stream, unclaimed_bytes_max=UPGRADE_BYTES_MAX)
+        deadline_s = accepted_at_s + limits.upgrade_timeout_s
         try:
+            entered = await entrance.enter(stream, address, place, deadline_s=deadline_s)
+            if entered is None:
+                return
+            guarded = _GuardedStream(entered[0], unclaimed_bytes_max=UPGRADE_BYTES_MAX)
             async with trio.open_nursery() as nursery:
-                websocket = await _upgrade(nursery, guarded, limits)
+                client = _Client(entrance, place, entered[1])
+                websocket = await _upgrade(nursery, guarded, client, deadline_s=deadline_s)
                 if websocket is not None:
                     connection = WebSocketConnection(
-                        websocket, guarded, limits, place, address=address, accepted_at_s=accepted_at_s
+                        websocket, guarded, limits, place, address=client.address, accepted_at_s=accepted_at_s
                     )
                     await handler(connection)
                 # A reader that met a fault closes the handler's channel on its way out: cancelled there, it would
@@ -362,11 +412,14 @@ async def serve_stream(
             on_fault(error, address)
         finally:
             with trio.CancelScope(shield=True):  # closing a socket by force takes no time
-                await trio.aclose_forcefully(guarded)
+                await trio.aclose_forcefully(stream)
 
 
-async def _refuse(stream: trio.abc.HalfCloseableStream, refusals: trio.CapacityLimiter) -> None:
-    """Tell a socket that there is no room, unless too many are being told."""
+async def _refuse(stream: trio.abc.HalfCloseableStream, entrance: Entrance, refusals: trio.CapacityLimiter) -> None:
+    """Tell a socket that there is no room, unless too many are being told, or a TLS handshake would come first."""
+    if entrance.speaks_tls:
+        await trio.aclose_forcefully(stream)
+        return
     try:
         refusals.acquire_nowait()
     except trio.WouldBlock:
@@ -387,10 +440,10 @@ async def _refuse(stream: trio.abc.HalfCloseableStream, refusals: trio.CapacityL
 
 
 async def _upgrade(
-    nursery: trio.Nursery, stream: _GuardedStream, limits: Limits
+    nursery: trio.Nursery, stream: _GuardedStream, client: _Client, *, deadline_s: float
 ) -> trio_websocket.WebSocketConnection | None:
     """The HTTP upgrade; ``None`` where it did not come about in time or was refused."""
-    with trio.move_on_after(limits.upgrade_timeout_s) as scope, suppress(*_OVER):
+    with trio.move_on_at(deadline_s) as scope, suppress(*_OVER):
         stream.on_end = scope.cancel
         request = await trio_websocket.wrap_server_stream(
             cast("trio.Nursery", _WatchingNursery(nursery, stream)),
@@ -402,6 +455,8 @@ async def _upgrade(
             await request.reject(404, body=f"devices connect at {URL_PATH}\n".encode())
         elif SUBPROTOCOL not in request.proposed_subprotocols:
             await request.reject(400, body=f"the WebSocket subprotocol must be {SUBPROTOCOL}\n".encode())
+        elif not client.identify(request.headers):
+            await request.reject(503, extra_headers=[(b"Retry-After", b"5")], body=b"too many connections\n")
         else:
             stream.on_end = _nothing
             return await request.accept(subprotocol=SUBPROTOCOL)

@@ -24,6 +24,8 @@ START_TIMEOUT_S: Final = 120
 """From the process to its listening, with PostgreSQL's recovery, on a busy machine."""
 END_TIMEOUT_S: Final = 120
 """From a signal, or a failpoint that devices are bound to reach, to the end of the process."""
+VERIFY_TIMEOUT_S: Final = 120
+"""With PostgreSQL's start and recovery."""
 POLL_S: Final = 0.02
 """How often the process table is looked at while something is waited for."""
 SCRIPT: Final = Path(__file__).with_name("killing_server.py")
@@ -120,6 +122,15 @@ class ServerHome:
     def log(self) -> str:
         """Everything the servers wrote."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    async def verify(self) -> str:
+        """Have ``keepstep verify`` check all that is stored, while no server runs; what it says of faults."""
+        command = [sys.executable, "-m", "keepstep", "verify", "--quiet"]
+        with trio.fail_after(VERIFY_TIMEOUT_S):
+            done = await trio.run_process(
+                command, env=self._environment, capture_stdout=True, capture_stderr=True, check=False
+            )
+        return "" if done.returncode == 0 else (done.stdout + done.stderr).decode(errors="replace")
 
     @contextlib.asynccontextmanager
     async def server(self, point: str = "never", count: int = 0) -> AsyncIterator[ServerProcess]:

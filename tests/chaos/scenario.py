@@ -124,6 +124,9 @@ async def run_scenario(kills: Sequence[Kill], seed: int, directory: Path, *, loa
         await _Run(seeded, home, devices).play(kills)
         devices.observe()
     problems = devices.problems()
+    faults = await home.verify()
+    if faults:
+        problems.append(f"what is stored does not verify: {faults}")
     if "Traceback" in home.log:
         problems.append("a traceback in the server's log")
     return Outcome(tuple(kills), seed, check_observations([observations]), devices.summary(), problems)

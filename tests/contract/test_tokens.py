@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from keepstep.errors import Unavailable
-from keepstep.interfaces import Challenge, Refreshed, TokenState
 from keepstep.model import AccountChange
+from keepstep.tokenstore import Challenge, Refreshed, TokenState
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture, seed
 from tests.support.logs import Place, append, create_account, enrol
 

@@ -9,6 +9,7 @@ import trio
 
 from keepstep import keys
 from keepstep.client import ProtocolError, create_user, find_server, open_device
+from keepstep.client.repinning import read_announcements
 from keepstep.client.store import open_store
 from keepstep.memory import MemoryDatabase
 from keepstep.runtime import SystemClock, SystemRandomness
@@ -77,6 +78,23 @@ async def test_devices_follow_the_server_to_its_next_key(data_dir: Path, tmp_pat
             assert server.started.server_key != old_key
             for name in ("laptop", "phone"):
                 assert await go_on(tmp_path / name, server) == server.started.server_key
+
+
+async def test_a_connected_device_is_told_of_the_next_key_while_the_server_runs(data_dir: Path, tmp_path: Path) -> None:
+    """Announced in the shell, as by ``keepstep keys announce``; nobody restarts or connects again."""
+    with trio.fail_after(60):
+        async with running_server(data_dir, storage=memory_storage(MemoryDatabase())) as server:
+            await make_home(server, tmp_path)
+            async with open_device(tmp_path / "phone") as phone, open_device(tmp_path / "laptop") as laptop:
+                await laptop.wait_until_connected()
+                await phone.wait_until_connected()
+                now_ms = SystemClock().now_ms()
+                keys.announce_successor(data_dir, SystemRandomness(), from_ms=now_ms, until_ms=now_ms + 7_200_000)
+                while not phone._follower.account.announcements:
+                    await phone._source.changed().wait()
+                (announcement,) = phone._follower.account.announcements
+            _, (told,) = await read_announcements(server.rest_url)
+            assert told == announcement
 
 
 async def test_another_server_is_not_believed(data_dir: Path, tmp_path: Path) -> None:

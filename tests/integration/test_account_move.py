@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import pytest
 import trio
 
 from keepstep import cli
+from keepstep.account_file import CONTENT_TYPE
+from keepstep.postgres.verification import verify_database
+from keepstep.runtime import SystemClock
 from tests.integration.test_rest_application import Account, account
 from tests.support.events import DeviceFixture
 from tests.support.server import running_server
+
+ADMIN_KEY: Final = "correct-horse-battery-staple-0123456789"
 
 
 async def export(data_dir: Path, file: Path) -> tuple[DeviceFixture, dict[str, Any]]:
@@ -73,6 +78,31 @@ def test_an_account_goes_on_on_another_server(
     after, result = trio.run(go_on, data_dir, database_url, phone)
     assert after == before
     assert (result["result"], result["first_seq"]) == ("accepted", before["head"]["seq"] + 1)
+    report = verify_database(database_url, now_ms=SystemClock().now_ms())
+    assert (report.faults, report.events) == ((), 303)
+
+
+@pytest.mark.slow
+async def test_an_account_is_read_in_by_a_running_server(tmp_path: Path, data_dir: Path, database_url: str) -> None:
+    """Over REST, with the administration key; its device goes on there at once, in PostgreSQL as in memory."""
+    file = tmp_path / "alice.keepstep"
+    phone, before = await export(tmp_path / "elsewhere", file)
+    headers = {"authorization": f"Bearer {ADMIN_KEY}", "content-type": CONTENT_TYPE}
+    settings = {"admin_api_key": ADMIN_KEY}
+    async with (
+        running_server(data_dir, database_url=database_url, settings=settings) as server,
+        httpx.AsyncClient(base_url=server.rest_url, timeout=60) as http,
+    ):
+        answers = []
+        for content in (file.read_bytes()[:-1], file.read_bytes(), file.read_bytes()):
+            answer = await http.post("/admin/accounts/import", content=content, headers=headers)
+            answers.append((answer.status_code, answer.json().get("stored")))
+        assert answers == [(422, None), (200, 302), (200, 0)]
+        alice = Account(http, phone)
+        await alice.sign_in()
+        assert await stands(alice) == before
+        (result,) = await alice.publish(phone.event("notes"))
+        assert (result["result"], result["first_seq"]) == ("accepted", before["head"]["seq"] + 1)
 
 
 def test_a_damaged_file_is_refused_in_plain_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,9 @@ from keepstep.client.store import open_store
 from keepstep.errors import ClientError
 from tests.support.device_server import CHEAP, PASSPHRASE
 from tests.support.events import DeviceFixture, UserFixture
+from tests.support.parts import Parts
 from tests.support.server_thread import ServerAddress, server_in_thread
+from tests.unit.test_account_file import a_life, export
 
 if TYPE_CHECKING:
     from keepstep.interfaces import Genesis
@@ -90,9 +92,11 @@ def test_an_operator_disables_and_enables_an_account(address: ServerAddress) -> 
     user_id = register(address, "ben")
     assert answered(address, "disable", user_id)["disabled_at_ms"] is not None
     assert answered(address, "enable", user_id)["disabled_at_ms"] is None
-    assert answered(address, "quota", user_id, "--streams", "5") == {"streams_max": 5, "devices_max": None}
-    assert answered(address, "user", user_id)["quota"] == {"streams_max": 5, "devices_max": None}
+    expected = {"streams_max": 5, "devices_max": None, "bytes_max": 4096, "retention_days": None}
+    assert answered(address, "quota", user_id, "--streams", "5", "--bytes", "4096") == expected
+    assert answered(address, "user", user_id)["quota"] == expected
     assert "5" in run(address, "quota", user_id, "--streams", "5").stdout
+    assert answered(address, "quota", user_id, "--retention-days", "90")["retention_days"] == 90
 
 
 def test_an_operator_makes_invites_and_takes_them_back(address: ServerAddress) -> None:
@@ -153,6 +157,37 @@ def test_a_text_of_a_disabled_account_waits_in_the_outbox(
     assert type_in("publish", "notes", "third").output == "notes #3\n"
 
 
+def test_an_operator_reads_an_account_in(
+    address: ServerAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server runs; a file that does not verify is named, and one that is too large is not sent."""
+    parts = Parts()
+
+    async def written() -> tuple[str, bytes]:
+        phone = await a_life(parts)
+        return phone.user.user_key.hex(), await export(parts, phone)
+
+    user_id, data = trio.run(written)
+    file, cut_short = tmp_path / "alice.keepstep", tmp_path / "damaged.keepstep"
+    file.write_bytes(data)
+    cut_short.write_bytes(data[:-1])
+    assert answered(address, "import-account", str(file), "--verify")["stored"] is None
+    assert "cut short" in str(run(address, "import-account", str(cut_short)).exception)
+    read_in = answered(address, "import-account", str(file))
+    assert (read_in["user_id"], read_in["stored"]) == (user_id, read_in["events"])
+    assert user_id in run(address, "import-account", str(file)).stdout
+    assert answered(address, "user", user_id)["streams"] == read_in["streams"]
+    monkeypatch.setattr(admin_cli, "IMPORT_BYTES_MAX", 10)
+    assert "keepstep import-account" in str(run(address, "import-account", str(file)).exception)
+
+
+def test_programs_ask_before_or_after_the_command(address: ServerAddress) -> None:
+    """``--json`` is where people expect it, too."""
+    after = run(address, "statistics", "--json")
+    assert json.loads(after.stdout) == answered(address, "statistics")
+    assert "--json" in run(address, "users", "--help").stdout
+
+
 def test_a_list_is_read_to_its_limit(address: ServerAddress, monkeypatch: pytest.MonkeyPatch) -> None:
     """Page by page; a person is told that there may be more."""
     monkeypatch.setattr("keepstep.admin_cli.PAGE_LIMIT", 2)
@@ -169,7 +204,7 @@ def test_an_operator_looks_after_the_server(address: ServerAddress) -> None:
     assert answered(address, "statistics")["open_sessions"] == 0
     retention = run(address, "retention").stdout
     assert "for ever" in retention
-    assert "none: not configured" in retention
+    assert "none by this server" in retention
     kid = answered(address, "rotate-token-key", "--stolen")["kid"]
     assert kid not in run(address, "rotate-token-key").stdout
     assert "post_admin_keys_tokens_rotate" in run(address, "audit").stdout

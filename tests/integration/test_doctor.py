@@ -149,12 +149,16 @@ def test_missing_rust_components_are_named(machine: Machine) -> None:
 
 
 def test_operations_tests_name_their_own_tools(machine: Machine) -> None:
-    """`make test-ops` lists buildah, debootstrap and setpriv too."""
+    """`make test-ops` lists buildah, chromium, debootstrap, the reverse proxies and setpriv too."""
     machine.add_python()
     machine.add_toolchain()
     code, text = machine.doctor("ops")
     assert code == 1
-    assert all(f"apt-get install -y {package}" in text for package in ("buildah", "debootstrap", "util-linux"))
+    packages = (
+        *("buildah", "caddy", "chromium", "debootstrap", "haproxy", "nginx-light", "pgbackrest", "postgresql-15"),
+        "util-linux",
+    )
+    assert all(f"apt-get install -y {package}" in text for package in packages)
 
 
 def test_this_machine_passes_its_own_check() -> None:

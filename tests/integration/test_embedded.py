@@ -308,7 +308,7 @@ async def test_a_directory_of_another_major_version_is_refused(settings: Setting
     (settings.data_dir / "postgres" / "data" / "PG_VERSION").write_text("17\n")
     message = await message_of_failed_start(settings)
     assert "was made by PostgreSQL 17 and this keepstep carries 18" in message
-    assert "pg_upgrade" in message
+    assert "keepstep database upgrade" in message
 
 
 async def test_a_directory_that_cannot_be_made_is_refused(data_dir: Path) -> None:
@@ -457,7 +457,7 @@ async def test_a_postgresql_that_does_not_become_ready_is_given_up(
 ) -> None:
     """The wait is bounded, and what was started is stopped."""
     monkeypatch.setattr(Cluster, "is_ready", lambda _cluster, _pid: False)
-    monkeypatch.setattr(embedded, "START_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(Cluster, "start_timeout_s", 0.3)
     assert "does not start" in await message_of_failed_start(settings)
     assert not (settings.data_dir / "postgres" / "data" / "postmaster.pid").exists()
 
@@ -502,7 +502,7 @@ async def test_waiting_for_children_is_bounded(settings: Settings, monkeypatch: 
 
 async def test_a_restart_that_fails_is_tried_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk may take long to be mended; the server goes on trying, and comes back by itself."""
-    start = embedded._start
+    start = embedded.start
     attempts: list[Callable[[Cluster], object]] = []
 
     async def fail_twice(made: Cluster) -> trio.Process:
@@ -512,7 +512,7 @@ async def test_a_restart_that_fails_is_tried_again(settings: Settings, monkeypat
         return await start(made)
 
     async with embedded.running(settings) as url:
-        monkeypatch.setattr(embedded, "_start", fail_twice)
+        monkeypatch.setattr(embedded, "start", fail_twice)
         monkeypatch.setattr(embedded, "BACKOFF_FIRST_S", 0.01)
         postgres_process(settings).kill()
         assert await execute_when_back(url, "SELECT 1") == [(1,)]

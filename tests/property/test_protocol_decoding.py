@@ -47,7 +47,7 @@ from keepstep.protocol.messages import (
     decode_server_hello_core,
     encode,
 )
-from keepstep.protocol.reader import decode_state, state_at_start
+from keepstep.protocol.streamstate import decode_state, state_at_start
 from tests.support.scripted_log import ScriptedUser, follow
 
 if TYPE_CHECKING:

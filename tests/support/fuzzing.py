@@ -5,7 +5,7 @@ from __future__ import annotations
 import schemathesis
 
 
-@schemathesis.serializer("application/msgpack")
+@schemathesis.serializer("application/msgpack", "application/vnd.keepstep.account")
 def send_bytes(_context: object, value: object) -> bytes:
     """A body as it was made up, whatever it is."""
     return value if isinstance(value, bytes) else str(value).encode()

@@ -9,23 +9,32 @@ from urllib.parse import urlsplit
 import msgspec
 import psycopg
 
+from keepstep.cleanup import Housekeeping
 from keepstep.client import crypto
+from keepstep.measuring import MeasuredDatabase
 from keepstep.memory import (
     MemoryAccounts,
     MemoryAdministration,
     MemoryDatabase,
+    MemoryHousekeeping,
     MemoryLinks,
     MemoryLog,
     MemoryMaintenance,
+    MemoryRestores,
     MemoryTokens,
 )
 from keepstep.memory.database import InviteRow
+from keepstep.memory.restores import begin_epoch as begin_epoch_in_memory
+from keepstep.memory.retention import MemoryRetention
 from keepstep.postgres.accounts import PostgresAccounts
 from keepstep.postgres.admin import PostgresAdministration
+from keepstep.postgres.housekeeping import PostgresHousekeeping
 from keepstep.postgres.links import PostgresLinks
 from keepstep.postgres.log import PostgresLog
 from keepstep.postgres.maintenance import PostgresMaintenance
 from keepstep.postgres.pool import Database, Limits
+from keepstep.postgres.restores import PostgresRestores, begin_epoch
+from keepstep.postgres.retention import PostgresRetention
 from keepstep.postgres.tokens import PostgresTokens
 from keepstep.protocol.chain import chain_next, event_hash
 from keepstep.protocol.messages import EventRow, Result, ResultAccepted
@@ -35,10 +44,13 @@ from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, submission
 if TYPE_CHECKING:
     from keepstep.administration import Administration
     from keepstep.eventlog.log import StoredLog
-    from keepstep.interfaces import Accounts, EventLog, Maintenance, TokenStore
+    from keepstep.eventlog.retention import Retention
+    from keepstep.interfaces import Accounts, EventLog, Maintenance
     from keepstep.links import LinkStore
     from keepstep.memory.rows import EventRow as MemoryRow
     from keepstep.model import AccountChange, Principal
+    from keepstep.restores import Restores
+    from keepstep.tokenstore import TokenStore
 
 PAGE_BYTES_MAX: Final = 1024 * 1024
 BREAKER_S: Final = 60.0
@@ -62,6 +74,10 @@ class FixedClock:
         return self.at_s
 
 
+class Housekept(Housekeeping, MeasuredDatabase, Protocol):
+    """Cleaned up and measured."""
+
+
 class Place(Protocol):
     """One database with the nodes on it."""
 
@@ -74,6 +90,10 @@ class Place(Protocol):
         """Housekeeping."""
 
     @property
+    def retention(self) -> Retention:
+        """What takes away the oldest events."""
+
+    @property
     def tokens(self) -> TokenStore:
         """Challenges, families of refresh tokens, revoked access tokens."""
 
@@ -84,6 +104,14 @@ class Place(Protocol):
     @property
     def links(self) -> LinkStore:
         """Mailboxes through which devices are linked."""
+
+    @property
+    def housekeeping(self) -> Housekept:
+        """Clean-up and measuring."""
+
+    @property
+    def restores(self) -> Restores:
+        """Rewinds and heal windows."""
 
     def node(self, **options: Any) -> StoredLog:
         """Another node's log; ``options`` as for ``PostgresLog`` and ``MemoryLog``."""
@@ -117,9 +145,12 @@ class MemoryPlace:
         self.database = MemoryDatabase()
         self.accounts = MemoryAccounts(self.database)
         self.maintenance = MemoryMaintenance(self.database, clock=FixedClock())
+        self.retention = MemoryRetention(self.database)
         self.tokens = MemoryTokens(self.database)
         self.administration = MemoryAdministration(self.database)
         self.links = MemoryLinks(self.database)
+        self.housekeeping = MemoryHousekeeping(self.database)
+        self.restores = MemoryRestores(self.database)
 
     def node(self, **options: Any) -> StoredLog:
         """As ``Place.node``."""
@@ -166,7 +197,7 @@ class MemoryPlace:
         self.database.removals.update(self._kept_removals)
         self.database.snapshots.clear()
         self.database.snapshots.update(self._kept_snapshots)
-        self.database.epoch = NOW_MS
+        begin_epoch_in_memory(self.database, at_least=NOW_MS)
         self.database.generation += 1
 
     def close(self) -> None:
@@ -184,9 +215,12 @@ class PostgresPlace:
         database = self.connect()
         self.accounts = PostgresAccounts(database)
         self.maintenance = PostgresMaintenance(database)
+        self.retention = PostgresRetention(database)
         self.tokens = PostgresTokens(database)
         self.administration = PostgresAdministration(database)
         self.links = PostgresLinks(database)
+        self.housekeeping = PostgresHousekeeping(database)
+        self.restores = PostgresRestores(database)
 
     @property
     def name(self) -> str:
@@ -243,7 +277,8 @@ class PostgresPlace:
             f"CREATE DATABASE {self.name} TEMPLATE {self.name}_backup OWNER {owner}",
             f"DROP DATABASE {self.name}_backup",
         )
-        self.execute(f"UPDATE server_state SET epoch = {NOW_MS}")  # noqa: S608  # a number of ours
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            begin_epoch(connection, at_least=NOW_MS)
 
     def execute(self, statement: str) -> list[Any]:
         """Run SQL in the database, as its owner; returns rows where there are any."""

@@ -14,8 +14,9 @@ from keepstep import _keepstep
 from keepstep.admin import Cuts
 from keepstep.gateway import Gateway, GatewayLimits, Services
 from keepstep.heads import HeadSigner
+from keepstep.healing import Healing
 from keepstep.identity import Identity, Registrations
-from keepstep.memory import MemoryAccounts, MemoryAdministration, MemoryDatabase, MemoryLog
+from keepstep.memory import MemoryAccounts, MemoryAdministration, MemoryDatabase, MemoryLog, MemoryRestores
 from keepstep.presence import Presences
 from keepstep.protocol.messages import ResultAccepted
 from keepstep.publish import Publisher, PublishLimits
@@ -49,6 +50,7 @@ LIMITS: Final = GatewayLimits(
         subscriptions_max=5, page_events_max=4, page_bytes_max=1024 * 1024, unacked_bytes_max=1024 * 1024
     ),
 )
+HEAL_WINDOW_MS: Final = 600_000
 PUBLISH_LIMITS: Final = PublishLimits(pipelines=2, queue_max=4, batch_events_max=8, batch_bytes_max=64 * 1024)
 
 
@@ -114,8 +116,18 @@ class Parts:
             devices_per_user_max=self.devices_per_user_max,
             quota=self.administration.quota,
         )
+        self.restores = MemoryRestores(self.database)
+        self.healing = Healing(
+            self.log,
+            self.accounts,
+            self.restores,
+            self.signer,
+            self.clock,
+            payload_bytes_max=self.limits.session.payload_bytes_max,
+            window_ms=HEAL_WINDOW_MS,
+        )
         self.publisher = Publisher(
-            self.log, self.identity, self.clock, limits=self.publish_limits, metrics=self.metrics
+            self.log, self.identity, self.clock, limits=self.publish_limits, metrics=self.metrics, gate=self.healing
         )
         self.relay = Relay(self.log, head_interval_s=60, reread_interval_s=30)
         self.presences = Presences(self.clock)
@@ -132,6 +144,7 @@ class Parts:
             self.metrics,
             structlog.get_logger(),
             self.probed.append,
+            self.healing,
         )
         self.gateway = Gateway(SERVER_SECRET, services, self.limits)
         self.revocations = Revocations(self.log, self.accounts, self.gateway, self.clock)

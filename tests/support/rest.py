@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 import structlog
 
+from keepstep.access import RatePolicy
+from keepstep.account_intake import AccountIntake
+from keepstep.diskspace import EnoughRoom
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.interfaces import RatePolicy
 from keepstep.links import Links
 from keepstep.memory import MemoryLinks, MemoryMaintenance
 from keepstep.ratelimit import MemoryRateLimiter
@@ -20,6 +22,7 @@ from keepstep.rest.readiness import Readiness
 from keepstep.rest.services import RestPolicy, RestServices, ServerInfo
 from keepstep.rest.table import ENDPOINTS
 from keepstep.rest.waiting import Watches
+from keepstep.runtime import WorkerThreads
 from tests.support.parts import SERVER_KEY, Parts
 from tests.support.tokens import make_tokens
 
@@ -57,7 +60,7 @@ class NamedTokens:
         self.away: ProtocolError | None = None
 
     async def authenticate(self, authorization: str | None) -> Principal:
-        """See ``interfaces.TokenAuthentication``."""
+        """See ``access.TokenAuthentication``."""
         if self.away is not None:
             raise self.away
         principal = self.principals.get((authorization or "").removeprefix("Bearer "))
@@ -132,6 +135,8 @@ async def site(
         administration=parts.administration,
         cuts=parts.cuts,
         server_keys=NoSuccessor(),
+        announcements=list,
+        account_intake=AccountIntake(parts.log, parts.accounts, parts.administration, WorkerThreads(), EnoughRoom()),
         tokens=tokens,
     )
     services = replace(services, **{name: value for name, value in changes.items() if name not in info | policy})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from keepstep.client import accounts, rest
+from keepstep.client import accounts, repinning, rest
 from keepstep.client.environment import SYSTEM
 from keepstep.client.http import Response
 from keepstep.client.store import Identity
@@ -87,4 +87,5 @@ async def wired(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Wire, De
         wire = Wire(here)
         monkeypatch.setattr(rest, "request", wire.request)
         monkeypatch.setattr(accounts, "request", wire.request)
+        monkeypatch.setattr(repinning, "request", wire.request)
         yield wire, phone, replace(SYSTEM, now_ms=parts.clock.now_ms)

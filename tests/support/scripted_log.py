@@ -14,7 +14,8 @@ from keepstep.protocol.account_payloads import encode_enrol, encode_genesis, enc
 from keepstep.protocol.chain import Head, sign_head
 from keepstep.protocol.event import NO_PREV
 from keepstep.protocol.messages import INTEGER_MAX
-from keepstep.protocol.reader import StreamVerifier, state_at_start
+from keepstep.protocol.reader import StreamVerifier
+from keepstep.protocol.streamstate import state_at_start
 from tests.support.events import FULL, NOW_MS, DeviceFixture, UserFixture, seed
 from tests.support.stream_log import StreamLog
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from keepstep.protocol.event import Header
     from keepstep.protocol.messages import EventRow, SignedHead
     from keepstep.protocol.primitives import Primitives
-    from keepstep.protocol.reader import StreamState
+    from keepstep.protocol.streamstate import StreamState
 
 ALICE: Final = UserFixture("alice")
 

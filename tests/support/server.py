@@ -19,9 +19,12 @@ from keepstep.memory import (
     MemoryAccounts,
     MemoryAdministration,
     MemoryDatabase,
+    MemoryHousekeeping,
     MemoryLinks,
     MemoryLog,
     MemoryMaintenance,
+    MemoryRestores,
+    MemoryRetention,
     MemoryTokens,
 )
 from keepstep.runtime import SystemClock
@@ -67,9 +70,12 @@ def memory_storage(database: MemoryDatabase | None = None) -> Storage:
         MemoryLog(database),
         MemoryAccounts(database),
         MemoryMaintenance(database, clock=SystemClock()),
+        MemoryRetention(database),
         MemoryTokens(database),
         MemoryAdministration(database),
         MemoryLinks(database),
+        MemoryHousekeeping(database),
+        MemoryRestores(database),
     )
 
 

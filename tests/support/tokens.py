@@ -16,9 +16,9 @@ from tests.support.events import seed
 from tests.support.parts import SERVER_KEY, Parts
 
 if TYPE_CHECKING:
-    from keepstep.interfaces import TokenKeys, TokenStore
     from keepstep.model import Principal
     from keepstep.tokens import Grant
+    from keepstep.tokenstore import TokenKeys, TokenStore
     from tests.support.events import DeviceFixture
 
 ORIGIN: Final = "https://rest.example.org"
@@ -35,22 +35,22 @@ class ListedKeys:
 
     @property
     def current(self) -> SigningKey:
-        """See ``interfaces.TokenKeys``."""
+        """See ``tokenstore.TokenKeys``."""
         return self.keys[0]
 
     def valid(self, now_ms: int) -> list[SigningKey]:
-        """See ``interfaces.TokenKeys``."""
+        """See ``tokenstore.TokenKeys``."""
         del now_ms
         return self.keys
 
     def reload(self) -> None:
-        """See ``interfaces.TokenKeys``."""
+        """See ``tokenstore.TokenKeys``."""
         self.reloads += 1
         self.keys = [*self.others, *self.keys]
         self.others = []
 
     def rotate(self, now_ms: int, *, overlap_ms: int) -> None:
-        """See ``interfaces.TokenKeys``."""
+        """See ``tokenstore.TokenKeys``."""
         new = SigningKey.from_secret(seed(f"token key {now_ms} {len(self.keys)}"))
         self.keys = [new, *(self.keys if overlap_ms else [])]
 

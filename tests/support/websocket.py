@@ -14,6 +14,7 @@ import trio
 import trio.testing
 import trio_websocket
 
+from keepstep.entrance import Entrance
 from keepstep.errors import ProtocolError
 from keepstep.interfaces import ConnectionClosed
 from keepstep.websocket import Limits, WebSocketConnection, serve_stream
@@ -32,8 +33,14 @@ class Place:
 
     inside = 0
 
-    def __init__(self) -> None:
+    def __init__(self, full_for: str = "") -> None:
         self.is_authenticated = False
+        self._full_for = full_for
+
+    def identify(self, address: str) -> None:
+        """As ``websocket.Place``."""
+        if address == self._full_for:
+            raise ProtocolError("too_many_connections")
 
     def authenticated(self) -> None:
         """As ``websocket.Place``."""
@@ -53,8 +60,10 @@ class Server:
 
     nursery: trio.Nursery
     limits: Limits = LIMITS
+    entrance: Entrance = field(default_factory=Entrance)
     handler: Callable[[WebSocketConnection], Awaitable[None]] | None = None
     refusing: bool = False
+    full_for: str = ""
     refusals: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     received: list[bytes] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
@@ -65,7 +74,7 @@ class Server:
         """As ``Admission.enter``."""
         if self.refusing:
             raise ProtocolError("too_many_connections")
-        self.places.append(Place())
+        self.places.append(Place(self.full_for))
         return self.places[-1]
 
     def note_fault(self, error: Exception, address: str) -> None:
@@ -96,6 +105,7 @@ class Server:
                 handler=self.handler or self.echo,
                 admit=self.admit,
                 limits=self.limits,
+                entrance=self.entrance,
                 refusals=self.refusals,
                 on_fault=self.note_fault,
             )

@@ -12,15 +12,16 @@ import trio.testing
 
 from keepstep.admin import (
     CUT_KEPT_MS,
-    DAY_MS,
     FAILURES_MAX,
     FAILURES_WINDOW_S,
     PREFIXES_MAX,
     REMOVAL_DELAY_MS,
     AdminKey,
-    clean_up,
+    administration_step,
+    deleted_accounts_step,
 )
 from keepstep.administration import AuditEntry
+from keepstep.cleanup import DAY_MS
 from keepstep.errors import ProtocolError
 from keepstep.polling import POLL_INTERVAL_S
 from tests.support.events import NOW_MS
@@ -111,16 +112,17 @@ async def test_a_wrong_key_is_logged_without_itself() -> None:
     assert "almost" not in repr(lines)
 
 
-async def test_old_entries_and_cuts_are_cleaned_up_until_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_entries_and_cuts_are_cleaned_up_until_none_is_left() -> None:
     """Step by step."""
-    monkeypatch.setattr("keepstep.admin.CLEAN_UP_ROWS_MAX", 2)
     parts = Parts()
     entry = AuditEntry(0, NOW_MS - 2 * DAY_MS - 1, "r", "a", "o", "{}", 200)
     for _ in range(5):
         await parts.administration.add_audit(entry)
     await parts.administration.add_audit(replace(entry, at_ms=NOW_MS - 2 * DAY_MS))
     parts.database.cuts = {(1, 0, 0): NOW_MS - CUT_KEPT_MS - 1, (2, 0, 0): NOW_MS}
-    await clean_up(parts.administration, parts.clock, audit_retention_days=2)
+    step = administration_step(parts.administration, lambda: 2)
+    steps = [await step(now_ms=NOW_MS, rows_max=2) for _ in range(4)]
+    assert steps == [3, 2, 1, 0]
     assert [left.at_ms for left in parts.database.audit] == [NOW_MS - 2 * DAY_MS]
     assert parts.database.cuts == {(2, 0, 0): NOW_MS}
 
@@ -190,8 +192,8 @@ async def test_what_is_left_of_a_deleted_account_is_removed_after_a_minute() -> 
     (phone,) = await parts.register("alice", "phone")
     principal = await parts.principal(phone)
     await parts.administration.delete_user(principal.user_pk, phone.user.user_key, now_ms=parts.clock.now_ms())
-    await clean_up(parts.administration, parts.clock, audit_retention_days=2)
+    step = deleted_accounts_step(parts.administration)
+    assert await step(now_ms=NOW_MS, rows_max=100) == 0
     assert principal.user_pk in parts.database.users
-    parts.clock.at_ms += REMOVAL_DELAY_MS
-    await clean_up(parts.administration, parts.clock, audit_retention_days=2)
+    assert await step(now_ms=NOW_MS + REMOVAL_DELAY_MS, rows_max=100) == 1
     assert not parts.database.users

@@ -15,6 +15,7 @@ def admission(
     unauthenticated_max: int = 10,
     per_address_max: int = 10,
     on_refused: Callable[[], None] = lambda: None,
+    is_proxy: Callable[[str], bool] = lambda _: False,
 ) -> Admission:
     """Caps that are wide unless a test narrows one."""
     return Admission(
@@ -22,6 +23,7 @@ def admission(
         unauthenticated_max=unauthenticated_max,
         unauthenticated_per_address_max=per_address_max,
         on_refused=on_refused,
+        is_proxy=is_proxy,
     )
 
 
@@ -90,3 +92,41 @@ def test_a_socket_that_leaves_gives_its_place_back() -> None:
         ticket.authenticated()
     assert (gate.connections, gate.unauthenticated) == (0, 0)
     gate.enter("192.0.2.1")
+
+
+def test_a_proxys_socket_counts_in_no_share_until_it_is_known_whose_it_is() -> None:
+    """All of a proxy's clients come from its address; each then counts in its own network's share."""
+    refused: list[None] = []
+    gate = admission(per_address_max=1, on_refused=lambda: refused.append(None), is_proxy="10.0.0.1".__eq__)
+    one, two, three = (gate.enter("10.0.0.1") for _ in range(3))
+    one.identify("192.0.2.1")
+    one.identify("198.51.100.1")  # it is known already
+    two.identify("198.51.100.1")
+    with pytest.raises(ProtocolError, match="too_many_connections"):
+        three.identify("192.0.2.2")
+    assert refused == [None]
+    with pytest.raises(ProtocolError, match="too_many_connections"):
+        gate.enter("192.0.2.3")
+    one.authenticated()
+    three.identify("192.0.2.2")
+    for ticket in (one, two, three):
+        ticket.__exit__()
+    assert (gate.connections, gate.unauthenticated, gate._by_prefix) == (0, 0, {})
+
+
+def test_a_proxys_socket_that_authenticated_counts_in_no_share_any_more() -> None:
+    """Whoever it is told to be afterwards."""
+    gate = admission(per_address_max=1, is_proxy="10.0.0.1".__eq__)
+    ticket = gate.enter("10.0.0.1")
+    ticket.authenticated()
+    ticket.identify("192.0.2.1")
+    gate.enter("192.0.2.1")
+    assert gate.unauthenticated == 1
+
+
+def test_proxies_are_within_the_caps_on_all() -> None:
+    """A broken one does not take every descriptor."""
+    gate = admission(unauthenticated_max=1, is_proxy="10.0.0.1".__eq__)
+    gate.enter("10.0.0.1")
+    with pytest.raises(ProtocolError, match="too_many_connections"):
+        gate.enter("10.0.0.1")

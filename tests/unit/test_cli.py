@@ -70,7 +70,10 @@ def test_help_lists_the_commands_of_server_and_device(run: Run) -> None:
     commands = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.strip()]
     assert commands == [
         "admin",
+        "archive",
+        "backup",
         "check-config",
+        "database",
         "delete-account",
         "device",
         "export-account",
@@ -80,15 +83,17 @@ def test_help_lists_the_commands_of_server_and_device(run: Run) -> None:
         "migrate",
         "publish",
         "recover",
+        "retention",
         "serve",
         "tail",
         "token",
+        "verify",
     ]
 
 
 def test_help_says_what_each_command_does_in_a_whole_sentence(run: Run) -> None:
     """None is cut off, in any list of commands."""
-    for group in ((), ("admin",), ("device",), ("keys",), ("migrate",)):
+    for group in ((), ("admin",), ("backup",), ("database",), ("device",), ("keys",), ("migrate",)):
         _, out, _ = run(*group, "--help")
         summaries = [line for line in out.partition("Commands:")[2].splitlines() if line.strip()]
         assert [line for line in summaries if not re.search(r"[^.]\.$", line)] == []
@@ -176,22 +181,11 @@ def test_a_missing_module_of_another_kind_is_a_fault(run: Run, monkeypatch: pyte
     def broken() -> None:
         raise ModuleNotFoundError(name="keepstep.nothing")
 
-    monkeypatch.setattr("keepstep.config.load", broken)
+    monkeypatch.setattr("keepstep.config.read", broken)
     assert run("check-config")[0] == 70
 
 
 # -- configuration and keys -----------------------------------------------------------------------------------------
-
-
-def test_check_config_prints_every_setting_and_masks_secrets(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the names of the variables."""
-    monkeypatch.setenv("DATABASE_URL", "postgresql://me:hunter2@here/db")
-    code, out, _ = run("check-config")
-    assert code == 0
-    assert "KEEPSTEP_REST_PORT=8440\n" in out
-    assert "KEEPSTEP_DATABASE_URL=**********\n" in out
-    assert "KEEPSTEP_PUBLIC_DEVICE_URL=\n" in out
-    assert "hunter2" not in out
 
 
 @pytest.mark.parametrize("command", [("serve",), ("check-config",), ("keys", "show"), ("migrate", "status")])
@@ -219,13 +213,26 @@ def test_migrations_go_up_and_down(run: Run, monkeypatch: pytest.MonkeyPatch, em
     """Each step says what it did; down asks first."""
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
     assert "0001_log  pending" in run("migrate", "status")[1]
+    planned = run("migrate", "up", "--dry-run")[1]
+    assert "would apply 0001_log  (tried and rolled back)\n" in planned
+    assert planned.endswith("nothing was changed\n")
     assert "applied 0001_log" in run("migrate", "up")[1]
     assert run("migrate", "up")[1] == "nothing to apply\n"
     assert "0001_log  applied 2" in run("migrate", "status")[1]
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     assert run("migrate", "down", "--to", "0")[0] == 130
+    assert "would undo 0001_log" in run("migrate", "down", "--to", "0", "--dry-run")[1]
+    assert run("migrate", "up", "--dry-run")[1] == "nothing to apply\n"
     assert "undone 0001_log" in run("migrate", "down", "--to", "0", "--yes")[1]
     assert run("migrate", "down", "--to", "0", "--yes")[1] == "nothing to undo\n"
+
+
+def test_a_new_migration_is_two_files(run: Run, tmp_path: Path) -> None:
+    """Named as they were written, to be copied."""
+    code, out, _ = run("migrate", "new", "colours", "--folder", str(tmp_path))
+    files = [tmp_path / f"0001_colours.{direction}.sql" for direction in ("up", "down")]
+    assert (code, out) == (0, "".join(f"wrote {file}\n" for file in files))
+    assert all(file.read_text().startswith("-- ") for file in files)
 
 
 def test_a_schema_that_cannot_be_used_is_shown_and_code_1(
@@ -263,6 +270,44 @@ def test_the_embedded_database_is_started_for_migrations(run: Run, monkeypatch: 
     monkeypatch.setattr(migrate, "up", up)
     assert run("migrate", "up")[0] == 0
     assert urls == ["postgresql://its/own"]
+
+
+@pytest.mark.parametrize(("is_reached", "urls"), [(True, ["running"]), (False, ["started"])])
+def test_what_only_reads_works_beside_a_server(
+    run: Run, monkeypatch: pytest.MonkeyPatch, is_reached: bool, urls: list[str]
+) -> None:
+    """On the embedded database of the server that runs, or on one that is started where none does."""
+    from contextlib import asynccontextmanager
+    from types import SimpleNamespace
+
+    from keepstep.postgres import backups, embedded, migrate
+
+    asked: list[str] = []
+
+    @asynccontextmanager
+    async def running(_settings: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        yield "started"
+
+    monkeypatch.setattr(embedded, "running", running)
+    monkeypatch.setattr(backups, "find_source", lambda _settings: SimpleNamespace(owner_url="running"))
+    monkeypatch.setattr(backups, "is_reached", lambda _url: is_reached)
+
+    def status(url: str) -> list[object]:
+        asked.append(url)
+        return []
+
+    monkeypatch.setattr(migrate, "status", status)
+    assert run("migrate", "status")[0] == 0
+    assert asked == urls
+
+
+def test_a_database_is_verified(run: Run, monkeypatch: pytest.MonkeyPatch, database_url: str) -> None:
+    """An empty one has no fault."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    code, out, err = run("verify")
+    assert (code, err) == (0, "")
+    assert out.startswith("verified 0 events in 0 streams of 0 users in ")
 
 
 def test_an_unreachable_database_is_said_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ from pydantic import SecretStr, ValidationError
 from keepstep import config
 from keepstep.config import Settings, load
 from keepstep.errors import ConfigError
+from keepstep.settings import describing
+from keepstep.settings.units import unit_of
 
+COUNTS = {"pipelines", "partitions_ahead", "read_connections", "backups_kept"}
+"""Numbers whose names are what they count."""
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
 
@@ -19,6 +25,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting comes from where the tests run."""
     for name in [*map(config.variable, Settings.model_fields), config.FILE_VARIABLE, *config.USUAL_VARIABLES]:
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
 
 
 def problems() -> list[str]:
@@ -34,6 +41,7 @@ def write_file(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Path
     """A TOML file that the configuration is read from."""
     path = folder / "keepstep.toml"
     path.write_text(text)
+    path.chmod(0o640)
     monkeypatch.setenv("KEEPSTEP_CONFIG", str(path))
     return path
 
@@ -129,7 +137,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.M
         "KEEPSTEP_REST_PORT=99999: must be a whole number from 1 up to 65_535",
         "KEEPSTEP_UNSAFE=maybe: must be true or false",
         "KEEPSTEP_LOG_LEVEL=loud: must be debug or info or warning or error",
-        "KEEPSTEP_IDLE_TIMEOUT_S=nan: must be a number above 0 up to 86_400",
+        "KEEPSTEP_IDLE_TIMEOUT_S=nan: must be a number of seconds above 0 up to 86_400 (up to 1d)",
         f"DATABASE_URL=***: must be {config.allowed('database_url')}",
         (
             "KEEPSTEP_LOCK_TIMEOUT_MS=60000, KEEPSTEP_STATEMENT_TIMEOUT_MS=15000: "
@@ -158,7 +166,9 @@ def test_numbers_are_bounded_on_both_sides(name: str, monkeypatch: pytest.Monkey
         assert problems()[0] == f"{config.variable(name)}={value}: must be {config.allowed(name)}"
 
 
-@pytest.mark.parametrize("name", [name for name in Settings.model_fields if name.endswith(("_s", "_ms", "_port"))])
+@pytest.mark.parametrize(
+    "name", [name for name in Settings.model_fields if re.search(r"(?<!_offset)_(s|ms|port)$", name)]
+)
 def test_times_and_ports_are_above_zero(name: str) -> None:
     """A timeout of 0 would mean never or at once, depending on the library."""
     with pytest.raises(ValidationError):
@@ -168,8 +178,18 @@ def test_times_and_ports_are_above_zero(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("archive_url", "relative/path"),
+        ("archive_url", "s3://Bucket"),
+        ("archive_url", "s3://bucket/prefix?versions"),
+        ("archive_url", "file://host/path"),
+        ("archive_url", "https://bucket.example"),
+        ("archive_s3_region", "Europe"),
         ("rest_host", ""),
         ("rest_host", "two words"),
+        ("rest_host", "0.0.0.0:8440"),
+        ("rest_host", "300.0.0.1"),
+        ("rest_host", "-h"),
+        ("rest_host", f"{'h' * 64}.example"),
         ("device_host", "h" * 256),
         ("server_name", "n" * 65),
         ("server_name", " padded "),
@@ -185,11 +205,14 @@ def test_times_and_ports_are_above_zero(name: str) -> None:
         ("public_device_url", "https://h/v1/connect"),
         ("public_device_url", "wss:///v1/connect"),
         ("public_device_url", "wss://user@h/v1/connect"),
+        ("public_device_url", "wss://two words/v1/connect"),
+        ("public_device_url", "wss://h"),
         ("public_device_url", "wss://h/v1/connect?x=1"),
         ("public_device_url", "wss://h/v1/connect#key"),
         ("public_device_url", "wss://h:99999/v1/connect"),
         ("cors_origins", "https://a.example/"),
         ("cors_origins", "https://A.example"),
+        ("cors_origins", "https://*.example"),
         ("cors_origins", "https://user@a.example"),
         ("cors_origins", "https://a.example, https://b.example"),
         ("cors_origins", "https://a.example:x"),
@@ -211,12 +234,17 @@ def test_texts_are_checked(name: str, value: str) -> None:
         ("rest_host", "::1"),
         ("rest_host", "fe80::1%eth0"),
         ("device_host", "devices.example.org"),
+        ("device_host", "my_service.internal."),
         ("server_name", "Küche"),
         ("embedded_user", "_postgres"),
         ("public_device_url", "wss://example.org/v1/connect"),
         ("cors_origins", "https://a.example,http://localhost:5173"),
         ("public_device_url", "ws://[::1]:8441/v1/connect"),
         ("public_rest_url", "https://example.org:8443"),
+        ("archive_url", "/srv/archive"),
+        ("archive_url", "file:///srv/archive"),
+        ("archive_url", "s3://bucket/a/prefix"),
+        ("archive_s3_region", "eu-central-1"),
     ],
 )
 def test_ordinary_texts_are_allowed(name: str, value: str) -> None:
@@ -238,6 +266,8 @@ def test_data_dir_is_absolute() -> None:
         ({"payload_bytes_max": 1 << 20, "batch_bytes_max": 1 << 20}, "batch_bytes_max must be at least"),
         ({"unacked_bytes_max": 1 << 18, "page_bytes_max": 1 << 18}, "unacked_bytes_max must be at least"),
         ({"unacked_bytes_max": 1 << 19}, "page_bytes_max must be at most unacked_bytes_max"),
+        ({"archive_s3_access_key_id": "id"}, "archive_s3_access_key_id and archive_s3_secret_access_key must be set"),
+        ({"archive_url": "/archive", "archive_s3_endpoint": "https://s3.example"}, "archive_s3_endpoint needs"),
         ({"batch_events_max": 100}, "publish_events_max must be at most batch_events_max"),
         ({"tail_bytes_max": 0}, "tail_stream_bytes_max must be at most tail_bytes_max"),
         ({"registrations_per_hour": 1}, "registrations_per_address_hour must be at most"),
@@ -263,7 +293,9 @@ def test_a_rule_is_not_reported_where_one_of_its_values_is_wrong(monkeypatch: py
     """What a wrong value was meant to be is not guessed."""
     monkeypatch.setenv("KEEPSTEP_LOCK_TIMEOUT_MS", "60000")
     monkeypatch.setenv("KEEPSTEP_STATEMENT_TIMEOUT_MS", "never")
-    assert problems() == ["KEEPSTEP_STATEMENT_TIMEOUT_MS=never: must be a whole number from 100 up to 600_000"]
+    assert problems() == [
+        f"KEEPSTEP_STATEMENT_TIMEOUT_MS=never: must be {config.allowed('statement_timeout_ms')}",
+    ]
 
 
 def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,13 +337,34 @@ def test_a_long_or_unprintable_value_is_shown_cut_and_on_one_line(monkeypatch: p
     assert len(line) < 400
 
 
-def test_every_setting_says_what_it_is_for() -> None:
-    """Unit, bound and reason stand beside each."""
-    for name, field in Settings.model_fields.items():
-        assert field.description, name
-        assert field.description.endswith("."), name
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_says_what_it_is_for_and_what_it_may_be(name: str) -> None:
+    """Unit, bound and reason stand beside each: in its name, its type and its description."""
+    description = Settings.model_fields[name].description or ""
+    assert description[:1].isupper() or description.startswith("``")
+    assert description.endswith(".")
+    said = config.allowed(name)
+    if "number" in said:
+        assert re.search(r"(from|above) [0-9_]+ up to [0-9_]+", said), said
+        unit = unit_of(name)
+        assert unit or "_max" in name or name in COUNTS, "a number says in its name what it counts"
+
+
+def test_every_section_has_its_title() -> None:
+    """The comments in the source and the headings of the documentation are the same."""
+    source = inspect.getsource(Settings)
+    found = re.findall(r"^    # -- (.+)\n    ([a-z_]+):", source, re.MULTILINE)
+    assert {name: title[0].upper() + title[1:] for title, name in found} == config.SECTIONS
+    assert source.count("\n    # -- ") == len(found)
+
+
+def test_no_setting_is_taken_for_the_file_of_a_secret() -> None:
+    """``KEEPSTEP_X_FILE`` means one thing."""
+    secrets = {name for name in Settings.model_fields if describing.is_secret(Settings, name)}
+    assert {"database_url", "admin_api_key"} <= secrets
+    assert not {f"{name}_file" for name in secrets} & Settings.model_fields.keys()
 
 
 def test_the_reference_lists_every_setting_as_it_is() -> None:
-    """The document's table is ``config.reference()``; paste its output there when a setting changes."""
-    assert config.reference() in DOCUMENT.read_text()
+    """The document ends with ``config.reference()``, after the heading; put its output there when a setting changes."""
+    assert DOCUMENT.read_text().partition("## All settings\n\n")[2] == config.reference()

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from keepstep.errors import Unavailable
-from keepstep.jobs import ACK_SAVE_INTERVAL_S, DROP_BATCHES_MAX, DROP_ROWS_MAX, Jobs
+from keepstep.jobs import ACK_SAVE_INTERVAL_S, DROP_BATCHES_MAX, DROP_ROWS_MAX, KEEP_SESSIONS_S, Jobs
 from keepstep.runtime import OffsetClock
 from keepstep.telemetry import Metrics
 from tests.support.events import NOW_MS
@@ -82,15 +82,16 @@ class Bench:
         self.maintenance = ScriptedMaintenance(self.machine_clock)
         self.metrics = Metrics()
         self.saves = 0
+        self.keeps = 0
         self.clean_ups = 0
-        self.administration_clean_ups = 0
+        self.measurements = 0
         self.jobs = Jobs(
             self.maintenance,
             self.machine_clock,
             self.clock,
             self.save_acks,
-            self.clean_up_tokens,
-            self.clean_up_administration,
+            self.keep_sessions,
+            {"clean_up": self.clean_up, "measure": self.measure},
             partitions_ahead=3,
             metrics=self.metrics,
             logger=structlog.get_logger(),
@@ -101,15 +102,20 @@ class Bench:
         await trio.lowlevel.checkpoint()
         self.saves += 1
 
-    async def clean_up_tokens(self) -> None:
+    async def keep_sessions(self) -> None:
+        """Counts."""
+        await trio.lowlevel.checkpoint()
+        self.keeps += 1
+
+    async def clean_up(self) -> None:
         """Counts."""
         await trio.lowlevel.checkpoint()
         self.clean_ups += 1
 
-    async def clean_up_administration(self) -> None:
+    async def measure(self) -> None:
         """Counts."""
         await trio.lowlevel.checkpoint()
-        self.administration_clean_ups += 1
+        self.measurements += 1
 
     def value(self, name: str, **labels: str) -> float | None:
         """A metric's value."""
@@ -186,7 +192,8 @@ async def test_every_job_runs_at_its_interval(autojump_clock: trio.testing.MockC
         "empty_inboxes": 9,
     }
     assert bench.saves == 900 / ACK_SAVE_INTERVAL_S
-    assert bench.clean_ups == bench.administration_clean_ups == 9
+    assert bench.keeps == 900 // KEEP_SESSIONS_S
+    assert bench.clean_ups == bench.measurements == 9
     assert bench.value("keepstep_jobs_total", job="clock_offset", result="ok") == 15
 
 

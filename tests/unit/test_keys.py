@@ -63,6 +63,25 @@ def test_a_damaged_key_is_not_replaced(tmp_path: Path, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
+def test_a_digit_that_changed_does_not_pass_for_another_key(tmp_path: Path) -> None:
+    """Every secret is one of some key, but not of the public key that stands beside it."""
+    keys.load_or_create(tmp_path, CountedRandomness())
+    path = tmp_path / keys.FILE_NAME
+    secret, public = path.read_text().splitlines()
+    for damaged in (f"{secret[:-1]}{'1' if secret[-1] == '0' else '0'}\n{public}\n", f"{secret}\n{'00' * 32}\n"):
+        path.write_text(damaged)
+        with pytest.raises(StartupError, match="secret and public key, are not a pair"):
+            keys.load(tmp_path)
+
+
+def test_a_key_without_its_public_half_is_read(tmp_path: Path) -> None:
+    """As an earlier keepstep wrote it."""
+    made = keys.load_or_create(tmp_path, CountedRandomness())
+    path = tmp_path / keys.FILE_NAME
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    assert keys.load(tmp_path) == made
+
+
 def test_a_missing_key_is_made_by_serve_only(tmp_path: Path) -> None:
     """``load`` alone says so and makes none."""
     with pytest.raises(StartupError, match="keepstep serve"):

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepstep.interfaces import RatePolicy, RateState
+from keepstep.access import RatePolicy, RateState
 from keepstep.ratelimit import MemoryRateLimiter, RateLimited
 from tests.support.parts import TestClock
 

@@ -75,15 +75,6 @@ async def test_devices_are_told_of_the_servers_next_key_until_it_is_old(data_dir
             assert await session.expect(KeyAnnounced) == KeyAnnounced(encoded)
 
 
-async def test_an_announcement_whose_time_is_over_is_no_longer_told(data_dir: Path) -> None:
-    """Every device that was there has the new key by then."""
-    keys.load_or_create(data_dir, SystemRandomness())
-    now_ms = SystemClock().now_ms()
-    keys.announce_successor(data_dir, SystemRandomness(), from_ms=now_ms - 2, until_ms=now_ms - 1)
-    clock = SystemClock()
-    assert composition._announcement(Settings(data_dir=data_dir), clock)() is None
-
-
 @pytest.mark.parametrize(
     ("settings", "url"),
     [

@@ -17,7 +17,6 @@ from keepstep.protocol.messages import (
     Accepted,
     Bye,
     CaughtUp,
-    ChainAt,
     Draining,
     Error,
     Events,
@@ -50,8 +49,7 @@ async def test_ping_is_answered_with_its_number() -> None:
 @pytest.mark.parametrize(
     ("message", "rid"),
     [
-        (ChainAt(5, "notes", [1]), 5),
-        (Heal(6, "notes"), 6),
+        (Heal(6, "notes", None, [], None, 0), 6),
         (b"\x92\x7f\x01", None),
     ],
 )

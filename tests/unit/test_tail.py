@@ -208,3 +208,15 @@ def test_streams_are_forgotten_one_by_one_or_all() -> None:
     assert (tail.last_seq(NOTES), tail.last_seq((1, "other")), tail.size_bytes) == (0, 1, run.size_bytes)
     tail.clear()
     assert (tail.stream_count, tail.size_bytes) == (0, 0)
+
+
+def test_what_is_gone_from_its_stream_is_forgotten() -> None:
+    """Run by run: what holds an event of the beginning goes as a whole, and what comes after it stays."""
+    first, second, third = runs(2, 2, 2)
+    tail = filled(first, second, third)
+    tail.drop_before(NOTES, 3)
+    assert page(tail, 2) is None
+    assert seqs(page(tail, 4)) == [5, 6]
+    tail.drop_before(NOTES, 6)
+    assert (tail.stream_count, tail.size_bytes) == (0, 0)
+    tail.drop_before(NOTES, 6)

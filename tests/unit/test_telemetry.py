@@ -126,7 +126,10 @@ def given_fields() -> set[str]:
     given = set(describe(KeepstepError()))
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in LOG_METHODS:
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            if name == "write" or name.rpartition(".")[2] in LOG_METHODS:
                 given |= {keyword.arg for keyword in node.keywords if keyword.arg is not None}
     return given
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import ssl
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import trio
 import trio.testing
 import trio_websocket
 
+from keepstep.entrance import Entrance
 from keepstep.errors import ProtocolError
 from keepstep.interfaces import ConnectionClosed
+from keepstep.proxies import TrustedProxies, parse_networks
+from keepstep.runtime import SystemClock, WorkerThreads
+from keepstep.telemetry import Metrics
+from keepstep.tls import ServerCertificate
 from keepstep.websocket import REFUSAL_TIMEOUT_S, UPGRADE_BYTES_MAX, WebSocketConnection, _serve_socket, serve
+from tests.support.certificates import Authority
 from tests.support.websocket import (
     LIMITS,
     UPGRADE,
@@ -318,6 +327,93 @@ async def test_a_refused_peer_that_is_gone_does_no_harm() -> None:
     assert server.refusals.borrowed_tokens == 0
 
 
+async def test_a_refused_peer_of_a_tls_port_is_closed_without_a_word(tmp_path: Path) -> None:
+    """Words would take a handshake, which costs more than the refusal saves."""
+    async with serving(refusing=True, entrance=entrance_with_tls(tmp_path)) as server:
+        stream = server.connect()
+        assert await read_all(stream) == b""
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.refusals.borrowed_tokens == 0
+
+
+# -- proxies and TLS ------------------------------------------------------------------------------------------------
+
+
+def entrance_with_tls(folder: Path) -> Entrance:
+    """With a certificate of an authority in that folder."""
+    certificate = ServerCertificate(
+        Authority(folder).files, SystemClock(), WorkerThreads(), Metrics(), structlog.get_logger()
+    )
+    return Entrance(certificate=certificate)
+
+
+BEHIND_PROXIES = Entrance(TrustedProxies(parse_networks("192.0.2.0/24")))
+
+
+async def upgrade(server: Server, *lines: str) -> bytes:
+    """The answer to an upgrade with more header lines; the connection is closed."""
+    stream = server.connect()
+    await stream.send_all((UPGRADE + "".join(f"{line}\r\n" for line in lines) + "\r\n").encode())
+    answer = bytes(await stream.receive_some())
+    await stream.aclose()
+    return answer
+
+
+async def test_a_trusted_proxys_upgrade_names_the_client() -> None:
+    """The connection is the client's: in logs, in limits, from then on."""
+    seen: list[str] = []
+
+    async def handler(connection: WebSocketConnection) -> None:
+        await trio.lowlevel.checkpoint()
+        seen.append(connection.address)
+
+    async with serving(entrance=BEHIND_PROXIES, handler=handler) as server:
+        forged = "X-Forwarded-For: 203.0.113.9, 198.51.100.7"
+        assert (await upgrade(server, forged)).startswith(b"HTTP/1.1 101 ")
+        assert (await upgrade(server)).startswith(b"HTTP/1.1 101 ")
+    async with serving(handler=handler) as server:
+        assert (await upgrade(server, forged)).startswith(b"HTTP/1.1 101 ")
+    assert seen == ["198.51.100.7", "192.0.2.1", "192.0.2.1"]
+
+
+async def test_a_client_with_too_many_connections_behind_a_proxy_is_told_so() -> None:
+    """In HTTP, by which time it is known who it is."""
+    async with serving(entrance=BEHIND_PROXIES, full_for="198.51.100.7") as server:
+        answer = await upgrade(server, "X-Forwarded-For: 198.51.100.7")
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 5" in answer.lower()
+        assert (await upgrade(server, "X-Forwarded-For: 198.51.100.8")).startswith(b"HTTP/1.1 101 ")
+
+
+async def test_messages_go_both_ways_in_tls(tmp_path: Path) -> None:
+    """As without."""
+    entrance = entrance_with_tls(tmp_path)
+    trust = ssl.create_default_context(cafile=tmp_path / "authority.pem")
+    async with serving(entrance=entrance) as server, trio.open_nursery() as nursery:
+        secured = trio.SSLStream(server.connect(), trust, server_hostname="localhost", https_compatible=True)
+        peer = await trio_websocket.wrap_client_stream(
+            nursery, secured, "localhost", "/v1/connect", subprotocols=["keepstep.v1"]
+        )
+        for message in (b"one", bytes(100)):
+            await peer.send_message(message)
+            assert await peer.get_message() == message
+        await peer.aclose()
+
+
+async def test_a_half_sent_handshake_has_no_longer_than_an_upgrade(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Counted from the accepted connection, however the time is spent."""
+    async with serving(entrance=entrance_with_tls(tmp_path)) as server:
+        stream = server.connect()
+        start_s = trio.current_time()
+        await stream.send_all(b"\x16\x03\x01")
+        await trio.sleep(LIMITS.upgrade_timeout_s - 1)
+        await stream.send_all(b"\x00")
+        assert await read_all(stream) == b""
+        assert trio.current_time() == pytest.approx(start_s + LIMITS.upgrade_timeout_s)
+
+
 # -- real sockets ---------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +439,7 @@ async def test_sockets_are_accepted_until_cancelled() -> None:
                     server.echo,
                     admit=admit,
                     limits=LIMITS,
+                    entrance=Entrance(),
                     connections=connections,
                     on_fault=server.note_fault,
                     task_status=task_status,
@@ -387,6 +484,7 @@ async def test_a_socket_that_is_gone_before_it_is_served_does_no_harm() -> None:
         handler=lambda _: pytest.fail("served"),
         admit=lambda _: pytest.fail("admitted"),
         limits=LIMITS,
+        entrance=Entrance(),
         refusals=trio.CapacityLimiter(1),
         on_fault=lambda error, _address: pytest.fail(repr(error)),
     )

@@ -13,6 +13,7 @@ import trio
 import trio.testing
 import trio_websocket
 
+from keepstep.entrance import Entrance
 from keepstep.interfaces import ConnectionClosed
 from keepstep.websocket import CLOSE_TIMEOUT_S, WebSocketConnection, serve_stream
 from tests.support.websocket import LIMITS, CountedStream, Place, close_reason, frame, read_all, serving, upgraded
@@ -39,6 +40,7 @@ async def one_connection() -> AsyncIterator[tuple[WebSocketConnection, CountedSt
                 handler=handler,
                 admit=lambda _: Place(),
                 limits=LIMITS,
+                entrance=Entrance(),
                 refusals=trio.CapacityLimiter(1),
                 on_fault=lambda error, _address: pytest.fail(repr(error)),
             )

@@ -311,6 +311,28 @@ def head_vectors() -> Any:
     return vectors
 
 
+def rewind_vectors() -> Any:
+    """Signed rewinds."""
+    vectors = []
+    for stream, epoch, seq in (("notes", NOW_MS, 1), ("$devices", NOW_MS, 2**40), ("x" * 128, 2**63 - 1, 0)):
+        chain = secret(f"chain of {stream}")
+        rewind = pack([1, USER_KEY, stream, epoch, seq, chain])
+        vectors.append(
+            {
+                "user_key": USER_KEY,
+                "stream": stream,
+                "epoch": epoch,
+                "seq": seq,
+                "chain": chain,
+                "rewind": rewind,
+                "server_secret": SERVER_SECRET,
+                "server_key": SERVER_KEY,
+                "sig": crypto.ed25519_sign(SERVER_SECRET, b"keepstep/v1/rewind\0" + rewind),
+            }
+        )
+    return vectors
+
+
 def challenge_vectors() -> Any:
     """Challenges over REST, signed by a device."""
     vectors = []
@@ -521,6 +543,7 @@ def control_vectors() -> Any:
         ("expect, kept for ever", 1, [1, 1, 0, None, None]),
         ("fork, with a longest ttl", 1, [1, 2, 1, 86_400, None]),
         ("latest", 1, [1, 3, 1, None, None]),
+        ("append, with a bound of the stream's bytes", 1, [1, 0, 1, None, 1_000_000]),
         ("a snapshot", 2, [1, 7, H("keepstep/v1/chain", b"some chain"), {DEVICE_ID: 5, PHONE_ID: 2}, b"sealed"]),
         ("a confirmation", 3, [1, 8]),
         ("an erasure", 4, [1, {DEVICE_ID: [1, 2, 70_000], PHONE_ID: [3]}]),
@@ -528,7 +551,6 @@ def control_vectors() -> Any:
     refused = [
         ("a policy of later", 1, [1, 4, 1, None, None], "unsupported"),
         ("a retention class of later", 1, [1, 0, 2, None, None], "unsupported"),
-        ("a bound of the stream's bytes", 1, [1, 0, 1, None, 1_000_000], "unsupported"),
         ("another version", 1, [2, 0, 1, None, None], "unsupported"),
         ("a longest ttl of nothing", 1, [1, 0, 1, 0, None], "malformed"),
         ("a field too many", 3, [1, 8, 8], "malformed"),
@@ -556,6 +578,7 @@ def vector_files() -> dict[str, str]:
         "chain.json": chain_vectors(),
         "controls.json": control_vectors(),
         "head.json": head_vectors(),
+        "rewind.json": rewind_vectors(),
         "challenge.json": challenge_vectors(),
         "account.json": account_vectors(),
         "payload.json": payload_vectors(),

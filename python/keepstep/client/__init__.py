@@ -9,14 +9,24 @@ from keepstep.client.device import Device, open_device
 from keepstep.client.linking import Candidate, LinkOffer, WrongCode, accept_link, offer_link
 from keepstep.client.listing import DeviceInfo
 from keepstep.client.live import DeviceAway, DevicePresence, PresenceChanges, ReceivedSignal, Signals
+from keepstep.client.moving import move_device
 from keepstep.client.notices import Notice, NoticeKind, Notices
 from keepstep.client.publication import Publication, Receipt
 from keepstep.client.recovering import recover
+from keepstep.client.rewinds import Restoration
 from keepstep.client.server import Server, find_server
 from keepstep.client.snapshots import Snapshot
 from keepstep.client.store import Alarm
 from keepstep.client.subscription import Event, Subscription
-from keepstep.errors import ClientError, KeepstepError, ProtocolError, StoreError, VerificationError
+from keepstep.errors import (
+    ClientError,
+    EventsPruned,
+    EventsRewound,
+    KeepstepError,
+    ProtocolError,
+    StoreError,
+    VerificationError,
+)
 from keepstep.model import Capability, Policy, Position
 
 __all__ = [
@@ -29,6 +39,8 @@ __all__ = [
     "DeviceInfo",
     "DevicePresence",
     "Event",
+    "EventsPruned",
+    "EventsRewound",
     "KeepstepError",
     "LinkOffer",
     "Notice",
@@ -41,6 +53,7 @@ __all__ = [
     "Publication",
     "Receipt",
     "ReceivedSignal",
+    "Restoration",
     "Server",
     "Signals",
     "Snapshot",
@@ -51,6 +64,7 @@ __all__ = [
     "accept_link",
     "create_user",
     "find_server",
+    "move_device",
     "offer_link",
     "open_device",
     "recover",

@@ -56,6 +56,31 @@ async def _revoke(path: Path, lost: str) -> None:
         nursery.cancel_scope.cancel()
 
 
+@cli.device_group.command("restorations")
+@click.option("--end", is_flag=True, help="Wait no longer for the other devices to hand in what they hold.")
+@cli.device_option
+def device_restorations(name: str | None, *, end: bool) -> None:
+    """Show what a restore of the server lost.
+
+    And what came of it: in its place again, appended anew, or nowhere. Until all devices that were seen lately have
+    handed in what they hold, or the time for it is over, the server takes nothing new. A device that manages can end
+    that with --end.
+    """
+    trio.run(_restorations, cli.choose(name), end)
+
+
+async def _restorations(path: Path, end: bool) -> None:
+    async with device.open_device(path) as opened:
+        if end:
+            await opened.wait_until_connected()
+            await opened.end_healing()
+        for each in await opened.restorations():
+            click.echo(
+                f"{each.stream}: as it was up to {each.common_seq} of {each.held_seq}; handed in {each.handed_in}, "
+                f"appended or published again {each.anew}, lost {each.lost}"
+            )
+
+
 def _id(text: str) -> bytes | str:
     """An id that was typed, or a name that nothing has."""
     try:
@@ -74,6 +99,7 @@ def _id(text: str) -> bytes | str:
     help="A device that stays, by its name, or its id where no device here knows the name.",
 )
 @click.option("--server", "address", metavar="ADDRESS", help="Where the server is now, if not where the file says.")
+@click.option("--moved", is_flag=True, help="The account was moved to the server that --server names with its key.")
 @click.option("--rest", "rest_url", metavar="URL", help="Where the server has its REST, if not beside it.")
 @click.option(
     "--recovery",
@@ -91,6 +117,7 @@ def recover_command(
     name: str,
     keep: Sequence[str],
     address: str | None,
+    moved: bool,
     rest_url: str | None,
     new_recovery_path: Path | None,
     passphrase_file: Path | None,
@@ -101,6 +128,8 @@ def recover_command(
     new device with the recovery file FILE and ends all others; those that are still yours stay with --keep. FILE is
     void afterwards: a new recovery file with the same passphrase takes its place.
     """
+    if moved and "#" not in (address or ""):
+        raise ClientError("with --moved, name the server and its key: --server ADDRESS#KEY")
     path = cli.device_path(name)
     kept = [_kept(each) for each in keep]
     passphrase = cli.ask_passphrase(passphrase_file, is_new=False)
@@ -117,6 +146,7 @@ def recover_command(
         new_recovery_path=new_recovery_path,
         keep=kept,
         server=found,
+        moved=moved,
         cost=cli.cost(),
     )
     trio.run(run)

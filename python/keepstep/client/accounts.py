@@ -26,7 +26,8 @@ from keepstep.protocol.chain import chain_0, event_hash, start_of_devices, verif
 from keepstep.protocol.codec import decode_lenient, encode
 from keepstep.protocol.event import NO_PREV, Header, sign_event
 from keepstep.protocol.messages import U64, Bytes32, SignedHead
-from keepstep.protocol.reader import StreamVerifier, state_at_start
+from keepstep.protocol.reader import StreamVerifier
+from keepstep.protocol.streamstate import state_at_start
 
 if TYPE_CHECKING:
     import ssl
@@ -300,7 +301,7 @@ def take_rotation(
     hash_ = event_hash(crypto, header, sig)
     with store.transaction():
         store.hand_over(position)
-        store.execute("INSERT INTO own VALUES (?, 1, ?, 1, ?, ?, ?)", DEVICES_STREAM, hash_, hash_, seq, chain)
+        store.execute("INSERT INTO own VALUES (?, 1, ?, 1, ?, ?, ?, 0)", DEVICES_STREAM, hash_, hash_, seq, chain)
         store.raise_hlc(environment.now_ms() << HLC_COUNTER_BITS)
         store.forget_genesis()
     return position
@@ -336,7 +337,7 @@ def take_registration(
         with store.transaction():
             log.save(DEVICES_STREAM, verifier.state, events)
             store.save_account(account.state.encode())
-            store.execute("INSERT INTO own VALUES (?, 1, ?, 1, ?, ?, ?)", DEVICES_STREAM, hash_, hash_, seq, chain)
+            store.execute("INSERT INTO own VALUES (?, 1, ?, 1, ?, ?, ?, 0)", DEVICES_STREAM, hash_, hash_, seq, chain)
             store.raise_hlc(environment.now_ms() << HLC_COUNTER_BITS)
     _publish_first_key(store, environment, verifier.position)
     with store.transaction():

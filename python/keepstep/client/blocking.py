@@ -203,11 +203,14 @@ class BlockingDevice:
         """Publish in order, all or none, and wait until the server has all of them. As ``publish``."""
         return self._publish(lambda: self._device.publish_many(stream, data), wait_s)
 
-    def set_policy(self, stream: str, policy: Policy, *, ttl_max_s: int | None = None) -> None:
+    def set_policy(
+        self, stream: str, policy: Policy, *, ttl_max_s: int | None = None, stream_bytes_max: int | None = None
+    ) -> None:
         """As ``Device.set_policy``; returns when the server has it on its disk."""
 
         async def put() -> list[Publication]:
-            return [await self._device.set_policy(stream, policy, ttl_max_s=ttl_max_s)]
+            bounds = {"ttl_max_s": ttl_max_s, "stream_bytes_max": stream_bytes_max}
+            return [await self._device.set_policy(stream, policy, **bounds)]
 
         self._publish(put, None)
 

@@ -22,7 +22,7 @@ import trio
 
 from keepstep.client import accounts, device, restdevice, server
 from keepstep.client.listing import list_devices_of
-from keepstep.client.notices import describe_notice
+from keepstep.client.notices import describe_day, describe_notice
 from keepstep.client.recovery import COST, PASSPHRASE_CHARACTERS_MIN, Cost
 from keepstep.client.store import open_store
 from keepstep.client.worker import open_nursery
@@ -284,8 +284,13 @@ def _describe(name: str, path: Path) -> list[str]:
 def _others(store: Store, devices: Sequence[DeviceInfo]) -> list[str]:
     """The live devices of the same user that are not on this machine, as far as their names tell."""
     here = {store.identity.name, *device_names()}
-    names = [each.name or each.device_id.hex() for each in devices if each.ended is None]
-    return [name for name in names if name not in here]
+    seen = store.seen()
+    names = [(each.name or each.device_id.hex(), seen.get(each.device_id)) for each in devices if each.ended is None]
+    return [_with_last_seen(name, seen_ms) for name, seen_ms in names if name not in here]
+
+
+def _with_last_seen(name: str, seen_ms: int | None) -> str:
+    return name if seen_ms is None else f"{name} (the server saw it last {describe_day(seen_ms)})"
 
 
 def _state(store: Store) -> str:

@@ -21,6 +21,7 @@ from keepstep.client.accounts import register
 from keepstep.client.enrolling import EnrolCalls
 from keepstep.client.environment import SYSTEM
 from keepstep.client.follower import Follower
+from keepstep.client.healing import HealCalls, Healer
 from keepstep.client.keeper import Keeper
 from keepstep.client.keys import Keyring, open_label
 from keepstep.client.link import Link
@@ -31,6 +32,7 @@ from keepstep.client.notices import Notices
 from keepstep.client.outbox import Draft, Outbox
 from keepstep.client.publisher import Publisher
 from keepstep.client.rest import RestClient
+from keepstep.client.sightings import Sightings
 from keepstep.client.snapshots import SnapshotCalls
 from keepstep.client.store import check_live, open_store
 from keepstep.client.subscription import EventSource, Subscription, check_readable
@@ -68,7 +70,7 @@ class Backup:
         return f"Backup({len(self.heads)} streams)"
 
 
-class Device(EnrolCalls, LiveCalls, SnapshotCalls):
+class Device(EnrolCalls, HealCalls, LiveCalls, SnapshotCalls):
     """An open device. ``open_device`` makes it and keeps it connected."""
 
     def __init__(
@@ -90,13 +92,24 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
             store, self._keyring, environment, lambda stream: self._follower.position(stream)
         )
         self._follower = Follower(store, self._log, self._keyring, environment, outbox.settle_within)
-        self._publisher = Publisher(store, outbox, worker, environment, outbox.count())
+        self._publisher = Publisher(store, outbox, worker, environment, outbox.count(), self._follower.rewinds)
         self._source = EventSource(self._log, self._keyring, worker, store.identity.user_key)
         self._live = Live(store, worker, self._keyring, environment, self._is_another)
+        self._healer = Healer(
+            store,
+            self._log,
+            worker,
+            environment,
+            follower=self._follower,
+            outbox=outbox,
+            queued=self._publisher.queued,
+            went_back=self._source.go_back,
+        )
         self._link = Link(
             store,
             worker,
             environment,
+            healer=self._healer,
             device_url=device_url or store.identity.device_url,
             tls=tls,
             follower=self._follower,
@@ -116,6 +129,7 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
             source=self._source,
         )
         self._tls = tls
+        self._sightings = Sightings(store, worker, environment, self._rest_client, self._source.announce)
 
     # -- what an application calls --------------------------------------------------------------------------------
 
@@ -194,7 +208,9 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         (publication,) = await self._publish([Draft(stream, data, key=key, ttl_s=ttl_s, expects=expects)])
         return publication
 
-    async def set_policy(self, stream: str, policy: Policy, *, ttl_max_s: int | None = None) -> Publication:
+    async def set_policy(
+        self, stream: str, policy: Policy, *, ttl_max_s: int | None = None, stream_bytes_max: int | None = None
+    ) -> Publication:
         """Say what a stream does with events that do not know of each other; makes the stream where there is none.
 
         A stream with events goes from ``append`` to another policy only, and from another one nowhere.
@@ -203,6 +219,7 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
             stream: its name.
             policy: see ``docs/reference/protocol.md`` section 3.
             ttl_max_s: the longest life of an event, seconds, which every event then has to name; ``None`` for none.
+            stream_bytes_max: what the stream may hold at the server, bytes; what is above it is ``quota_exceeded``.
 
         Raises:
             ClientError: this device does not manage. The publication raises ``unprocessable`` where it may not be.
@@ -210,7 +227,7 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         mine = self._follower.account.devices.get(self.identity.device_id)
         if mine is not None and not mine.manages(self._environment.now_ms()):
             raise ClientError(f"{self.identity.name} may not set policies: {self._managers()} may")
-        payload = encode_policy(policy, ttl_max_s=ttl_max_s)
+        payload = encode_policy(policy, ttl_max_s=ttl_max_s, stream_bytes_max=stream_bytes_max)
         (publication,) = await self._publish([Draft(stream, payload, kind=Kind.POLICY)])
         return publication
 
@@ -302,6 +319,7 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
             snapshot=snapshot,
             failure=lambda: followed.failure or self._link.failure,
             now_ms=self._environment.now_ms,
+            rewound_from=None if kept is None else kept.rewound_from,
         )
 
     async def wait_until_connected(self) -> None:
@@ -385,7 +403,7 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
                 raise
 
     async def _revoke(self, device_ids: Sequence[bytes]) -> None:
-        client = RestClient(self.identity, environment=self._environment, tls=self._tls)
+        client = self._rest_client()
         survey = Survey(
             self._store,
             self._follower,
@@ -397,6 +415,23 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         for device_id, accepted in (await survey.author_numbers(device_ids)).items():
             draft = Draft(DEVICES_STREAM, encode_revoke(device_id, accepted), kind=Kind.ACCOUNT)
             await self._change_account([draft])
+
+    async def last_seen(self) -> dict[bytes, int]:
+        """Ask the server when the user's live devices were last connected, unix milliseconds, by id; nobody signs it.
+
+        Raises:
+            ClientError: the server cannot be reached.
+            ProtocolError: it refuses.
+
+        A cancellation asks no further.
+        """
+        return await self._sightings.ask()
+
+    def _rest_client(self) -> RestClient:
+        """REST as this device, whose pinned server key goes on with the server's."""
+        client = RestClient(self.identity, environment=self._environment, tls=self._tls)
+        client.follow_server(lambda: self._follower.account.announcements, self._link.repin)
+        return client
 
     async def finish_recovery(self, root_secret: bytes) -> None:
         """On a device that a recovery has made: take every content key, and say what counts of the devices it ended.
@@ -489,6 +524,7 @@ class Device(EnrolCalls, LiveCalls, SnapshotCalls):
         async with open_nursery() as nursery:
             nursery.start_soon(self._link.run)
             nursery.start_soon(self._keeper.run)
+            nursery.start_soon(self._sightings.run)
             try:
                 yield
             finally:

@@ -24,7 +24,7 @@ from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, DeviceEntry,
 from keepstep.protocol.account_payloads import encode_enrol, entry_to_wire
 from keepstep.protocol.codec import encode
 from keepstep.protocol.linking import HANDOVER_BYTES_MAX, Handover
-from keepstep.protocol.reader import state_at_start
+from keepstep.protocol.streamstate import state_at_start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,6 +19,8 @@ from keepstep.client import crypto
 from keepstep.client.accountchanges import AccountChanges
 from keepstep.client.keys import Wraps, recovery_box, unwrap
 from keepstep.client.payload import PayloadError
+from keepstep.client.rewinds import Rewinds
+from keepstep.client.setback import SetBack
 from keepstep.client.store import Alarm
 from keepstep.errors import KeepstepError, ProtocolError, VerificationError
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind, Position, inbox_of
@@ -27,9 +29,10 @@ from keepstep.protocol.account_payloads import CheckpointPayload, decode_account
 from keepstep.protocol.account_state import decode_account_state
 from keepstep.protocol.chain import decode_head, verify_head
 from keepstep.protocol.keys import decode_keys
-from keepstep.protocol.messages import CaughtUp, Events, Head, ReadResult, Resumed
-from keepstep.protocol.reader import BehindDevices, StreamVerifier, state_at, state_at_start
+from keepstep.protocol.messages import CaughtUp, Events, Head, Pruned, ReadResult, Resumed, Rewound
+from keepstep.protocol.reader import BehindDevices, StreamVerifier
 from keepstep.protocol.snapshot import decode_erase
+from keepstep.protocol.streamstate import state_at, state_at_start
 
 if TYPE_CHECKING:
     from keepstep.client.environment import Environment
@@ -38,10 +41,10 @@ if TYPE_CHECKING:
     from keepstep.client.store import Store
     from keepstep.protocol.event import Header
     from keepstep.protocol.messages import EventRow
-    from keepstep.protocol.reader import StreamState
+    from keepstep.protocol.streamstate import StreamState
     from keepstep.protocol.verified import VerifiedEvent
 
-Arrived = Events | CaughtUp | Head | Resumed | ReadResult
+Arrived = Events | CaughtUp | Head | Pruned | Resumed | Rewound | ReadResult
 """What the server says of one stream."""
 Start = Literal["start", "end"]
 """Where a subscription may begin without a position."""
@@ -84,6 +87,7 @@ class Outcome:
         waiting: what was not taken because of that.
         failed: streams that stopped.
         keys_changed: a content key came.
+        rewound: streams that restores set back, and how far they may have.
         ended_at_ms: this device ended, as ``$devices`` shows to its head; unix milliseconds, else ``None``.
     """
 
@@ -95,10 +99,11 @@ class Outcome:
     waiting: list[Arrived] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     keys_changed: bool = False
+    rewound: dict[str, int] = field(default_factory=dict)
     ended_at_ms: int | None = None
 
 
-class Follower:
+class Follower(SetBack):
     """The verified streams of one device.
 
     Args:
@@ -127,14 +132,18 @@ class Follower:
         state = None if account is None else decode_account_state(account)
         self.account = AccountLog(crypto, store.identity.user_key, state)
         self._changes = AccountChanges(store, log)
-        self.wraps = Wraps()
-        for header, payload in log.key_events():
-            with contextlib.suppress(PayloadError, ProtocolError):  # an alarm told of it when it came
-                self._take_wraps(header, payload)
+        self.rewinds = Rewinds(store)
+        self._read_wraps()
         self._states = log.streams()
         self.followed: dict[str, Followed] = {}
         self.follow(DEVICES_STREAM, "start")
         self.follow(KEYS_STREAM, "start")
+
+    def _read_wraps(self) -> None:
+        self.wraps = Wraps()
+        for header, payload in self._log.key_events():
+            with contextlib.suppress(PayloadError, ProtocolError):  # an alarm told of it when it came
+                self._take_wraps(header, payload)
 
     def position(self, stream: str) -> Position:
         """How far a stream is verified and stored."""
@@ -148,7 +157,8 @@ class Follower:
             if isinstance(start, Position) and state.seq == 0:
                 # The heads that its enroller handed over stay: what the server shows from there on has to agree.
                 state = msgspec.structs.replace(state_at(start), heads=state.heads, claimed=state.claimed)
-            verifier = self._verifier(stream, state) if stream in self._states or start != "end" else None
+            is_read = stream in self._states and not _is_only_known_of(state)
+            verifier = self._verifier(stream, state) if is_read or start != "end" else None
             begins: Start = "end" if start == "end" else "start"
             followed = self.followed[stream] = Followed(stream, begins, verifier)
         return followed
@@ -185,6 +195,7 @@ class Follower:
             state=state,
             chain_at=lambda seq: self._log.chain_at(stream, seq),
             is_own_inbox=stream == inbox_of(identity.device_id),
+            is_dead=self.rewinds.is_dead,
         )
 
     # -- what has arrived -----------------------------------------------------------------------------------------
@@ -228,11 +239,16 @@ class Follower:
         if isinstance(message, Resumed):
             self._resumed(followed, message, outcome)
             return
+        if isinstance(message, Rewound):
+            outcome.rewound[followed.name] = self._rewound(followed, message)
+            return
         verifier = followed.verifier
         if verifier is None:
             raise VerificationError("events came before the answer to the subscription", stream=followed.name)
         if isinstance(message, Events):
             self._page(verifier, message, outcome, devices_complete=devices_complete)
+        elif isinstance(message, Pruned):
+            self._pruned(verifier, message, outcome, devices_complete=devices_complete)
         elif isinstance(message, CaughtUp):
             before = verifier.state.missing.keys()
             missing = verifier.caught_up(message.head)
@@ -259,6 +275,8 @@ class Follower:
         verifier = followed.verifier
         if verifier is None:
             verifier = followed.verifier = self._verifier_at_end(name, message)
+        self.rewinds.take(name, message.rewinds)
+        verifier = self._forget_dead(followed, verifier)
         verifier.resumed(message.head)
         head_seq = 0 if message.head is None else decode_head(message.head[0]).seq
         if head_seq < followed.promised_seq:
@@ -273,7 +291,15 @@ class Follower:
             head = verify_head(crypto, self._store.identity.server_key, message.head)
         except ProtocolError as exc:
             raise VerificationError("a head does not verify", stream=name) from exc
-        return self._verifier(name, state_at(Position(head.seq, head.chain)))
+        # The heads that its enroller handed over stay, and what a checkpoint names beyond the end.
+        known = self._state(name)
+        claimed = known.claimed
+        if claimed is not None and claimed[0] <= head.seq:
+            if claimed[0] == head.seq and claimed[1] != head.chain:
+                raise VerificationError("another device was shown another history", stream=name, seq=head.seq)
+            claimed = None
+        state = state_at(Position(head.seq, head.chain))
+        return self._verifier(name, msgspec.structs.replace(state, heads=known.heads, claimed=claimed))
 
     def _page(self, verifier: StreamVerifier, page: Events, outcome: Outcome, *, devices_complete: bool) -> None:
         devices_before = self.account.devices
@@ -295,6 +321,20 @@ class Follower:
         latest_hlc = max((event.header.hlc for event in events), default=0)
         if latest_hlc >> HLC_COUNTER_BITS <= self._environment.now_ms() + HLC_AHEAD_MS_MAX:
             self._store.raise_hlc(latest_hlc)
+
+    def _pruned(self, verifier: StreamVerifier, message: Pruned, outcome: Outcome, *, devices_complete: bool) -> None:
+        """The beginning of a stream, or more of it, is gone on the server: go on after it."""
+        before = verifier.position
+        gone = verifier.pruned(message, devices_complete=devices_complete)
+        for promise in self._promises(message.stream):
+            if promise.seq == message.to_seq and promise.chain != message.chain:
+                raise VerificationError(
+                    "not the history that was shown before", stream=message.stream, seq=message.to_seq
+                )
+        self._log.expire(message.stream, gone)
+        self._log.add_gap(message.stream, before.seq, verifier.position)
+        self._save(message.stream, verifier, ())
+        outcome.acks[message.stream] = verifier.position
 
     def _check_promises(self, stream: str, events: Sequence[VerifiedEvent]) -> None:
         """What was promised is what the server shows."""
@@ -392,10 +432,11 @@ class Follower:
         return {device_id: author.n for device_id, author in self._state(stream).authors.items()}
 
     def is_whole(self, stream: str) -> bool:
-        """Whether this device reads a stream from its first event on."""
+        """Whether this device reads a stream from its first event on, with nothing gone in between."""
         followed = self.followed.get(stream)
         verifier = None if followed is None else followed.verifier
-        return (self._state(stream) if verifier is None else verifier.state).whole
+        state = self._state(stream) if verifier is None else verifier.state
+        return state.whole and self._log.gap(stream, after=0) is None
 
     def positions(self) -> dict[str, Position]:
         """How far every stream that this device holds is verified."""
@@ -423,6 +464,11 @@ class Follower:
 
     def _alarm(self, failure: VerificationError) -> None:
         self._store.add_alarm(Alarm(self._environment.now_ms(), failure.stream, failure.seq, failure.reason))
+
+
+def _is_only_known_of(state: StreamState) -> bool:
+    """Whether a device has read nothing of a stream that has events, as signed heads say, its enroller's perhaps."""
+    return state.seq == 0 and any(decode_head(head).seq for head, _ in state.heads)
 
 
 def _precedence(message: Arrived) -> int:

@@ -13,6 +13,7 @@ import h11
 import msgspec
 import trio
 
+from keepstep.client.secure import open_secure
 from keepstep.errors import ERRORS, ClientError, ProtocolError
 
 RESPONSE_BYTES_MAX: Final = 256 * 1024
@@ -21,6 +22,7 @@ REQUEST_TIMEOUT_S: Final = 30
 """A whole request, from the name's look-up to the last byte of the answer, seconds."""
 READ_BYTES: Final = 16 * 1024
 HTTP_OK: Final = 200
+HTTP_BAD_REQUEST: Final = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ async def request(
     response_bytes_max: int | None = None,
     sink: Callable[[bytes], Awaitable[object]] | None = None,
     tls: ssl.SSLContext | None = None,
+    within_s: float | None = None,
 ) -> Response:
     """Send one request on a connection of its own and read the whole answer; redirects are not followed.
 
@@ -61,6 +64,7 @@ async def request(
         sink: takes the body of an answer with status 200 piece by piece, however large, instead of the answer; each
             piece may take as long as a request otherwise does.
         tls: for ``https``; the system's trusted certificates by default.
+        within_s: for the whole of it, seconds; ``REQUEST_TIMEOUT_S`` by default.
 
     Raises:
         ClientError: the server cannot be reached, or does not answer in time, or not in HTTP.
@@ -74,8 +78,9 @@ async def request(
         raise ClientError(f"{url} is not an http or https address") from exc
     if parts.scheme not in ("http", "https") or not host:
         raise ClientError(f"{url} is not an http or https address")
+    timeout_s = REQUEST_TIMEOUT_S if within_s is None else within_s
     try:
-        with trio.fail_after(REQUEST_TIMEOUT_S) as scope:
+        with trio.fail_after(timeout_s) as scope:
             stream = await _connect(parts.scheme, host, port, tls)
             async with stream:
                 target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -89,7 +94,7 @@ async def request(
                 bytes_max = response_bytes_max or RESPONSE_BYTES_MAX
                 return await _exchange(stream, head, body, bytes_max, None if sink is None else take)
     except trio.TooSlowError as exc:
-        raise ClientError(f"{parts.netloc} did not answer within {REQUEST_TIMEOUT_S} s") from exc
+        raise ClientError(f"{parts.netloc} did not answer within {timeout_s} s") from exc
     except (OSError, ssl.SSLError, trio.BrokenResourceError) as exc:
         raise ClientError(f"{parts.netloc} cannot be reached: {_reason(exc)}") from exc
     except h11.RemoteProtocolError as exc:
@@ -110,21 +115,19 @@ def raise_for_problem(response: Response) -> None:
             code = msgspec.json.decode(response.body, type=_Problem).code
             if code in ERRORS:
                 raise ProtocolError(code)
+    if response.status == HTTP_BAD_REQUEST and not response.body:
+        # What a WebSocket server says to a request that is not its own.
+        raise ClientError(
+            "that is not where REST is answered: if it is the port of devices (8441 unless configured otherwise), name "
+            "the one of REST (8440)"
+        )
     raise ClientError(f"the server answered with HTTP status {response.status}")
 
 
 async def _connect(scheme: str, host: str, port: int | None, tls: ssl.SSLContext | None) -> trio.abc.Stream:
     if scheme == "http":
         return await trio.open_tcp_stream(host, port or 80)
-    stream = await trio.open_ssl_over_tcp_stream(
-        host, port or 443, ssl_context=tls or ssl.create_default_context(), https_compatible=True
-    )
-    try:
-        await stream.do_handshake()
-    except BaseException:
-        await trio.aclose_forcefully(stream)
-        raise
-    return stream
+    return await open_secure(host, port or 443, tls)
 
 
 def _request(

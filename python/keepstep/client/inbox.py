@@ -18,9 +18,11 @@ from keepstep.protocol.messages import (
     SUBSCRIBE_STREAMS_MAX,
     Ack,
     Events,
+    Pruned,
     Read,
     ReadResult,
     Resumed,
+    Rewound,
     Subscribe,
     Unsubscribe,
 )
@@ -83,7 +85,7 @@ class Inbox:
 
     async def put(self, message: Arrived) -> None:
         """Queue a message; waits while the queue is full."""
-        if isinstance(message, Resumed):
+        if isinstance(message, Resumed | Rewound):
             self._asked.discard(message.stream)
         if message.stream in self._asked or message.stream not in self._follower.followed:
             return
@@ -157,4 +159,6 @@ class Inbox:
 def _size(message: Arrived) -> int:
     """What a message takes in memory, bytes, about."""
     rows = message.rows if isinstance(message, Events | ReadResult) else ()
+    if isinstance(message, Pruned):
+        rows = message.kept
     return ROW_BYTES + sum(ROW_BYTES + len(row[3]) + len(row[5] or b"") for row in rows)

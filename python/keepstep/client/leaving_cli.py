@@ -1,7 +1,9 @@
-"""The commands for leaving a server: ``keepstep export-account``, ``keepstep delete-account``."""
+"""The commands for leaving a server: ``keepstep export-account``, ``device move``, ``delete-account``."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -11,6 +13,9 @@ import trio
 
 from keepstep.client import cli, restdevice
 from keepstep.client.http import raise_for_problem
+from keepstep.client.moving import move_device
+from keepstep.client.server import find_server
+from keepstep.client.store import open_store
 from keepstep.errors import ClientError
 
 _LENGTH_BYTES: Final = 4
@@ -68,6 +73,32 @@ def _check_whole(file: BinaryIO) -> int:
         if frame != _LAST_FRAME or written.tell() != size:
             raise ClientError("the server ended the file before its end: try again")
     return size
+
+
+@cli.device_group.command("move")
+@click.argument("address")
+@click.option("--rest", "rest_url", metavar="URL", help="Where the server has its REST, if not beside it.")
+@click.option("--yes", is_flag=True, help="Ask nothing: ADDRESS names the key, and it is right.")
+@cli.device_option
+def device_move(address: str, rest_url: str | None, yes: bool, name: str | None) -> None:
+    """Have a device go on at another server.
+
+    That is where its account has been imported. ADDRESS is what that server's `keepstep serve` prints, with its key
+    behind #: whoever names another key here hands the device to another server, so take it from the server's operator.
+    The device stays where it is unless the server has everything that the device knows of. Do it for every device.
+    """
+    path = cli.choose(name)
+    if yes and "#" not in address:
+        raise ClientError("with --yes the address names the server's key: ADDRESS#KEY")
+    found = trio.run(functools.partial(find_server, address, rest_url=rest_url))
+    with contextlib.closing(open_store(path)) as store:
+        mine = store.identity
+    click.echo(f"from  {mine.device_url}\n      {mine.server_key.hex()}")
+    click.echo(f"to    {found.device_url}\n      {found.server_key.hex()}")
+    if not yes:
+        click.confirm("Is that the other server's key?", abort=True)
+    trio.run(move_device, path, found)
+    click.echo(f"{mine.name} belongs to {found.device_url}")
 
 
 @click.command("delete-account")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from keepstep.client.connection import connect
+from keepstep.client.healing import HEAL_RID_END, HEAL_RID_FIRST
 from keepstep.client.inbox import READ_RID_FIRST, Inbox
 from keepstep.client.live import SIGNAL_RID_FIRST
 from keepstep.client.notices import Notice, NoticeKind
@@ -20,17 +22,21 @@ from keepstep.model import DEVICES_STREAM, KEYS_STREAM
 from keepstep.protocol.messages import (
     Accepted,
     CaughtUp,
+    ChainAtResult,
     Cloned,
     Draining,
     Error,
     Events,
     Head,
+    HealResult,
     KeyAnnounced,
     Ping,
     PresenceFrom,
+    Pruned,
     ReadResult,
     Resumed,
     Revoked,
+    Rewound,
     SignalFrom,
     Signalled,
 )
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from keepstep.client.connection import Connection
     from keepstep.client.environment import Environment
     from keepstep.client.follower import Followed, Follower, Outcome, Start
+    from keepstep.client.healing import Healer
     from keepstep.client.live import Live
     from keepstep.client.publisher import Publisher
     from keepstep.client.store import Store
@@ -92,7 +99,9 @@ class Link:
         publisher: Publisher,
         source: EventSource,
         live: Live,
+        healer: Healer,
     ) -> None:
+        self._healer = healer
         self.failure: Exception | None = None
         self.announced: Announcement | None = None
         self.last_problem = ""
@@ -187,12 +196,13 @@ class Link:
         if not isinstance(error, ProtocolError) or error.code != "auth_failed":
             return False
         identity = self._store.identity
-        announcements = list(self._follower.account.announcements)
+        announcements, shown = list(self._follower.account.announcements), None
         with contextlib.suppress(ClientError, ProtocolError):
-            announcements += await read_announcements(identity.rest_url, tls=self._tls)
-        return await self._repin(successor(identity.server_key, announcements))
+            shown, told = await read_announcements(identity.rest_url, tls=self._tls)
+            announcements += told
+        return await self.repin(successor(identity.server_key, announcements, shown=shown))
 
-    async def _repin(self, server_key: bytes) -> bool:
+    async def repin(self, server_key: bytes) -> bool:
         """Know the server by that key; whether it is another one than before."""
         if server_key == self._store.identity.server_key:
             return False
@@ -255,6 +265,7 @@ class Link:
         self._inbox = self._connection = None
         self._caught_up.clear()
         self._publisher.end()
+        self._healer.end()
         self._live.end()
         self._source.announce()
 
@@ -262,17 +273,16 @@ class Link:
 
     async def _session(self) -> None:
         identity = self._store.identity
-        await self._repin(
-            overdue(identity.server_key, self._follower.account.announcements, self._environment.now_ms())
-        )
+        await self.repin(overdue(identity.server_key, self._follower.account.announcements, self._environment.now_ms()))
         opened = connect(self._store.identity, self._environment, device_url=self._device_url, tls=self._tls)
         async with opened as connection:
-            await self._check_epoch(connection.epoch)
+            pending = await self._check_epoch(connection.epoch)
             inbox = Inbox(connection, self._follower, self._worker, self._report)
             async with self._following:
                 readable = [name for name, each in self._follower.followed.items() if each.failure is None]
                 self._publisher.begin(connection, self._follower.followed.keys())
                 self._connection, self._inbox = connection, inbox
+                self._healer.begin(connection, inbox.subscribe, pending=pending)
                 await inbox.subscribe(readable)
             self.last_problem = ""
             self.failure = None
@@ -281,15 +291,23 @@ class Link:
                 nursery.start_soon(self._receive, connection, inbox)
                 nursery.start_soon(inbox.run)
                 nursery.start_soon(self._publisher.run)
+                nursery.start_soon(self._healer.run)
                 nursery.start_soon(self._live.run, connection)
                 nursery.start_soon(self._ping, connection)
 
-    async def _check_epoch(self, epoch: int) -> None:
+    async def _check_epoch(self, epoch: int) -> bool:
+        """Whether a restore began an epoch in which this device has not handed in what it holds."""
         known = self._store.epoch()
         if epoch < known:
             raise VerificationError("the server's epoch went back", stream=DEVICES_STREAM)
         if epoch > known:
             await self._worker.run(lambda: self._keep_epoch(epoch))
+        if epoch <= await self._worker.run(self._store.healed_epoch):
+            return False
+        async with self._following:
+            for stream in self._follower.positions():  # whatever this device holds may be what was lost
+                self._follower.follow(stream, "start")
+        return True
 
     def _keep_epoch(self, epoch: int) -> None:
         with self._store.transaction():
@@ -298,8 +316,9 @@ class Link:
     async def _receive(self, connection: Connection, inbox: Inbox) -> None:
         while True:
             message = await connection.receive()
-            if isinstance(message, Events | CaughtUp | Head | Resumed | ReadResult):
+            if isinstance(message, Events | CaughtUp | Head | Pruned | Resumed | Rewound | ReadResult):
                 if isinstance(message, Resumed) and message.stream not in self._follower.followed:
+                    await self._worker.run(partial(self._follower.take_rewinds, message.stream, message.rewinds))
                     self._publisher.resumed(message.stream, message.author)
                 await inbox.put(message)
             elif isinstance(message, Revoked):
@@ -327,7 +346,12 @@ class Link:
             self._publisher.hold()
         elif isinstance(message, SignalFrom | PresenceFrom | Signalled):
             self._live.take(message)
+        elif isinstance(message, ChainAtResult | HealResult):
+            self._healer.take(message)
         elif isinstance(message, Error):
+            if message.rid is not None and HEAL_RID_FIRST <= message.rid < HEAL_RID_END:
+                self._healer.take(message)
+                return
             if message.rid is not None and SIGNAL_RID_FIRST <= message.rid < READ_RID_FIRST:
                 self._live.take(message)
                 return
@@ -350,8 +374,11 @@ class Link:
         if outcome.ended_at_ms is not None:
             raise ProtocolError("revoked", "this device has ended, as $devices says")
         self._caught_up.update(outcome.caught_up)
-        for stream, author in outcome.authors.items():
-            self._publisher.resumed(stream, author)
+        self._healer.rewound(outcome.rewound)
+        self._healer.note(outcome.authors)
+        if not self._healer.pending:
+            for stream, author in outcome.authors.items():
+                self._publisher.resumed(stream, author)
         self._live.refresh()
         self._source.announce()
 

@@ -46,7 +46,7 @@ from keepstep.protocol.linking import (
     format_invitation,
     parse_invitation,
 )
-from keepstep.protocol.reader import state_at_start
+from keepstep.protocol.streamstate import state_at_start
 from keepstep.validation import parse_label
 
 if TYPE_CHECKING:

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind
 from keepstep.protocol.event import decode_header
-from keepstep.protocol.reader import StreamState, decode_state
+from keepstep.protocol.streamstate import StreamState, decode_state
 from keepstep.protocol.verified import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from keepstep.client.store import Store
+    from keepstep.model import Position
     from keepstep.protocol.event import Header
+    from keepstep.protocol.messages import EventRow
     from keepstep.protocol.verified import VerifiedEvent
 
 KEPT_BYTES_MAX: Final = 256 * 1024 * 1024
@@ -62,10 +64,14 @@ class FirstEvent:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far an application is in a stream, and the state that it committed with that."""
+    """How far an application is in a stream, and the state that it committed with that.
+
+    ``rewound_from``: where it was before a restore of the server set it back: the state knows of events that are gone.
+    """
 
     seq: int
     state: bytes
+    rewound_from: int | None = None
 
 
 class LocalLog:
@@ -165,9 +171,71 @@ class LocalLog:
         )  # fmt: skip
 
     def chain_at(self, stream: str, seq: int) -> bytes | None:
-        """The chain at ``seq``, where the event is kept."""
-        row = self._store.row("SELECT chain FROM events WHERE stream = ? AND seq = ?", stream, seq)
+        """The chain at ``seq``, where the event is kept, or a gap ends."""
+        row = self._store.row(
+            "SELECT chain FROM events WHERE stream = ?1 AND seq = ?2"
+            " UNION ALL SELECT chain FROM gaps WHERE stream = ?1 AND to_seq = ?2 LIMIT 1",
+            stream, seq,
+        )  # fmt: skip
         return None if row is None else bytes(row[0])
+
+    def add_gap(self, stream: str, after: int, to: Position) -> None:
+        """The events after ``after`` up to a position were gone before this device had them. Part of a transaction."""
+        self._store.execute("INSERT OR REPLACE INTO gaps VALUES (?, ?, ?, ?)", stream, after, to.seq, to.chain)
+
+    def gap(self, stream: str, *, after: int) -> tuple[int, int] | None:
+        """The first gap that ends above a seq: (seq before it, its last one)."""
+        row = self._store.row(
+            "SELECT after_seq, to_seq FROM gaps WHERE stream = ? AND to_seq > ? ORDER BY to_seq LIMIT 1", stream, after
+        )
+        return None if row is None else (row[0], row[1])
+
+    def exact_rows(self, stream: str, *, after: int, events_max: int) -> list[EventRow]:
+        """Kept events with seq > ``after`` as they were signed and received, in order."""
+        return [
+            (seq, device_id, received_at_ms, header, sig, payload, None)
+            for seq, device_id, received_at_ms, header, sig, payload in self._store.rows(
+                "SELECT seq, device_id, received_at_ms, header, sig, payload FROM events"
+                " WHERE stream = ? AND seq > ? ORDER BY seq LIMIT ?",
+                stream, after, events_max,
+            )
+        ]  # fmt: skip
+
+    def received_at_ms(self, stream: str, seq: int) -> int:
+        """When a kept event was received, unix milliseconds; 0 where it is not kept."""
+        row = self._store.row("SELECT received_at_ms FROM events WHERE stream = ? AND seq = ?", stream, seq)
+        return 0 if row is None else int(row[0])
+
+    def last_of(self, stream: str, device_id: bytes, *, up_to: int) -> tuple[bytes, bytes] | None:
+        """Header and signature of a device's last kept event that is not above a seq."""
+        row = self._store.row(
+            "SELECT header, sig FROM events WHERE stream = ? AND device_id = ? AND seq <= ? ORDER BY seq DESC LIMIT 1",
+            stream, device_id, up_to,
+        )  # fmt: skip
+        return None if row is None else (bytes(row[0]), bytes(row[1]))
+
+    def last_policy(self, stream: str, *, up_to: int) -> bytes | None:
+        """The payload of the last kept policy of a stream that is not above a seq."""
+        row = self._store.row(
+            "SELECT payload FROM events WHERE stream = ? AND seq <= ? AND substr(header, 3, 1) = x'01'"
+            " AND problem IS NULL ORDER BY seq DESC LIMIT 1",
+            stream, up_to,
+        )  # fmt: skip
+        return None if row is None else bytes(row[0])
+
+    def set_back(self, stream: str, state: StreamState) -> None:
+        """Drop what is beyond an earlier state; cursors go back to it and remember that. Part of a transaction."""
+        self._store.execute("DELETE FROM events WHERE stream = ? AND seq > ?", stream, state.seq)
+        self._store.execute("DELETE FROM gaps WHERE stream = ? AND to_seq > ?", stream, state.seq)
+        self._store.execute(
+            "UPDATE cursors SET rewound_from = coalesce(rewound_from, seq), seq = ? WHERE stream = ? AND seq > ?",
+            state.seq, stream, state.seq,
+        )  # fmt: skip
+        self._store.execute(
+            "UPDATE streams SET seq = ?1, chain = ?2, reader = ?3, kept_bytes = coalesce((SELECT sum(length(header)"
+            " + coalesce(length(payload), 0) + ?4) FROM events WHERE stream = ?5), 0) WHERE name = ?5",
+            state.seq, state.chain, state.encode(), ROW_OVERHEAD_BYTES, stream,
+        )  # fmt: skip
 
     def read(self, stream: str, *, after: int, events_max: int) -> list[StoredEvent]:
         """Kept events with seq > ``after``, in order."""
@@ -219,14 +287,16 @@ class LocalLog:
 
     def cursor(self, name: str, stream: str) -> Cursor | None:
         """What was last committed under a name."""
-        row = self._store.row("SELECT seq, state FROM cursors WHERE name = ? AND stream = ?", name, stream)
+        row = self._store.row(
+            "SELECT seq, state, rewound_from FROM cursors WHERE name = ? AND stream = ?", name, stream
+        )
         return None if row is None else Cursor(*row)
 
     def commit(self, name: str, stream: str, cursor: Cursor, *, now_ms: int) -> None:
         """Move a cursor, its state with it, and let go of what nobody needs any more; one transaction."""
         with self._store.transaction():
             self._store.execute(
-                "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?, ?)", name, stream, cursor.seq, cursor.state
+                "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?, ?, NULL)", name, stream, cursor.seq, cursor.state
             )
             self._prune(stream, now_ms)
 

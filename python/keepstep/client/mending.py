@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from keepstep.client.environment import Environment
     from keepstep.client.outbox import Entry, Outbox
+    from keepstep.client.rewinds import Rewinds
     from keepstep.client.sending import Held, Sending, Trouble
     from keepstep.client.store import Store
     from keepstep.client.worker import Worker
@@ -45,6 +46,7 @@ class Mender:
         worker: for calls that block.
         environment: clock and jitter.
         done: called with an entry that has left the outbox, and what became of it.
+        rewinds: what restores of the server explain.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Mender:
         worker: Worker,
         environment: Environment,
         done: Callable[[Entry, Receipt | Exception], None],
+        rewinds: Rewinds,
     ) -> None:
+        self._rewinds = rewinds
         self._store = store
         self._outbox = outbox
         self._worker = worker
@@ -103,6 +107,9 @@ class Mender:
                 await self._ask(session, held, stream)
         elif trouble.code == "out_of_order":
             last_n, last_hash = _position_detail(trouble)
+            if stream not in session.followed and await self._worker.run(lambda: self._asks_for_rewind(stream, last_n)):
+                await self._ask(session, held, stream)
+                return
             session.fruitless[stream] += 1
             if session.fruitless[stream] > FRUITLESS_MAX:
                 raise ProtocolError("out_of_order", "the server refuses the event that it asks for")
@@ -121,6 +128,18 @@ class Mender:
             held.until_s = 0
         else:
             held.until_s = trio.current_time() + self._pause_s(session, stream, trouble)
+
+    def _asks_for_rewind(self, stream: str, last_n: int) -> bool:
+        """Whether the server has less of this device than it acknowledged in an earlier epoch: it has to say why."""
+        is_behind = last_n < self._outbox.own(stream).accepted_n
+        return is_behind and self._store.own_epoch(stream) < self._store.epoch()
+
+    def _is_set_back(self, stream: str, last_n: int, last_hash: bytes) -> bool:
+        """Whether a restore explains what is missing; then this device goes on from what the server has."""
+        if self._rewinds.floor(stream, since=self._store.own_epoch(stream)) is None:
+            return False
+        self._outbox.set_back(stream, last_n, last_hash)
+        return True
 
     def _sign_again(self, stream: str) -> None:
         own = self._outbox.own(stream)
@@ -151,7 +170,9 @@ class Mender:
         own, known = await self._worker.run(lambda: (self._outbox.own(stream), self._outbox.hash_of(stream, last_n)))
         floor_n = own.accepted_n if floor_n is None else floor_n
         if last_n < floor_n or (last_n == own.accepted_n and last_hash != own.accepted_hash):
-            raise VerificationError("the server lost events that it had acknowledged", stream=stream)
+            if not await self._worker.run(lambda: self._is_set_back(stream, last_n, last_hash)):
+                raise VerificationError("the server lost events that it had acknowledged", stream=stream)
+            return
         if last_n < own.accepted_n:
             return  # what was on its way when the server answered has been acknowledged since
         if known == last_hash or await self._stored_instead(stream, last_n, last_hash, None):

@@ -42,6 +42,10 @@ class NoticeKind(enum.Enum):
     """Two programs use a device's key: its file was copied."""
     NO_CHECKPOINT = "no_checkpoint"
     """No device has compared histories for a week."""
+    UNSEEN = "unseen"
+    """A device was not connected for ninety days, as the server says; once, until it comes back."""
+    RESTORED = "restored"
+    """The server was restored from a backup; ``Device.restorations`` says what came of what it had lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,14 @@ _WORDS: Final = {
     NoticeKind.ENDED_BY_RECOVERY: "{name} ended, because the recovery did not keep it",
     NoticeKind.RETURNED: "{name} is a device of yours again, because the recovery keeps it",
     NoticeKind.CLONED: "{name} connects from more than one place: was its file copied? Then revoke it",
+    NoticeKind.UNSEEN: (
+        "the server says that {name} has not been connected for ninety days. If it is lost or given away: "
+        "{program} device revoke {name}"
+    ),
+    NoticeKind.RESTORED: (
+        "the server was restored from a backup, and went back: what this device held was handed in again. "
+        "What came of it: {program} device restorations"
+    ),
     NoticeKind.NO_CHECKPOINT: (
         "none of your devices that manage has compared histories for a week: connect one, so that a server that shows "
         "different things to different devices is found out"
@@ -93,6 +105,11 @@ def describe_notice(notice: Notice, devices: Sequence[DeviceInfo], program: str)
     name = (names[0] if names else None) or (notice.device_id or b"").hex()
     at, until = (f"{_local(at_ms):%Y-%m-%d %H:%M}" for at_ms in (notice.at_ms, notice.until_ms or 0))
     return f"{at}  {_WORDS[notice.kind].format(name=name, program=program, until=until)}"
+
+
+def describe_day(at_ms: int) -> str:
+    """A day for a person, where he is."""
+    return f"{_local(at_ms):%Y-%m-%d}"
 
 
 def _local(at_ms: int) -> dt.datetime:

@@ -35,6 +35,8 @@ PAYLOAD_BYTES_MAX: Final = 262_144
 NO_HASH: Final = bytes(32)
 HLC_COUNTER_BITS: Final = 16
 PREV_BYTES: Final = 16
+ENTRY_MIN: Final = -(2**62)
+"""Below every number in the outbox: what is published again after a restore comes before what waits, below 0."""
 FRAMING_BYTES: Final = 16
 """What an event adds to a publish beside header, signature and payload, bytes at most."""
 
@@ -268,7 +270,7 @@ class Outbox:
         with self._store.transaction():
             self.settle_within()
         found: list[Entry] = []
-        after = 0
+        after = ENTRY_MIN
         while len(found) < entries_max:
             rows = self._store.rows(_NEXT_ENTRIES, after, entries_max)
             if not rows:
@@ -327,6 +329,7 @@ class Outbox:
         mine = self._own(stream)
         if n > mine.accepted_n:
             self._save_own(stream, replace(mine, accepted_n=n, accepted_hash=hash_))
+        self._confirm_epoch(stream)
 
     # -- when the server answers otherwise ------------------------------------------------------------------------
 
@@ -381,6 +384,41 @@ class Outbox:
             self._save_own(stream, replace(mine, accepted_n=last_n, accepted_hash=last_hash))
             self._renumber(stream, last_n, last_hash)
 
+    def publish_again(self, stream: str, before: tuple[int, bytes], lost: Sequence[Entry]) -> None:
+        """A restore took events of this device away: they are published again, before what waits.
+
+        Args:
+            stream: theirs.
+            before: number and hash of this device's last event that is not among them.
+            lost: as they were signed, in order.
+        """
+        with self._store.transaction():
+            self.settle_within()
+            kept = {each.n for each in self._waiting(stream)}
+            again = [each for each in lost if each.n not in kept]
+            lowest = min(self._store.row("SELECT coalesce(min(entry), 0) FROM outbox")[0], 0) - len(again)
+            for number, each in enumerate(again):
+                self._insert(replace(each, entry=lowest + number), sent=True)
+            self._set_back_to(stream, *before)
+            if [each.n for each in lost] != list(range(before[0] + 1, before[0] + 1 + len(lost))):
+                self._renumber(stream, *before)
+
+    def set_back(self, stream: str, last_n: int, last_hash: bytes) -> None:
+        """A restore took events of this device away that it does not hold: go on after the server's last one."""
+        with self._store.transaction():
+            self.settle_within()
+            self._set_back_to(stream, last_n, last_hash)
+            self._renumber(stream, last_n, last_hash)
+            self._confirm_epoch(stream)
+
+    def _set_back_to(self, stream: str, n: int, hash_: bytes) -> None:
+        mine = self._own(stream)
+        self._save_own(stream, replace(mine, accepted_n=n, accepted_hash=hash_, receipt=_NOTHING_WRITTEN.receipt))
+
+    def _confirm_epoch(self, stream: str) -> None:
+        """The server has what this device knows to be accepted, in the log's epoch as it is now."""
+        self._store.execute("UPDATE own SET epoch = (SELECT epoch FROM device) WHERE stream = ?", stream)
+
     def _renumber(self, stream: str, last_n: int, last_hash: bytes) -> None:
         """Sign every waiting event of a stream anew, numbered from ``last_n + 1``. Part of a transaction."""
         waiting = self._waiting(stream)
@@ -433,7 +471,10 @@ class Outbox:
 
     def _save_own(self, stream: str, own: Own) -> None:
         self._store.execute(
-            "INSERT OR REPLACE INTO own VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO own VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (stream) DO UPDATE SET"
+            " last_n = excluded.last_n, last_hash = excluded.last_hash, accepted_n = excluded.accepted_n,"
+            " accepted_hash = excluded.accepted_hash,"
+            " receipt_seq = excluded.receipt_seq, receipt_chain = excluded.receipt_chain",
             stream, own.last_n, own.last_hash, own.accepted_n, own.accepted_hash, own.receipt.seq, own.receipt.chain,
         )  # fmt: skip
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from keepstep.client.connection import Connection
     from keepstep.client.environment import Environment
     from keepstep.client.outbox import Draft, Entry, Outbox
+    from keepstep.client.rewinds import Rewinds
     from keepstep.client.store import Store
     from keepstep.client.worker import Worker
     from keepstep.protocol.messages import Result
@@ -65,11 +66,19 @@ class _Queued:
 class Publisher:
     """Publishes for one device."""
 
-    def __init__(self, store: Store, outbox: Outbox, worker: Worker, environment: Environment, waiting: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        outbox: Outbox,
+        worker: Worker,
+        environment: Environment,
+        waiting: int,
+        rewinds: Rewinds,
+    ) -> None:
         self._outbox = outbox
         self._worker = worker
         self._intake = Intake(outbox, worker, is_sending=lambda: self._session is not None, added=self._added)
-        self._mender = Mender(store, outbox, worker, environment, self._done)
+        self._mender = Mender(store, outbox, worker, environment, self._done, rewinds)
         self._queue: deque[_Queued] = deque()
         self._more_on_disk = waiting > 0
         self._loading = False
@@ -103,6 +112,11 @@ class Publisher:
             self._publications[entry.entry] = publication
             self._enqueue(entry, marked=marked)
         return publications
+
+    def queued(self, count: int) -> None:
+        """Events entered the outbox that nobody publishes now: a restore of the server had lost them."""
+        self._waiting += count
+        self._forget_queue()
 
     def _enqueue(self, entry: Entry, *, marked: bool) -> None:
         self._waiting += 1

@@ -45,6 +45,7 @@ async def recover(
     new_recovery_path: Path,
     keep: Collection[bytes] = (),
     server: Server | None = None,
+    moved: bool = False,
     environment: Environment = SYSTEM,
     cost: Cost = COST,
     tls: ssl.SSLContext | None = None,
@@ -63,6 +64,7 @@ async def recover(
         new_recovery_path: where the new recovery file will be.
         keep: ids of the devices that stay; a device that was revoked against its user's will comes back by it.
         server: from ``find_server``, where it is reached otherwise than the file says; its key stays the pinned one.
+        moved: the account was moved to ``server``, which has another key; its user trusts that.
         environment: clock and randomness.
         cost: what a guess of the passphrase costs.
         tls: for ``https`` and ``wss``; the system's trusted certificates by default.
@@ -78,7 +80,7 @@ async def recover(
     old = await trio.to_thread.run_sync(read_recovery_file, recovery_path, passphrase)
     if server is None:
         server = await find_server(f"{old.server_url}#{old.server_key.hex()}", tls=tls)
-    if server.server_key != old.server_key:
+    if server.server_key != old.server_key and not moved:
         raise ClientError("that is another server than the one that the recovery file names")
     made = Recovering(old, server, path, name, new_recovery_path, environment)
     await trio.to_thread.run_sync(lambda: made.begin(passphrase, cost, keep))
@@ -110,6 +112,7 @@ class Recovering:
             old,
             root_secret=old.next_root_secret,
             next_root_secret=environment.random_bytes(KEY_BYTES),
+            server_key=server.server_key,
             server_url=server.device_url,
             created_at_ms=environment.now_ms(),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -11,19 +12,21 @@ import trio
 from keepstep.client import crypto
 from keepstep.client.environment import SYSTEM
 from keepstep.client.http import raise_for_problem, request
+from keepstep.client.repinning import read_announcements, successor
 from keepstep.errors import ClientError, ProtocolError
 from keepstep.model import SIGNATURE_BYTES
 from keepstep.protocol.challenge import NONCE_BYTES, Purpose, Statement, sign_statement
 from keepstep.protocol.receipt import RECEIPT_BYTES_MAX, verify_receipt
-from keepstep.validation import format_base64url, parse_base64url, parse_origin
+from keepstep.validation import format_base64url, parse_base64url, parse_origin, parse_server_key
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from keepstep.client.environment import Environment
     from keepstep.client.http import Response
     from keepstep.client.store import Identity
+    from keepstep.protocol.succession import Announcement
 
 _Answer = TypeVar("_Answer")
 
@@ -90,6 +93,19 @@ class RestClient:
         self._lock = trio.Lock()
         self._grant: _Grant | None = None
         self._got_at_ms = 0
+        self._announcements: Callable[[], Iterable[Announcement]] = tuple
+        self._repinned: Callable[[bytes], Awaitable[object]] | None = None
+
+    def follow_server(
+        self, announcements: Callable[[], Iterable[Announcement]], repinned: Callable[[bytes], Awaitable[object]]
+    ) -> None:
+        """Have the device pin the key to which the server has gone on.
+
+        Args:
+            announcements: those that the device has read in ``$devices``; what REST announces comes to them.
+            repinned: told the new key, to which announcements lead from the pinned one.
+        """
+        self._announcements, self._repinned = announcements, repinned
 
     async def access_token(self) -> str:
         """A token that is good for a while yet; got or refreshed where there is none.
@@ -227,7 +243,7 @@ class RestClient:
         identity = self._identity
         challenge = await self._ask("challenge", self._who() | {"purpose": purpose.value}, _Challenge)
         if challenge.server_key != identity.server_key.hex():
-            raise ClientError(f"{self.origin} is another server than the one this device belongs to")
+            identity = await self._follow(challenge.server_key)
         if challenge.origin != self.origin:
             raise ClientError(
                 f"the server at {self.origin} says that it is at {challenge.origin}: use that address, or set "
@@ -245,6 +261,18 @@ class RestClient:
         signature = sign_statement(crypto, identity.device_secret, statement)
         return {"nonce": challenge.nonce, "signature": format_base64url(signature)}
 
+    async def _follow(self, shown: str) -> Identity:
+        """The device as it knows the server by the key that it shows; ``repinning`` says which one it may be."""
+        pinned = self._identity.server_key
+        _, told = await read_announcements(self.origin, tls=self._tls)
+        server_key = successor(pinned, [*self._announcements(), *told], shown=_key(shown))
+        if server_key == pinned:
+            raise ClientError(f"{self.origin} is another server than the one this device belongs to")
+        if self._repinned is not None:
+            await self._repinned(server_key)
+        self._identity = replace(self._identity, server_key=server_key)
+        return self._identity
+
     async def _ask(self, what: str, body: dict[str, str], answer_type: type[_Answer]) -> _Answer:
         response = await request(
             "POST",
@@ -255,6 +283,14 @@ class RestClient:
         )
         raise_for_problem(response)
         return decode_answer(response, answer_type)
+
+
+def _key(shown: str) -> bytes:
+    """The server key in an answer. Raises ClientError."""
+    try:
+        return parse_server_key(shown)
+    except ProtocolError as exc:
+        raise ClientError("the server's answer is in no form that is known") from exc
 
 
 def decode_answer(response: Response, answer_type: type[_Answer]) -> _Answer:

@@ -68,7 +68,9 @@ _Hex32 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _Uuid = Annotated[str, Meta(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 
 
-class _SignedHead(msgspec.Struct, frozen=True):
+class ShownHead(msgspec.Struct, frozen=True):
+    """A signed head as REST shows it."""
+
     head: str
     sig: str
 
@@ -78,10 +80,15 @@ class _Author(msgspec.Struct, frozen=True):
     last_hash: _Hex32
 
 
-class _Stream(msgspec.Struct, frozen=True):
+class StreamPlace(msgspec.Struct, frozen=True):
+    """Where a stream ends, as REST shows it."""
+
+    signed_head: ShownHead
+
+
+class _Stream(StreamPlace, frozen=True):
     """A stream, as far as it matters here."""
 
-    signed_head: _SignedHead
     author: _Author
 
 
@@ -142,6 +149,10 @@ class RestDevice:
         )
         self._follower = Follower(store, self._log, self._keyring, environment, outbox.settle_within)
         self._source = EventSource(self._log, self._keyring, worker, store.identity.user_key)
+        client.follow_server(lambda: self._follower.account.announcements, self._repin)
+
+    async def _repin(self, server_key: bytes) -> None:
+        await self._worker.run(lambda: self._follower.repin(server_key))
 
     @property
     def client(self) -> RestClient:
@@ -234,7 +245,7 @@ class RestDevice:
             if shown is None:
                 await self._apply([Resumed(stream, "contiguous", None, (0, _NO_HASH))])
                 return
-            head = _head(shown)
+            head = signed_head(shown.signed_head)
             author = shown.author.last_n, bytes.fromhex(shown.author.last_hash)
             await self._apply([Resumed(stream, "contiguous", head, author)])
             position = self._follower.position(stream)
@@ -417,8 +428,9 @@ def to_row(event: PageEvent) -> EventRow:
     )
 
 
-def _head(shown: _Stream) -> SignedHead:
+def signed_head(shown: ShownHead) -> SignedHead:
+    """The head as a session would have brought it, not verified. Raises ProtocolError."""
     return (
-        parse_base64url(shown.signed_head.head, bytes_max=_FIELD_BYTES_MAX, what="a head"),
-        parse_base64url(shown.signed_head.sig, bytes_max=_FIELD_BYTES_MAX, what="a signature"),
+        parse_base64url(shown.head, bytes_max=_FIELD_BYTES_MAX, what="a head"),
+        parse_base64url(shown.sig, bytes_max=_FIELD_BYTES_MAX, what="a signature"),
     )

@@ -19,7 +19,7 @@ from keepstep.client import crypto
 from keepstep.client.http import raise_for_problem
 from keepstep.client.outbox import Covers, Draft
 from keepstep.client.payload import PayloadError, Place
-from keepstep.client.rest import RestClient, decode_answer
+from keepstep.client.rest import decode_answer
 from keepstep.errors import ClientError, ProtocolError
 from keepstep.model import KEYS_STREAM, Capability, Kind, Position
 from keepstep.protocol.chain import chain_next, event_hash
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from keepstep.client.link import Link
     from keepstep.client.locallog import LocalLog, StoredEvent
     from keepstep.client.publication import Publication
+    from keepstep.client.rest import RestClient
     from keepstep.client.store import Identity
     from keepstep.client.worker import Worker
 
@@ -109,6 +110,10 @@ class SnapshotCalls(abc.ABC):
     @abc.abstractmethod
     async def wait_until_caught_up(self, stream: str) -> None:
         """Wait until everything of a stream is here."""
+
+    @abc.abstractmethod
+    def _rest_client(self) -> RestClient:
+        """REST as this device."""
 
     @abc.abstractmethod
     async def _publish(self, drafts: Sequence[Draft]) -> Sequence[Publication]:
@@ -185,8 +190,7 @@ class SnapshotCalls(abc.ABC):
 
     async def _listed(self, stream: str) -> Position | None:
         """Where the newest confirmed snapshot begins, as the server says."""
-        client = RestClient(self.identity, environment=self._environment, tls=self._tls)
-        response = await client.request("GET", f"/api/v1/snapshots?{urlencode({'stream': stream})}")
+        response = await self._rest_client().request("GET", f"/api/v1/snapshots?{urlencode({'stream': stream})}")
         try:
             raise_for_problem(response)
         except ProtocolError as error:

@@ -21,10 +21,10 @@ from keepstep.errors import ClientError, StoreError
 from keepstep.model import KEY_BYTES, Capability, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 BUSY_TIMEOUT_S: Final = 0.5
 """How long to wait for another process to let go of the file, seconds."""
 ALARMS_MAX: Final = 1000
@@ -45,11 +45,53 @@ _SNAPSHOT_EVENTS: Final = """
 CREATE INDEX IF NOT EXISTS snapshot_events ON events (stream, seq) WHERE substr(header, 3, 1) IN (x'02', x'03');
 """
 """The third byte of a header is its kind: an array of less than 16 elements that begins with the version."""
-_UPGRADE_FROM_1: Final = (
-    "ALTER TABLE device ADD COLUMN revoked_at_ms INTEGER;ALTER TABLE events ADD COLUMN concurrent_from INTEGER;"
-    + _NOTICES
-    + _SNAPSHOT_EVENTS
-)
+_GAPS: Final = """
+CREATE TABLE gaps (                     -- events that were gone on the server before this device had them
+    stream TEXT NOT NULL,
+    after_seq INTEGER NOT NULL,
+    to_seq INTEGER NOT NULL,
+    chain BLOB NOT NULL,                -- at to_seq
+    PRIMARY KEY (stream, to_seq)
+) STRICT, WITHOUT ROWID;
+"""
+_RESTORES: Final = """
+CREATE TABLE rewinds (                  -- the server's word that a restore set a stream back, for ever
+    stream TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    rewind BLOB NOT NULL,
+    sig BLOB NOT NULL,
+    PRIMARY KEY (stream, epoch)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE restorations (             -- what became of the events that a restore took away
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    stream TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
+    common_seq INTEGER NOT NULL,
+    held_seq INTEGER NOT NULL,
+    handed_in INTEGER NOT NULL,
+    anew INTEGER NOT NULL,
+    lost INTEGER NOT NULL
+) STRICT;
+"""
+_SEEN: Final = """
+CREATE TABLE seen (                     -- when devices were last connected: the server's word, which nobody signs
+    device_id BLOB PRIMARY KEY,
+    at_ms INTEGER NOT NULL
+) STRICT;
+"""
+_UPGRADES: Final = {
+    1: (
+        "ALTER TABLE device ADD COLUMN revoked_at_ms INTEGER;ALTER TABLE events ADD COLUMN concurrent_from INTEGER;"
+        + _NOTICES
+        + _SNAPSHOT_EVENTS
+    ),
+    2: (
+        "ALTER TABLE own ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;"
+        "ALTER TABLE device ADD COLUMN healed_epoch INTEGER NOT NULL DEFAULT 0;"
+        "ALTER TABLE cursors ADD COLUMN rewound_from INTEGER;" + _GAPS + _RESTORES + _SEEN
+    ),
+}
+"""By the version from which each goes to the next."""
 
 _SCHEMA: Final = (
     """
@@ -70,7 +112,8 @@ CREATE TABLE device (
     handed_over_chain BLOB NOT NULL,
     hlc INTEGER NOT NULL,               -- the highest one given or seen
     epoch INTEGER NOT NULL,             -- the highest one the server showed
-    revoked_at_ms INTEGER               -- when it ended: its keys are gone
+    revoked_at_ms INTEGER,              -- when it ended: its keys are gone
+    healed_epoch INTEGER NOT NULL DEFAULT 0  -- up to this epoch everything was handed in that a restore had lost
 ) STRICT;
 CREATE TABLE content_keys (
     content_epoch BLOB PRIMARY KEY,
@@ -103,6 +146,7 @@ CREATE TABLE cursors (                  -- how far an application is, with state
     stream TEXT NOT NULL,
     seq INTEGER NOT NULL,
     state BLOB NOT NULL,
+    rewound_from INTEGER,               -- where it was before a restore of the server set it back
     PRIMARY KEY (name, stream)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE own (                      -- this device as an author
@@ -112,7 +156,8 @@ CREATE TABLE own (                      -- this device as an author
     accepted_n INTEGER NOT NULL,        -- acknowledged by the server
     accepted_hash BLOB NOT NULL,
     receipt_seq INTEGER NOT NULL,       -- the last place the server said it gave to an event of ours
-    receipt_chain BLOB NOT NULL
+    receipt_chain BLOB NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 0    -- of the log when this was last true
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE outbox (
     entry INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -142,6 +187,9 @@ CREATE TABLE alarms (
 """
     + _NOTICES
     + _SNAPSHOT_EVENTS
+    + _GAPS
+    + _RESTORES
+    + _SEEN
 )
 
 
@@ -271,6 +319,14 @@ class Store:
         """Part of a transaction; never lowers it."""
         self.execute("UPDATE device SET epoch = max(epoch, ?)", epoch)
 
+    def healed_epoch(self) -> int:
+        """Up to this epoch everything was handed in that restores had lost."""
+        return int(self.row("SELECT healed_epoch FROM device")[0])
+
+    def set_healed(self, epoch: int) -> None:
+        """Part of a transaction."""
+        self.execute("UPDATE device SET healed_epoch = ?", epoch)
+
     def genesis(self) -> bytes | None:
         """The signed genesis that the server has not been known to accept."""
         genesis: bytes | None = self.row("SELECT genesis FROM device")[0]
@@ -297,6 +353,15 @@ class Store:
         """The last place that the server said it gave to an event of this device; seq 0 where there is none."""
         row = self.row("SELECT receipt_seq, receipt_chain FROM own WHERE stream = ?", stream)
         return Position(0, b"") if row is None else Position(*row)
+
+    def own_epoch(self, stream: str) -> int:
+        """The epoch of the log when this device's own numbers in a stream were last known to be the server's."""
+        row = self.row("SELECT epoch FROM own WHERE stream = ?", stream)
+        return 0 if row is None else int(row[0])
+
+    def forget_receipt(self, stream: str) -> None:
+        """A restore took the place away that the server gave to an event of this device. Part of a transaction."""
+        self.execute("UPDATE own SET receipt_seq = 0, receipt_chain = x'' WHERE stream = ?", stream)
 
     def add_alarm(self, alarm: Alarm) -> None:
         """Keep an alarm for the user. Part of a transaction."""
@@ -326,6 +391,16 @@ class Store:
                 "SELECT id, at_ms, kind, device_id, until_ms FROM notices WHERE id > ? ORDER BY id", after
             )
         ]
+
+    def keep_seen(self, seen: Mapping[bytes, int]) -> None:
+        """Keep when devices were last connected, unix milliseconds, in place of what was known. In a transaction."""
+        self.execute("DELETE FROM seen")
+        for device_id, at_ms in seen.items():
+            self.execute("INSERT INTO seen (device_id, at_ms) VALUES (?, ?)", device_id, at_ms)
+
+    def seen(self) -> dict[bytes, int]:
+        """When devices were last connected, unix milliseconds, as the server said last."""
+        return dict(self.rows("SELECT device_id, at_ms FROM seen"))
 
     def revoked_at_ms(self) -> int | None:
         """When this device ended, unix milliseconds; ``None`` while it has its keys."""
@@ -358,6 +433,22 @@ class Store:
         """Know the server by another identity key from now on; within a transaction."""
         self.execute("UPDATE device SET server_key = ?", server_key)
         self.identity = replace(self.identity, server_key=server_key)
+
+    def belong_to(self, device_url: str, rest_url: str, server_key: bytes) -> None:
+        """Belong to another server, whose log has epochs of its own; within a transaction."""
+        self.execute(
+            "UPDATE device SET device_url = ?, rest_url = ?, server_key = ?, epoch = 0, healed_epoch = 0",
+            device_url,
+            rest_url,
+            server_key,
+        )
+        self.execute("UPDATE own SET epoch = 0")
+        self.execute("DELETE FROM rewinds")
+        self.identity = replace(self.identity, device_url=device_url, rest_url=rest_url, server_key=server_key)
+
+    def own_streams(self) -> list[str]:
+        """Streams that this device has written."""
+        return [str(stream) for (stream,) in self.rows("SELECT stream FROM own")]
 
     def _load_identity(self) -> Identity:
         row = self.row(
@@ -404,7 +495,7 @@ def create_store(path: Path, identity: Identity, *, genesis: bytes | None, conte
     with _plain_errors(path), contextlib.closing(_connect(beside)) as connection:
         connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
         connection.execute(
-            "INSERT INTO device VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0, 0, NULL)",
+            "INSERT INTO device VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0, 0, NULL, 0)",
             (
                 identity.name, identity.user_key, identity.device_id, identity.device_secret, identity.box_secret,
                 int(identity.capabilities), identity.device_url, identity.rest_url, identity.server_key, genesis,
@@ -432,12 +523,13 @@ def open_store(path: Path) -> Store:
         connection = _connect(path)
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (1, SCHEMA_VERSION):
+            if version not in (*_UPGRADES, SCHEMA_VERSION):
                 raise ClientError(f"{path} was made by another version of keepstep (its format is {version})")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("COMMIT")
-            if version == 1:
-                connection.executescript(f"BEGIN;{_UPGRADE_FROM_1}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+            upgrade = "".join(statements for since, statements in _UPGRADES.items() if since >= version)
+            if upgrade:
+                connection.executescript(f"BEGIN;{upgrade}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
             return Store(path, connection)
         except BaseException:
             connection.close()

@@ -21,7 +21,7 @@ import trio
 from keepstep.client.keys import MissingContentKey
 from keepstep.client.locallog import Cursor
 from keepstep.client.payload import PayloadError, Place
-from keepstep.errors import ClientError, ProtocolError
+from keepstep.errors import ClientError, EventsPruned, EventsRewound, ProtocolError
 from keepstep.model import Kind, inbox_of, is_inbox
 from keepstep.protocol.event import decode_header
 from keepstep.protocol.verified import Problem
@@ -95,6 +95,17 @@ class EventSource:
         self._keyring = keyring
         self._user_key = user_key
         self._changed = trio.Event()
+        self._went_back: dict[str, tuple[int, int]] = {}
+
+    def go_back(self, stream: str, seq: int) -> None:
+        """A restore of the server took away what comes after a seq."""
+        count, _ = self.went_back(stream)
+        self._went_back[stream] = count + 1, seq
+        self.announce()
+
+    def went_back(self, stream: str) -> tuple[int, int]:
+        """How often a stream went back since the device was opened, and the last time to where."""
+        return self._went_back.get(stream, (0, 0))
 
     def changed(self) -> trio.Event:
         """Set once something changes after this call."""
@@ -140,6 +151,7 @@ class Subscription:
         snapshot: Snapshot | None,
         failure: Callable[[], Exception | None],
         now_ms: Callable[[], int],
+        rewound_from: int | None = None,
     ) -> None:
         self.stream = stream
         self.state = state
@@ -150,6 +162,8 @@ class Subscription:
         self._failure = failure
         self._now_ms = now_ms
         self._ready: deque[Event] = deque()
+        self._rewound_from = rewound_from
+        self._times_back, _ = source.went_back(stream)
 
     def __aiter__(self) -> Subscription:
         return self
@@ -160,13 +174,17 @@ class Subscription:
         Raises:
             VerificationError: the server or an author lies about this stream; what was given out before is true.
             ProtocolError: the server does not let this device read the stream, or the device was stopped.
+            EventsRewound: events that were given out are no more; calling again goes on after those that are.
+            EventsPruned: the next events are gone on the server; calling again goes on after them.
             ClientError: the events after the position are no longer kept here, or the device was closed.
 
         A cancellation loses no event.
         """
         give_up_s = math.inf
+        self._check_back()
         while not self._ready:
             changed = self._source.changed()
+            self._check_back()
             found = await self._load(decided=trio.current_time() >= give_up_s)
             if self._ready:
                 break
@@ -178,6 +196,20 @@ class Subscription:
             with trio.move_on_at(give_up_s):
                 await changed.wait()
         return self._ready.popleft()
+
+    def _check_back(self) -> None:
+        """Go back where the stream did. Raises EventsRewound: beyond what was given out."""
+        times, seq = self._source.went_back(self.stream)
+        given = self._ready[0].seq - 1 if self._ready else self._after
+        if times != self._times_back:
+            self._times_back = times
+            self._ready.clear()
+            self._after = given
+            if given is not None and given > seq:
+                self._after, self._rewound_from = seq, given
+        if self._rewound_from is not None:
+            rewound_from, self._rewound_from = self._rewound_from, None
+            raise EventsRewound(self.stream, self._after or 0, rewound_from)
 
     def waiting(self) -> int:
         """Events that the next calls give out at once."""
@@ -201,7 +233,11 @@ class Subscription:
     async def _load(self, *, decided: bool) -> bool:
         """Read and decrypt the next page; whether there was anything."""
         after = self._after
-        found, after, events = await self._source.worker.run(lambda: self._page(after, decided=decided))
+        try:
+            found, after, events = await self._source.worker.run(lambda: self._page(after, decided=decided))
+        except EventsPruned as gone:
+            self._after = gone.last_seq
+            raise
         self._ready.extend(events)
         self._after = after
         return found
@@ -213,7 +249,12 @@ class Subscription:
             whether there is anything that was not passed over, the last seq that was read, and the events.
         """
         while True:
+            gap = self._source.log.gap(self.stream, after=after or 0)
             rows = self._source.log.read(self.stream, after=after or 0, events_max=PAGE_EVENTS)
+            if gap is not None:
+                rows = [row for row in rows if row.seq <= gap[0]]
+                if not rows:
+                    raise EventsPruned(self.stream, (after or 0) + 1, gap[1])
             if after is not None and rows and rows[0].seq != after + 1:
                 raise ClientError(f"{self.stream} is kept on this device from {rows[0].seq} on, not from {after + 1}")
             events: list[Event] = []

@@ -18,7 +18,8 @@ from keepstep.client.rest import decode_answer
 from keepstep.client.restdevice import PAGE_EVENTS, EventPage, to_row
 from keepstep.errors import ClientError
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, is_inbox
-from keepstep.protocol.reader import BehindDevices, StreamVerifier, state_at_start
+from keepstep.protocol.reader import BehindDevices, StreamVerifier
+from keepstep.protocol.streamstate import state_at_start
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from keepstep.client.store import Store
     from keepstep.client.worker import Worker
     from keepstep.protocol.messages import EventRow
-    from keepstep.protocol.reader import Author
+    from keepstep.protocol.streamstate import Author
 
 STREAMS_PER_PAGE: Final = 100
 DEVICES_WAIT_S: Final = 30

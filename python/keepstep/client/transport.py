@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import math
-import ssl
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
 from urllib.parse import SplitResult, urlsplit
 
 import trio
 import trio_websocket
 
+from keepstep.client.secure import SecureStream, open_secure
 from keepstep.client.worker import open_nursery
 from keepstep.errors import ERRORS, ProtocolError
 from keepstep.protocol.messages import MESSAGE_BYTES_MAX
 from keepstep.protocol.primitives import RECORD_TAG_BYTES
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-_Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
+_Stream: TypeAlias = "trio.SocketStream | SecureStream"
 
 SUBPROTOCOL: Final = "keepstep.v1"
 CONNECT_TIMEOUT_S: Final = 20
@@ -189,9 +190,7 @@ class _ReaderNursery:
 async def _open_stream(parts: SplitResult, tls: ssl.SSLContext | None) -> _Stream:
     host = parts.hostname or ""
     if parts.scheme == "wss":
-        return await trio.open_ssl_over_tcp_stream(
-            host, parts.port or 443, ssl_context=tls or ssl.create_default_context(), https_compatible=True
-        )
+        return await open_secure(host, parts.port or 443, tls)
     return await trio.open_tcp_stream(host, parts.port or 80)
 
 

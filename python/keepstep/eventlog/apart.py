@@ -103,13 +103,23 @@ class Apart:
         if erase.events.keys() != {self.submission.device_id} and not self.submission.capabilities & Capability.MANAGE:
             raise DataFault("forbidden")
         device_pks = stream.device_pks(erase.events)
+        pruned = stream.pruned_authors()
         places: list[tuple[int, int]] = []
         for device_id, numbers in erase.events.items():
             known = self.old.author(device_pks.get(device_id, 0))
             if known is None or numbers[-1] > known[0]:
                 raise DataFault("unprocessable")
-            found = stream.authored(device_pks[device_id], numbers, from_seq=known[1])
-            if len(found) < len(numbers) or any(decode_header(each.header).kind not in ERASABLE for each in found):
+            # What is gone with its stream's beginning has nothing left to erase, but for what is kept of that; the
+            # devices that hold it are told all the same, and so is the archive.
+            last_gone = pruned[device_id][0] if device_id in pruned else 0
+            gone = [n for n in numbers if n <= last_gone]
+            stream.erase_archived(device_pks[device_id], numbers)
+            if gone:
+                stream.drop_kept(device_pks[device_id], gone)
+            left = numbers[len(gone) :]
+            found = stream.authored(device_pks[device_id], left, from_seq=known[1]) if left else []
+            if len(found) < len(left) or any(decode_header(each.header).kind not in ERASABLE for each in found):
                 raise DataFault("unprocessable")
             places += ((each.seq, each.received_at_ms) for each in found)
-        stream.drop_payloads(sorted(places))
+        if places:
+            stream.drop_payloads(sorted(places))

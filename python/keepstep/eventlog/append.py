@@ -18,13 +18,24 @@ from keepstep._keepstep import StreamHead, ingest
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.eventlog.answers import DUPLICATE, LOOK_UP, NEW, REFUSED, AnswerRun, Answers, Place, refusal
 from keepstep.eventlog.apart import Apart
-from keepstep.eventlog.store import Contended, DataFault, Loaded, Lookup, StreamKey, StreamPlace, TryAgain
+from keepstep.eventlog.store import (
+    EVENT_OVERHEAD_BYTES_MAX,
+    KEYS_STREAM_PK,
+    Contended,
+    DataFault,
+    Loaded,
+    Lookup,
+    StreamKey,
+    StreamPlace,
+    TryAgain,
+)
 from keepstep.model import RetentionClass
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Ingested, Run, Submission
     from keepstep.eventlog.devices import AccountPosition, DeviceCache
     from keepstep.eventlog.heads import HeadCache
+    from keepstep.eventlog.rooms import ByteRooms
     from keepstep.eventlog.store import Found, LiveDevices, Store, Transaction
     from keepstep.model import AccountChange
     from keepstep.protocol.messages import Result
@@ -76,6 +87,15 @@ class _Part:
     @property
     def event_count(self) -> int:
         return sum(len(each.events) for each in self.submissions)
+
+    @cached_property
+    def bytes_by_user(self) -> dict[int, int]:
+        """What each user's events take at most."""
+        found: dict[int, int] = {}
+        for each in self.submissions:
+            bytes_ = each.events.payload_bytes + len(each.events) * EVENT_OVERHEAD_BYTES_MAX
+            found[each.user_pk] = found.get(each.user_pk, 0) + bytes_
+        return found
 
     def again(self, *, locked: bool) -> _Part:
         if self.attempts + 1 == ATTEMPTS_MAX:
@@ -134,7 +154,9 @@ class Appending:
         generation: of the store that the submissions' row numbers are of.
         heads: the heads that this node remembers.
         devices: the live devices that it remembers.
+        rooms: what this node may store for accounts with a quota of bytes.
         streams_per_user_max: streams a user may have, ``$devices`` and ``$keys`` among them.
+        bytes_per_user_max: what a user without a quota of its own may store outside those two, bytes; ``None`` for all.
         batch: the events, in order.
         now_ms: unix milliseconds, as the database's clock has it.
         change: what the only event of the batch does to the device table.
@@ -144,7 +166,9 @@ class Appending:
     generation: int
     heads: HeadCache
     devices: DeviceCache
+    rooms: ByteRooms
     streams_per_user_max: int
+    bytes_per_user_max: int | None
     batch: Sequence[Submission]
     now_ms: int
     change: AccountChange | None
@@ -173,6 +197,7 @@ class Appending:
             self.answers.close(self._find)
         except Unavailable as error:
             self.heads.drop(part.keys)
+            self.rooms.drop(part.users)
             if not self.runs:
                 raise
             self.answers.give_up(refusal("unavailable", error.retry_after_ms))
@@ -233,17 +258,18 @@ class Appending:
         if part.locked:
             with self.store.begin() as transaction:
                 loaded = transaction.lock(part.keys)
-                devices = transaction.devices(part.users)
+                devices: Mapping[int, LiveDevices] = transaction.devices(part.users)
                 self.devices.put(devices, generation=generation)
-                decision = self._decide(part, {}, loaded, devices)
+                decision = self._decide(part, {}, loaded, devices, transaction)
                 if decision.moved:
                     unmoved = self._write(transaction, part, decision)
                     assert not unmoved, "a locked stream did not move"
         else:
-            remembered = self.heads.get(part.keys, generation=generation)
+            remembered = self._roomy(part, self.heads.get(part.keys, generation=generation))
             missing = [key for key in part.keys if key not in remembered]
             loaded = self.store.load(missing) if missing else Loaded()
-            decision = self._decide(part, remembered, loaded, self._devices(part, remembered, loaded, generation))
+            devices = self._devices(part, remembered, loaded, generation)
+            decision = self._decide(part, remembered, loaded, devices, self.store)
             left |= self._stale(decision, remembered)
             if decision.moved:
                 with self.store.begin() as transaction:
@@ -343,6 +369,7 @@ class Appending:
         remembered: dict[StreamKey, StreamHead],
         loaded: Loaded,
         devices: Mapping[int, LiveDevices],
+        place: Store | Transaction,
     ) -> _Decision:
         heads = remembered | loaded.heads
         fresh, refused = self._fresh(part, heads, loaded)
@@ -353,7 +380,13 @@ class Appending:
         if refused:
             offered = {key: head for key, head in offered.items() if key not in refused}
         submissions = [self._permitted(each, devices, offered) for each in part.submissions]
-        ingested = ingest(submissions, offered, now_ms=self.now_ms)
+        ingested = ingest(
+            submissions,
+            offered,
+            now_ms=self.now_ms,
+            rooms=self._rooms(part, devices, place),
+            essential=self.change is not None and self.change.is_essential,
+        )
         return _Decision(ingested, ingested.moved, heads, fresh, refused)
 
     def _fresh(
@@ -381,6 +414,28 @@ class Appending:
                     auth_epoch=user.auth_epoch,
                 )
         return fresh, refused
+
+    def _roomy(self, part: _Part, remembered: dict[StreamKey, StreamHead]) -> dict[StreamKey, StreamHead]:
+        """The heads without those whose bound may be reached: payloads that went since are still counted in them."""
+        if all(head.bytes_max is None for head in remembered.values()):
+            return remembered
+        return {
+            key: head
+            for key, head in remembered.items()
+            if head.bytes_max is None or head.stored_bytes + part.bytes_by_user[key[0]] <= head.bytes_max
+        }
+
+    def _rooms(self, part: _Part, devices: Mapping[int, LiveDevices], place: Store | Transaction) -> Mapping[int, int]:
+        """What users with a quota of bytes may still store."""
+        default = self.bytes_per_user_max
+        asked = {
+            user_pk: (part.bytes_by_user[user_pk], quota)
+            for user_pk, live in devices.items()
+            if (quota := default if live.bytes_max is None else live.bytes_max) is not None
+        }
+        if not asked:
+            return {}
+        return self.rooms.rooms(asked, place.stored_bytes, now_ms=self.now_ms, generation=self.generation)
 
     def _stale(self, decision: _Decision, remembered: dict[StreamKey, StreamHead]) -> set[StreamKey]:
         """The remembered heads that are not the store's any more, of streams where no compare and set shows it.
@@ -413,6 +468,9 @@ class Appending:
         transaction.commit()
         if emptied:
             self.erased.add(_key(moved[0][1]))
+        for old, new in moved:
+            if new.stream_pk > KEYS_STREAM_PK and _place(new) not in unmoved:
+                self.rooms.take(new.user_pk, new.stored_bytes - old.stored_bytes)
         self.runs.extend(
             (_key(new), run)
             for (_, new), run in zip(moved, decision.ingested.runs, strict=True)

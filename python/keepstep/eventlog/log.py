@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from keepstep import _keepstep
-from keepstep.errors import ProtocolError
+from keepstep.errors import ProtocolError, Pruned
 from keepstep.eventlog.append import Appending
+from keepstep.eventlog.beginning import begin_after
 from keepstep.eventlog.devices import DeviceCache
 from keepstep.eventlog.genesis import create_account
 from keepstep.eventlog.heads import HeadCache
+from keepstep.eventlog.healing import Bounds, heal
+from keepstep.eventlog.rooms import ByteRooms
 from keepstep.eventlog.rotation import append_rotation
 from keepstep.eventlog.store import SNAPSHOTS_MAX
 from keepstep.interfaces import Appended, Page, StreamInfo
@@ -22,9 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keepstep._keepstep import Run, Submission
-    from keepstep.eventlog.store import Backend, Reader, Store, StreamKey, StreamRow
+    from keepstep.eventlog.healing import LostEvents
+    from keepstep.eventlog.store import Backend, Past, Reader, Store, StreamKey, StreamRow
     from keepstep.interfaces import Genesis, SnapshotInfo
-    from keepstep.model import AccountChange, DevicePk, Rotation, UserPk
+    from keepstep.model import AccountChange, DevicePk, PrunedPrefix, Rotation, UserPk
     from keepstep.protocol.messages import Result
 
 REMEMBERED_HEADS_MAX: Final = 100_000
@@ -41,8 +45,12 @@ class StoredLog:
     Args:
         backend: where it is kept.
         streams_per_user_max: streams a user may have, ``$devices`` and ``$keys`` among them.
+        bytes_per_user_max: what a user without a quota of its own may store outside those two, bytes; ``None`` for all.
         tail_bytes_max: memory for the newest events of all streams, bytes.
         tail_stream_bytes_max: the share of one stream, bytes.
+
+    Attributes:
+        past: where events below the tails of their streams are; ``None`` where they are gone.
     """
 
     def __init__(
@@ -50,15 +58,19 @@ class StoredLog:
         backend: Backend,
         *,
         streams_per_user_max: int = STREAMS_PER_USER_MAX,
+        bytes_per_user_max: int | None = None,
         tail_bytes_max: int = TAIL_BYTES_MAX,
         tail_stream_bytes_max: int = TAIL_STREAM_BYTES_MAX,
     ) -> None:
         self._backend = backend
         self._streams_per_user_max = streams_per_user_max
         self._heads = HeadCache(streams_max=REMEMBERED_HEADS_MAX)
+        self._bytes_per_user_max = bytes_per_user_max
         self._devices = DeviceCache()
+        self._rooms = ByteRooms()
         self._generation = backend.generation()
         self._listeners: list[Callable[[Sequence[Run]], None]] = []
+        self.past: Past | None = None
         self.tail = Tail(bytes_max=tail_bytes_max, stream_bytes_max=tail_stream_bytes_max)
 
     def generation(self) -> int:
@@ -123,7 +135,9 @@ class StoredLog:
                 generation=generation,
                 heads=self._heads,
                 devices=self._devices,
+                rooms=self._rooms,
                 streams_per_user_max=self._streams_per_user_max,
+                bytes_per_user_max=self._bytes_per_user_max,
                 batch=batch,
                 now_ms=now_ms,
                 change=account_change,
@@ -135,6 +149,17 @@ class StoredLog:
             self.tail.drop(key)  # no turn of the event loop since: nobody was served from it
         return Appended(outcome.results, outcome.suspects)
 
+    async def heal(self, key: StreamKey, before: Position, lost: Sequence[LostEvents], *, is_proven: bool) -> None:
+        """As ``EventLog.heal``."""
+        generation = self._backend.generation()
+        bounds = None if is_proven else Bounds(self._streams_per_user_max, self._bytes_per_user_max)
+        healed = await self._backend.write(lambda store: heal(store, key, before, lost, bounds))
+        self._heads.drop([key])
+        self._rooms.drop([key[0]])
+        self._announce(healed.runs, generation)
+        if healed.erased:
+            self.tail.drop(key)
+
     async def read(
         self, user_pk: UserPk, stream: str, *, after: int, events_max: int, bytes_max: int, now_ms: int
     ) -> Page:
@@ -145,6 +170,7 @@ class StoredLog:
         Raises:
             ProtocolError: ``unknown_stream``; ``unknown_position`` where ``after`` is above the head; ``internal``
                 where the log has a hole, which nothing may step over.
+            Pruned: what follows ``after`` is gone with the beginning of the stream.
             Unavailable: the database is needed and away.
         """
         key = (int(user_pk), stream)
@@ -154,16 +180,24 @@ class StoredLog:
             return page
 
         def work(reader: Reader) -> Page:
-            row = _known(reader, user_pk, stream, up_to=after)
+            row = _known(reader, user_pk, stream, up_to=after, left_after=after)
             if after == row.head_seq:
                 return Page(after, b"", 0, after, row.head_chain, after)
             rows, chain = reader.page(row, after=after, events_max=events_max, bytes_max=bytes_max, now_ms=now_ms)
             last_seq = after + len(rows)
             if not rows or (rows[0][0], rows[-1][0]) != (after + 1, last_seq):
+                _known(reader, user_pk, stream, left_after=after)  # the beginning may have gone meanwhile
                 raise ProtocolError("internal", "the log has a hole")
             return Page(after, _keepstep.encode_rows(rows), len(rows), last_seq, chain, max(row.head_seq, last_seq))
 
-        page = await self._backend.read(user_pk, work)
+        try:
+            page = await self._backend.read(user_pk, work)
+        except Pruned:
+            limits = {"events_max": events_max, "bytes_max": bytes_max, "now_ms": now_ms}
+            past = None if self.past is None else await self.past.page(user_pk, stream, after=after, **limits)
+            if past is None:
+                raise
+            return past
         self._check_generation()
         if self.tail.last_seq(key) > page.head_seq:
             # The snapshot is older than what this node has committed since: not an answer to "caught up".
@@ -177,12 +211,20 @@ class StoredLog:
             row = _known(reader, user_pk, stream, up_to=seq)
             if seq == 0:
                 return chain_0(_keepstep, row.user_key, stream)
-            chain = row.head_chain if seq == row.head_seq else reader.chain(row, seq)
+            known = {each.seq: each.chain for each in (row.tail,) if each is not None} | {row.head_seq: row.head_chain}
+            chain = known.get(seq) or reader.chain(row, seq)
             if chain is None:
+                _known(reader, user_pk, stream, left_after=seq)
                 raise ProtocolError("internal", "the log has a hole")
             return chain
 
-        return await self._backend.read(user_pk, work)
+        try:
+            return await self._backend.read(user_pk, work)
+        except Pruned:
+            chain = None if self.past is None else await self.past.chain(user_pk, stream, seq)
+            if chain is None:
+                raise
+            return chain
 
     async def author(self, user_pk: UserPk, stream: str, device_pk: DevicePk) -> tuple[int, bytes]:
         """(last_n, last_hash) of a device in a stream; (0, 32 zero bytes) where it never wrote.
@@ -207,6 +249,21 @@ class StoredLog:
         self._drop_overtaken(rows)
         return [_info(row) for row in rows]
 
+    async def pruned(self, user_pk: UserPk, stream: str) -> PrunedPrefix | None:
+        """What stands for the beginning of a stream; ``None`` where nothing of it is gone.
+
+        Cancel-safe; raises as ``read``.
+        """
+        return await self._backend.read(user_pk, lambda reader: reader.pruned(_known(reader, user_pk, stream)))
+
+    async def begin_after(self, user_pk: UserPk, stream: str, prefix: PrunedPrefix, *, now_ms: int) -> bool:
+        """Create a stream whose first events are gone; whether it was not there. A cancellation waits for the end.
+
+        Raises:
+            ProtocolError, Unavailable: as ``beginning.begin_after``.
+        """
+        return await self._backend.write(lambda store: begin_after(store, user_pk, stream, prefix, now_ms=now_ms))
+
     async def snapshots(self, user_pk: UserPk, stream: str) -> list[SnapshotInfo]:
         """The newest snapshots of a stream, newest first, at most ``SNAPSHOTS_MAX``.
 
@@ -217,8 +274,13 @@ class StoredLog:
         )
 
     def _drop_overtaken(self, rows: Sequence[StreamRow]) -> None:
-        """Forget the tails that another node has gone beyond: they would answer that there is nothing new."""
+        """Forget the tails that another node has gone beyond: they would answer that there is nothing new.
+
+        And of any tail what is gone from its stream.
+        """
         for row in rows:
+            if row.tail is not None:
+                self.tail.drop_before((int(row.user_pk), row.name), row.tail.seq)
             if row.head_seq > self.tail.last_seq((int(row.user_pk), row.name)):
                 self.tail.drop((int(row.user_pk), row.name))
 
@@ -242,16 +304,33 @@ class StoredLog:
             self.tail.clear()
 
 
-def _known(reader: Reader, user_pk: UserPk, name: str, *, up_to: int = 0) -> StreamRow:
-    """The stream. Raises ``unknown_stream``, or ``unknown_position`` where it does not reach ``up_to``."""
+def _known(reader: Reader, user_pk: UserPk, name: str, *, up_to: int = 0, left_after: int | None = None) -> StreamRow:
+    """The stream.
+
+    Raises ``unknown_stream``, ``unknown_position`` where it does not reach ``up_to``, Pruned where what follows
+    ``left_after`` is gone.
+    """
     row = reader.stream(user_pk, name)
     if row is None:
         raise ProtocolError("unknown_stream")
     if up_to > row.head_seq:
         raise ProtocolError("unknown_position")
+    if left_after is not None and row.tail is not None and left_after < row.tail.seq:
+        raise Pruned(left_after, row.tail.seq)
     return row
 
 
 def _info(row: StreamRow) -> StreamInfo:
     head = Position(row.head_seq, row.head_chain)
-    return StreamInfo(row.user_pk, row.stream_pk, row.name, head, row.policy, row.retention_class, row.ttl_max_s)
+    return StreamInfo(
+        row.user_pk,
+        row.stream_pk,
+        row.name,
+        head,
+        row.policy,
+        row.retention_class,
+        row.ttl_max_s,
+        row.bytes_max,
+        row.stored_bytes,
+        row.tail,
+    )

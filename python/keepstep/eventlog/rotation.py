@@ -46,7 +46,7 @@ def _append(
         if not change.fits(head.seq, head.chain):
             raise Unavailable("$devices has moved since the rotation was checked", retry_after_ms=0)
         submission = first_submission(rotation.user_pk, transaction.next_device_pk(key[0]), rotation)
-        ingested = ingest([submission], {key: head}, now_ms=now_ms)
+        ingested = ingest([submission], {key: head}, now_ms=now_ms, essential=True)
         answers = Answers([submission])
         answers.give((0, 0), ingested.results[0][0])
         if ingested.moved:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from keepstep._keepstep import Ingested, StreamHead
-    from keepstep.interfaces import Genesis, SnapshotInfo
-    from keepstep.model import AccountChange, DeviceEntry
+    from keepstep.eventlog.retention import TailAuthors
+    from keepstep.interfaces import Genesis, Page, SnapshotInfo
+    from keepstep.model import AccountChange, DeviceEntry, Position, PrunedPrefix
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ ERASE_WALK_EVENTS_MAX: Final = 65_536
 """How many events of one author an erasure goes back: about a second of a transaction that others wait for."""
 SNAPSHOTS_MAX: Final = 100
 """Snapshots of one stream that are listed; the newest are what anybody starts from."""
+EVENT_OVERHEAD_BYTES_MAX: Final = 1_024
+"""What header and signature of an event take at most: the longest stream name in it, all numbers at their longest."""
 ROW_BYTES_MAX: Final = 128
 """What a row of a page takes at most beside its header and payload: signature, ids, times, framing."""
 
@@ -131,6 +134,9 @@ class StreamRow:
     ttl_max_s: int | None
     head_seq: int
     head_chain: bytes
+    bytes_max: int | None = None
+    stored_bytes: int = 0
+    tail: Position | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +146,12 @@ class LiveDevices:
     Attributes:
         auth_epoch: of ``$devices``; it moves when a device ends or comes back, and not when one is enrolled.
         expires_at_ms: by device_pk, unix milliseconds; ``None`` for never.
+        bytes_max: the account's own quota of bytes, which moves ``auth_epoch`` too; ``None`` where the server's counts.
     """
 
     auth_epoch: int
     expires_at_ms: Mapping[int, int | None]
+    bytes_max: int | None = None
 
     def lets_write(self, device_pk: int, now_ms: int) -> bool:
         """Whether the device is live and has not expired."""
@@ -189,6 +197,15 @@ class StoredStream(Protocol):
     def drop_payloads(self, places: Sequence[tuple[int, int]]) -> None:
         """Drop the payloads of events, by (seq, received_at_ms)."""
 
+    def pruned_authors(self) -> TailAuthors:
+        """Whose events up to which number are no part of the stream any more, with the hash of the last one."""
+
+    def drop_kept(self, device_pk: int, numbers: Sequence[int]) -> None:
+        """Drop the payloads of what is kept of an author's events that are gone, by number."""
+
+    def erase_archived(self, device_pk: int, numbers: Sequence[int]) -> None:
+        """Have the payloads of an author's events leave the archive, where the stream has anything there, by number."""
+
     def add_snapshot(self, snapshot: SnapshotRow) -> None:
         """Keep a snapshot."""
 
@@ -227,6 +244,9 @@ class Transaction(Protocol):
     def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
         """The live devices of users whose ``$devices`` is locked."""
 
+    def stored_bytes(self, user_pks: Collection[int]) -> dict[int, int]:
+        """As ``Store.stored_bytes``, with what this transaction wrote."""
+
     def stored(self, head: StreamHead) -> StoredStream:
         """What lies in a stream that this transaction has locked, up to ``head``, and what it writes there itself."""
 
@@ -251,6 +271,25 @@ class Transaction(Protocol):
     def open_account(self, ingested: Ingested, keys_head: StreamHead, device: DeviceEntry, *, now_ms: int) -> None:
         """Store a new user's ``$devices`` with its genesis event, the empty ``$keys``, and the first device."""
 
+    def begin_after(
+        self,
+        head: StreamHead,
+        prefix: PrunedPrefix,
+        device_pks: Mapping[bytes, int],
+        authors: Sequence[tuple[int, int, int, bytes]],
+        *,
+        now_ms: int,
+    ) -> None:
+        """Create a stream whose events up to ``head`` are gone, with what is kept of them.
+
+        Args:
+            head: at the tail.
+            prefix: what is gone.
+            device_pks: of its authors, by device id.
+            authors: (device_pk, last_n, last_seq, last_hash).
+            now_ms: unix milliseconds.
+        """
+
     def commit(self) -> None:
         """Make it durable: when this returns, all of it has been fsynced.
 
@@ -274,6 +313,12 @@ class Store(Protocol):
 
     def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
         """The live devices of users, as of one snapshot. Raises TryAgain when the generation has changed."""
+
+    def stored_bytes(self, user_pks: Collection[int]) -> dict[int, int]:
+        """What users store outside ``$devices`` and ``$keys``, bytes.
+
+        Raises TryAgain when the generation has changed.
+        """
 
     def device_chains(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
         """The chains of ``$devices`` by (user_pk, seq), chain_0 at 0; of those that there are.
@@ -321,8 +366,23 @@ class Reader(Protocol):
     def author(self, stream: StreamRow, device_pk: DevicePk) -> tuple[int, bytes] | None:
         """(last_n, last_hash) of an author, ``None`` where it never wrote."""
 
+    def pruned(self, stream: StreamRow) -> PrunedPrefix | None:
+        """What stands for the beginning of a stream, ``None`` where nothing of it is gone."""
+
     def snapshots(self, stream: StreamRow, *, rows_max: int) -> list[SnapshotInfo]:
         """The newest snapshots of a stream, newest first."""
+
+
+class Past(Protocol):
+    """Events that are gone from the database with the beginnings of their streams, and are elsewhere."""
+
+    async def page(
+        self, user_pk: UserPk, stream: str, *, after: int, events_max: int, bytes_max: int, now_ms: int
+    ) -> Page | None:
+        """As ``EventLog.read``, below the tail; ``None`` where they are gone for good. Raises Unavailable."""
+
+    async def chain(self, user_pk: UserPk, stream: str, seq: int) -> bytes | None:
+        """The chain at a position below the tail; ``None`` where that is gone for good. Raises Unavailable."""
 
 
 class Backend(Protocol):

@@ -9,7 +9,16 @@ import trio
 
 from keepstep.interfaces import ListedDevice
 from keepstep.memory.database import SessionRow
-from keepstep.model import CHANGES_MAX, ClonedDevice, DevicePk, KnownDevice, Principal, RevokedDevice, UserPk
+from keepstep.model import (
+    CHANGES_MAX,
+    SESSION_LOST,
+    ClonedDevice,
+    DevicePk,
+    KnownDevice,
+    Principal,
+    RevokedDevice,
+    UserPk,
+)
 
 if TYPE_CHECKING:
     from keepstep.memory.database import DeviceRow, MemoryDatabase
@@ -24,6 +33,7 @@ class MemoryAccounts:
 
     def __init__(self, database: MemoryDatabase) -> None:
         self._database = database
+        self._open: set[bytes] = set()
 
     async def principal(self, user_key: bytes, device_id: bytes) -> Principal | None:
         """As ``Accounts.principal``. Cancel-safe."""
@@ -94,7 +104,7 @@ class MemoryAccounts:
         user = self._database.users.get(user_pk)
         rows = user.devices if user is not None else {}
         return [
-            ListedDevice(DevicePk(device_pk), row.entry, row.manage_from_ms, row.revoked)
+            ListedDevice(DevicePk(device_pk), row.entry, row.manage_from_ms, row.revoked, row.last_seen_at_ms)
             for device_pk, row in rows.items()
         ]
 
@@ -103,17 +113,30 @@ class MemoryAccounts:
         await self._arrive()
         device = self._device(principal)
         device.session_no += 1
+        device.last_seen_at_ms = now_ms
         self._database.sessions[session_id] = SessionRow(
             principal.user_pk, principal.device_pk, device.session_no, now_ms
         )
+        self._open.add(session_id)
         return device.session_no
 
     async def close_session(self, session_id: bytes, *, now_ms: int, reason: str) -> None:
         """As ``Accounts.close_session``. Cancel-safe."""
         await self._arrive()
+        self._open.discard(session_id)
         session = self._database.sessions.get(session_id)
-        if session is not None and session.closed is None:
+        if session is not None and _may_be_open(session):
             self._database.sessions[session_id] = replace(session, closed=(now_ms, reason))
+
+    async def keep_sessions(self, *, now_ms: int) -> None:
+        """As ``Accounts.keep_sessions``."""
+        await self._arrive()
+        for session_id in self._open:
+            session = self._database.sessions.get(session_id)
+            if session is not None and _may_be_open(session):
+                self._database.sessions[session_id] = replace(session, closed=None, seen_at_ms=now_ms)
+                device = self._database.users[session.user_pk].devices[session.device_pk]
+                device.last_seen_at_ms = max(device.last_seen_at_ms or 0, now_ms)
 
     async def save_acks(self, principal: Principal, positions: dict[str, tuple[int, bytes]]) -> None:
         """As ``Accounts.save_acks``. Cancel-safe."""
@@ -137,3 +160,8 @@ class MemoryAccounts:
 
     def _device(self, principal: Principal) -> DeviceRow:
         return self._database.users[principal.user_pk].devices[principal.device_pk]
+
+
+def _may_be_open(session: SessionRow) -> bool:
+    """Whether nobody who knew has recorded its end."""
+    return session.closed is None or session.closed[1] == SESSION_LOST

@@ -17,13 +17,14 @@ from keepstep.administration import (
     Quota,
     Statistics,
 )
+from keepstep.eventlog.store import KEYS_STREAM_PK
 from keepstep.memory.database import InviteRow
 from keepstep.memory.deletion import delete_user, forget_deleted, remove_deleted
 from keepstep.memory.store import raise_auth_epoch
-from keepstep.model import DevicePk, StreamPk, UserPk
+from keepstep.model import DevicePk, UserPk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from keepstep.memory.database import MemoryDatabase, SessionRow, UserRow
 
@@ -107,21 +108,13 @@ class MemoryAdministration:
         await self._arrive()
         if user_pk in self._database.users:
             self._database.users[user_pk].quota = quota
+            raise_auth_epoch(self._database.users[user_pk])
 
     async def quota(self, user_pk: UserPk) -> Quota:
         """As ``Administration.quota``."""
         await self._arrive()
         user = self._database.users.get(user_pk)
         return Quota() if user is None else user.quota
-
-    async def stream_bytes(self, user_pk: UserPk, stream_pks: Sequence[StreamPk]) -> dict[StreamPk, int]:
-        """As ``Administration.stream_bytes``."""
-        await self._arrive()
-        return {
-            stream_pk: sum(len(row.header) + len(row.sig) + len(row.payload or b"") for row in rows)
-            for stream_pk in stream_pks
-            if (rows := self._database.events.get((user_pk, stream_pk)))
-        }
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
@@ -225,4 +218,6 @@ def _listed(user_pk: int, user: UserRow) -> ListedUser:
         _live_devices(user),
         len(user.heads),
         user.quota,
+        sum(head.stored_bytes for head in user.heads.values() if head.stream_pk > KEYS_STREAM_PK),
+        sum(head.stored_bytes for head in user.heads.values() if head.stream_pk <= KEYS_STREAM_PK),
     )

@@ -10,6 +10,7 @@ from keepstep.eventlog.store import ERASE_WALK_EVENTS_MAX, Found, SnapshotRow
 
 if TYPE_CHECKING:
     from keepstep._keepstep import StreamHead
+    from keepstep.eventlog.retention import TailAuthors
     from keepstep.memory.database import MemoryDatabase
 
 
@@ -35,18 +36,17 @@ class MemoryStoredStream:
 
     def chain(self, seq: int) -> bytes | None:
         """As ``StoredStream.chain``."""
-        events = self._database.events[self._place]
-        return events[seq - 1].chain if seq <= len(events) else None
+        row = self._database.row(self._place, seq)
+        return None if row is None else row.chain
 
     def authored(self, device_pk: int, numbers: Sequence[int], *, from_seq: int) -> list[Found]:
         """As ``StoredStream.authored``."""
-        events = self._database.events[self._place]
         found = []
         seq = from_seq
         for _ in range(ERASE_WALK_EVENTS_MAX):
-            if seq == 0:
+            row = self._database.row(self._place, seq)
+            if row is None:
                 break
-            row = events[seq - 1]
             assert row.device_pk == device_pk, "an author's event names one of another author"
             if row.n in numbers:
                 found.append(Found(row.seq, row.received_at_ms, row.header, row.sig, row.chain))
@@ -58,9 +58,27 @@ class MemoryStoredStream:
         self._changes.append(lambda: self._drop(places))
 
     def _drop(self, places: Sequence[tuple[int, int]]) -> None:
-        events = self._database.events[self._place]
         for seq, _ in places:
-            events[seq - 1] = replace(events[seq - 1], payload=None, expires_at_ms=None)
+            self._database.drop_payload(self._place, seq)
+
+    def pruned_authors(self) -> TailAuthors:
+        """As ``StoredStream.pruned_authors``."""
+        tail = self._database.tails.get(self._place)
+        return {} if tail is None else tail.authors
+
+    def drop_kept(self, device_pk: int, numbers: Sequence[int]) -> None:
+        """As ``StoredStream.drop_kept``."""
+        self._changes.append(lambda: self._drop_kept(device_pk, numbers))
+
+    def _drop_kept(self, device_pk: int, numbers: Sequence[int]) -> None:
+        tail = self._database.tails[self._place]
+        kept = tuple(
+            replace(row, payload=None) if row.device_pk == device_pk and row.n in numbers else row for row in tail.kept
+        )
+        self._database.tails[self._place] = replace(tail, kept=kept)
+
+    def erase_archived(self, device_pk: int, numbers: Sequence[int]) -> None:
+        """As ``StoredStream.erase_archived``: nothing in memory is archived."""
 
     def add_snapshot(self, snapshot: SnapshotRow) -> None:
         """As ``StoredStream.add_snapshot``."""
@@ -73,8 +91,7 @@ class MemoryStoredStream:
 
     def emptied_header(self, seq: int) -> bytes | None:
         """As ``StoredStream.emptied_header``."""
-        events = self._database.events[self._place]
-        row = events[seq - 1] if seq <= len(events) else None
+        row = self._database.row(self._place, seq)
         return row.header if row is not None and row.payload is None else None
 
     def confirm_snapshot(self, snapshot_seq: int, *, seq: int, device_pk: int) -> None:

@@ -34,7 +34,7 @@ def remove_deleted(database: MemoryDatabase, *, before_ms: int, rows_max: int) -
     ][:rows_max]
     for user_pk in due:
         user = database.users.pop(user_pk)
-        for table in (database.events, database.latest, database.removals, database.snapshots):
+        for table in (database.events, database.latest, database.removals, database.snapshots, database.tails):
             for place in [place for place in table if place[0] == user_pk]:
                 del table[place]
         for session_id in [key for key, row in database.sessions.items() if row.user_pk == user_pk]:

@@ -58,6 +58,7 @@ class MemoryLog(StoredLog):
     Args:
         database: the tables; logs over the same ones are nodes of one installation.
         streams_per_user_max: streams a user may have, ``$devices`` and ``$keys`` among them.
+        bytes_per_user_max: what a user without a quota of its own may store outside those two, bytes; ``None`` for all.
         tail_bytes_max: memory for the newest events of all streams, bytes.
         tail_stream_bytes_max: the share of one stream, bytes.
         probe: called with the name of each step of an append, among them "before_commit" and "after_commit".
@@ -68,6 +69,7 @@ class MemoryLog(StoredLog):
         database: MemoryDatabase,
         *,
         streams_per_user_max: int = STREAMS_PER_USER_MAX,
+        bytes_per_user_max: int | None = None,
         tail_bytes_max: int = TAIL_BYTES_MAX,
         tail_stream_bytes_max: int = TAIL_STREAM_BYTES_MAX,
         probe: Callable[[str], None] = lambda _: None,
@@ -75,6 +77,7 @@ class MemoryLog(StoredLog):
         super().__init__(
             MemoryBackend(database, probe),
             streams_per_user_max=streams_per_user_max,
+            bytes_per_user_max=bytes_per_user_max,
             tail_bytes_max=tail_bytes_max,
             tail_stream_bytes_max=tail_stream_bytes_max,
         )

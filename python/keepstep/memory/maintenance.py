@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -10,7 +9,6 @@ import trio
 from keepstep.model import has_expired, inbox_of
 
 if TYPE_CHECKING:
-    from keepstep.eventlog.store import StreamPlace
     from keepstep.interfaces import Clock
     from keepstep.memory.database import MemoryDatabase
 
@@ -46,10 +44,10 @@ class MemoryMaintenance:
         """As ``Maintenance.expire_payloads``. Cancel-safe."""
         await self._arrive()
         expired = 0
-        for events in self._database.events.values():
-            for index, row in enumerate(events):
+        for place, events in self._database.events.items():
+            for row in list(events):
                 if expired < rows_max and has_expired(row.expires_at_ms, now_ms):
-                    events[index] = replace(row, payload=None, expires_at_ms=None)
+                    self._database.drop_payload(place, row.seq)
                     expired += 1
         return expired
 
@@ -64,7 +62,7 @@ class MemoryMaintenance:
         ][:rows_max]
         for place, seq in due:
             del self._database.removals[place][seq]
-            self._drop_payload(place, seq)
+            self._database.drop_payload(place, seq)
         return len(due)
 
     async def empty_inboxes(self, *, now_ms: int, rows_max: int) -> int:
@@ -80,12 +78,8 @@ class MemoryMaintenance:
             if row.payload is not None and row.seq <= device.acks.get(head.stream_pk, (0, b""))[0]
         ][:rows_max]
         for place, seq in full:
-            self._drop_payload(place, seq)
+            self._database.drop_payload(place, seq)
         return len(full)
-
-    def _drop_payload(self, place: StreamPlace, seq: int) -> None:
-        events = self._database.events[place]
-        events[seq - 1] = replace(events[seq - 1], payload=None, expires_at_ms=None)
 
     async def _arrive(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from keepstep.eventlog.store import KEYS_STREAM_PK, ROW_BYTES_MAX, StreamRow
 from keepstep.interfaces import SnapshotInfo
-from keepstep.model import Policy, Position, RetentionClass, StreamPk, UserPk, has_expired
+from keepstep.model import Policy, Position, PrunedPrefix, RetentionClass, StreamPk, UserPk, has_expired
 
 if TYPE_CHECKING:
     from keepstep._keepstep import StreamHead
-    from keepstep.memory.database import MemoryDatabase, UserRow
+    from keepstep.memory.database import MemoryDatabase, TailRow, UserRow
     from keepstep.model import DevicePk
 
 
@@ -28,14 +28,17 @@ class MemoryReader:
         """As ``Reader.stream``."""
         user = self._database.users.get(user_pk)
         head = user.head(name) if user is not None else None
-        return _row(user, head) if user is not None and head is not None else None
+        return _row(user, head, self._tail_of(head)) if user is not None and head is not None else None
 
     def streams(self, user_pk: UserPk) -> list[StreamRow]:
         """As ``Reader.streams``."""
         user = self._database.users.get(user_pk)
         if user is None:
             return []
-        return [_row(user, head) for head in sorted(user.heads.values(), key=_order)]
+        return [_row(user, head, self._tail_of(head)) for head in sorted(user.heads.values(), key=_order)]
+
+    def _tail_of(self, head: StreamHead) -> TailRow | None:
+        return self._database.tails.get((head.user_pk, head.stream_pk))
 
     def page(
         self, stream: StreamRow, *, after: int, events_max: int, bytes_max: int, now_ms: int
@@ -44,7 +47,7 @@ class MemoryReader:
         devices = self._database.users[stream.user_pk].devices
         rows: list[tuple[int, bytes, int, bytes, bytes, bytes | None]] = []
         size_bytes, chain = 0, b""
-        for row in self._database.events[stream.user_pk, stream.stream_pk][after : after + events_max]:
+        for row in self._database.rows_after((stream.user_pk, stream.stream_pk), after)[:events_max]:
             expired = has_expired(row.expires_at_ms, now_ms)
             payload = None if expired else row.payload
             size_bytes += ROW_BYTES_MAX + len(row.header) + len(payload or b"")
@@ -57,18 +60,34 @@ class MemoryReader:
 
     def chain(self, stream: StreamRow, seq: int) -> bytes | None:
         """As ``Reader.chain``."""
-        events = self._database.events[stream.user_pk, stream.stream_pk]
-        return events[seq - 1].chain if 1 <= seq <= len(events) else None
+        row = self._database.row((stream.user_pk, stream.stream_pk), seq)
+        return None if row is None else row.chain
 
     def author(self, stream: StreamRow, device_pk: DevicePk) -> tuple[int, bytes] | None:
         """As ``Reader.author``."""
         known = self._database.users[stream.user_pk].heads[stream.stream_pk].author(device_pk)
         return (known[0], known[2]) if known is not None else None
 
+    def pruned(self, stream: StreamRow) -> PrunedPrefix | None:
+        """As ``Reader.pruned``."""
+        tail = self._database.tails.get((stream.user_pk, stream.stream_pk))
+        if tail is None:
+            return None
+        devices = self._database.users[stream.user_pk].devices
+        return PrunedPrefix(
+            Position(tail.seq, tail.chain),
+            tail.authors,
+            tuple(
+                (row.seq, devices[row.device_pk].entry.device_id, row.received_at_ms, row.header, row.sig, row.payload)
+                for row in tail.kept
+            ),
+        )
+
     def snapshots(self, stream: StreamRow, *, rows_max: int) -> list[SnapshotInfo]:
         """As ``Reader.snapshots``."""
         devices = self._database.users[stream.user_pk].devices
         rows = sorted(self._database.snapshots[stream.user_pk, stream.stream_pk].items(), reverse=True)[:rows_max]
+        rows = [(seq, row) for seq, row in rows if stream.tail is None or seq > stream.tail.seq]
         return [
             SnapshotInfo(
                 seq,
@@ -81,7 +100,7 @@ class MemoryReader:
         ]
 
 
-def _row(user: UserRow, head: StreamHead) -> StreamRow:
+def _row(user: UserRow, head: StreamHead, tail: TailRow | None) -> StreamRow:
     return StreamRow(
         UserPk(head.user_pk),
         user.user_key,
@@ -92,6 +111,9 @@ def _row(user: UserRow, head: StreamHead) -> StreamRow:
         head.ttl_max_s,
         head.seq,
         head.chain,
+        head.bytes_max,
+        head.stored_bytes,
+        None if tail is None else Position(tail.seq, tail.chain),
     )
 
 

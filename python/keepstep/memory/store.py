@@ -12,6 +12,7 @@ from keepstep._keepstep import AUTHORS_PACKED_MAX, StreamHead
 from keepstep.eventlog.store import (
     COMPACTION_DELAY_MS,
     DEVICES_STREAM_PK,
+    KEYS_STREAM_PK,
     WALK_EVENTS_MAX,
     Contended,
     DataFault,
@@ -24,16 +25,17 @@ from keepstep.eventlog.store import (
     UserStreams,
 )
 from keepstep.memory.apart import MemoryStoredStream
-from keepstep.memory.database import Contender, DeviceRow, MemoryDatabase, UserRow
+from keepstep.memory.database import Contender, DeviceRow, MemoryDatabase, TailRow, UserRow
 from keepstep.memory.rows import EventRow, read_copy
-from keepstep.model import DevicePk, UserPk, inbox_of
+from keepstep.model import KEY_BYTES, DevicePk, UserPk, inbox_of
 from keepstep.protocol.chain import start_of_devices
+from keepstep.protocol.event import decode_header
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Ingested
     from keepstep.eventlog.store import StoredStream
     from keepstep.interfaces import Genesis
-    from keepstep.model import AccountChange, DeviceEntry
+    from keepstep.model import AccountChange, DeviceEntry, PrunedPrefix
 
 LOCK_WAITS_MAX: Final = 1_000
 """How often a transaction looks again for a lock that another one holds."""
@@ -79,17 +81,21 @@ class MemoryStore:
         self._database.check_here()
         return _live_devices(self._database, user_pks)
 
+    def stored_bytes(self, user_pks: Collection[int]) -> dict[int, int]:
+        """As ``Store.stored_bytes``."""
+        self._database.check_here()
+        return _stored_bytes(self._database, user_pks)
+
     def device_chains(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
         """As ``Store.device_chains``."""
         self._probe("devices")
         self._database.check_here()
         chains: dict[tuple[int, int], bytes] = {}
         for user_pk, seq in places:
-            events = self._database.events[user_pk, DEVICES_STREAM_PK]
             if seq == 0 and user_pk in self._database.users:
                 chains[user_pk, 0] = start_of_devices(_keepstep, self._database.users[user_pk].user_key).chain
-            elif 1 <= seq <= len(events):
-                chains[user_pk, seq] = events[seq - 1].chain
+            elif (row := self._database.row((user_pk, DEVICES_STREAM_PK), seq)) is not None:
+                chains[user_pk, seq] = row.chain
         return chains
 
     def find(self, lookups: Sequence[Lookup]) -> Mapping[Lookup, Found]:
@@ -122,6 +128,7 @@ class MemoryTransaction:
         self._database = database
         self._probe = probe
         self._changes: list[Callable[[], None]] = []
+        self._moved: dict[StreamPlace, StreamHead] = {}
 
     def lock(self, keys: Collection[StreamKey]) -> Loaded:
         """As ``Transaction.lock``."""
@@ -144,10 +151,12 @@ class MemoryTransaction:
                 self._take((new.user_pk, new.name))
                 moves = self._may_create(new)
             else:
-                actual = self._database.users[new.user_pk].heads[new.stream_pk]
+                place = _place(new)
+                actual = self._moved.get(place) or self._database.users[new.user_pk].heads[new.stream_pk]
                 moves = _version(actual) == _version(old)
             if moves:
-                self._changes.append(lambda head=new: self._set_head(head))  # type: ignore[misc]
+                self._moved[_place(new)] = new
+                self._changes.append(lambda old=old, new=new: self._move(old, new))  # type: ignore[misc]
             else:
                 unmoved.add(_place(new))
         for retention_class in ingested.retention_classes:
@@ -159,6 +168,10 @@ class MemoryTransaction:
     def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
         """As ``Transaction.devices``."""
         return _live_devices(self._database, user_pks)
+
+    def stored_bytes(self, user_pks: Collection[int]) -> dict[int, int]:
+        """As ``Transaction.stored_bytes``: before anything is written."""
+        return _stored_bytes(self._database, user_pks)
 
     def stored(self, head: StreamHead) -> StoredStream:
         """As ``Transaction.stored``."""
@@ -213,6 +226,28 @@ class MemoryTransaction:
         self._changes.append(lambda: self._database.users[user_pk].devices.update({1: DeviceRow(device)}))
         self._store(ingested.copy_bytes(ingested.retention_classes[0]))
 
+    def begin_after(
+        self,
+        head: StreamHead,
+        prefix: PrunedPrefix,
+        device_pks: Mapping[bytes, int],
+        authors: Sequence[tuple[int, int, int, bytes]],
+        *,
+        now_ms: int,
+    ) -> None:
+        """As ``Transaction.begin_after``."""
+        del authors, now_ms
+        kept = tuple(
+            EventRow(
+                head.user_pk, head.stream_pk, seq, at_ms, device_pks[device_id], decode_header(header).n, 0, None,
+                header, sig, payload, bytes(KEY_BYTES),
+            )
+            for seq, device_id, at_ms, header, sig, payload in prefix.kept
+        )  # fmt: skip
+        tail = TailRow(prefix.to.seq, prefix.to.chain, prefix.authors, kept)
+        self._changes.append(lambda: self._set_head(head))
+        self._changes.append(lambda: self._database.tails.update({_place(head): tail}))
+
     def commit(self) -> None:
         """As ``Transaction.commit``."""
         self._probe("before_commit")
@@ -241,6 +276,12 @@ class MemoryTransaction:
         free = head.stream_pk not in user.heads and user.head(head.name) is None
         return free and devices.auth_epoch == head.auth_epoch
 
+    def _move(self, old: StreamHead, new: StreamHead) -> None:
+        """What payloads took that went since ``old`` was remembered stays taken off."""
+        actual = self._database.users[new.user_pk].heads.get(new.stream_pk)
+        stored_bytes = (0 if actual is None else actual.stored_bytes) + new.stored_bytes - old.stored_bytes
+        self._set_head(new.with_stored_bytes(stored_bytes))
+
     def _set_head(self, head: StreamHead) -> None:
         self._database.users[head.user_pk].heads[head.stream_pk] = head
 
@@ -263,8 +304,10 @@ class MemoryTransaction:
 
     def _append(self, rows: list[EventRow]) -> None:
         for row in rows:
-            events = self._database.events[row.user_pk, row.stream_pk]
-            assert row.seq == len(events) + 1, "a gap or a duplicate in the log"
+            place = row.user_pk, row.stream_pk
+            events, tail = self._database.events[place], self._database.tails.get(place)
+            last_seq = events[-1].seq if events else 0 if tail is None else tail.seq
+            assert row.seq == last_seq + 1, "a gap or a duplicate in the log"
             events.append(row)
 
 
@@ -293,7 +336,16 @@ def _live_devices(database: MemoryDatabase, user_pks: Collection[int]) -> dict[i
                 for device_pk, row in user.devices.items()
                 if row.revoked is None and user.disabled_at_ms is None
             },
+            user.quota.bytes_max,
         )
+        for user_pk, user in database.users.items()
+        if user_pk in user_pks
+    }
+
+
+def _stored_bytes(database: MemoryDatabase, user_pks: Collection[int]) -> dict[int, int]:
+    return {
+        user_pk: sum(head.stored_bytes for head in user.heads.values() if head.stream_pk > KEYS_STREAM_PK)
         for user_pk, user in database.users.items()
         if user_pk in user_pks
     }
@@ -330,6 +382,8 @@ def _in_next_epoch(user: UserRow, head: StreamHead) -> StreamHead:
         retention_class=head.retention_class,
         policy=head.policy,
         ttl_max_s=head.ttl_max_s,
+        bytes_max=head.bytes_max,
+        stored_bytes=head.stored_bytes,
         seq=head.seq,
         chain=head.chain,
         received_at_ms=head.received_at_ms,
@@ -341,12 +395,11 @@ def _in_next_epoch(user: UserRow, head: StreamHead) -> StreamHead:
 
 def _walk(database: MemoryDatabase, lookup: Lookup) -> Found | None:
     """From ``from_seq`` back along the author's events."""
-    events = database.events[lookup.user_pk, lookup.stream_pk]
     seq = lookup.from_seq
     for _ in range(WALK_EVENTS_MAX):
-        if not 1 <= seq <= len(events):
+        row = database.row((lookup.user_pk, lookup.stream_pk), seq)
+        if row is None:
             return None
-        row = events[seq - 1]
         if row.n == lookup.n:
             return Found(row.seq, row.received_at_ms, row.header, row.sig, row.chain)
         seq = row.author_prev_seq

@@ -1,4 +1,4 @@
-"""``interfaces.TokenStore`` in memory."""
+"""``tokenstore.TokenStore`` in memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepstep.interfaces import Challenge, Refreshed, TokenState
 from keepstep.memory.database import TokenFamily
 from keepstep.model import UserPk
+from keepstep.tokenstore import Challenge, Refreshed, TokenState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +54,7 @@ class MemoryTokens:
         """As ``TokenStore.begin_family``. Cancel-safe."""
         await self._arrive()
         families = self._families(user_pk, device_pk)
+        _see(self._database.users[user_pk].devices[device_pk], now_ms)
         families[family_id] = TokenFamily(now_ms, expires_at_ms, tokens={token_hash: (expires_at_ms, None)})
         newest = sorted(families, key=lambda each: (-families[each].created_at_ms, each))
         for oldest in newest[families_max:]:
@@ -91,6 +92,7 @@ class MemoryTokens:
         if used_for is not None or family.refreshes >= refreshes_max:
             del device.token_families[family_id]
             return replace(refreshed, ended=True)
+        _see(device, now_ms)
         family.tokens[token_hash] = token_expires_at_ms, next_hash
         family.tokens[next_hash] = expires_at_ms, None
         family.refreshes += 1
@@ -161,3 +163,7 @@ class MemoryTokens:
     async def _arrive(self) -> None:
         await trio.lowlevel.checkpoint()
         self._database.check_here()
+
+
+def _see(device: DeviceRow, now_ms: int) -> None:
+    device.last_seen_at_ms = max(device.last_seen_at_ms or 0, now_ms)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from keepstep.interfaces import ListedDevice
 from keepstep.model import (
     CHANGES_MAX,
+    SESSION_LOST,
     Capability,
     ClonedDevice,
     DeviceEntry,
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 REASON_CHARACTERS_MAX: Final = 64
 """Longest reason that is recorded for the end of a session; the rest is cut off."""
+SESSIONS_MAX: Final = 500
+"""Sessions that one statement says to be open."""
 
 
 class PostgresAccounts:
@@ -93,6 +96,7 @@ class PostgresAccounts:
                 DeviceEntry(row[1], row[2], row[3], Capability(row[4]), *row[5:8]),
                 manage_from_ms=row[8],
                 revoked=None if row[9] is None else (row[9], row[10]),
+                last_seen_ms=row[11],
             )
             for row in rows
         ]
@@ -128,8 +132,19 @@ class PostgresAccounts:
             "session_no": session_no,
             "now_ms": now_ms,
             "reason": reason[:REASON_CHARACTERS_MAX],
+            "lost": SESSION_LOST,
         }
         await self._ask(lambda connection: connection.execute(query("close_session"), arguments))
+
+    async def keep_sessions(self, *, now_ms: int) -> None:
+        """As ``Accounts.keep_sessions``: in bounded statements, each a transaction of its own."""
+        opened = sorted(self._open.values())
+        for start in range(0, len(opened), SESSIONS_MAX):
+            user_pks, device_pks, session_nos = zip(*opened[start : start + SESSIONS_MAX], strict=True)
+            devices = {"user_pks": bigints(user_pks), "device_pks": bigints(device_pks), "now_ms": now_ms}
+            sessions = {**devices, "session_nos": bigints(session_nos), "lost": SESSION_LOST}
+            await self._run("keep_sessions", sessions)
+            await self._run("see_devices", devices)
 
     async def save_acks(self, principal: Principal, positions: dict[str, tuple[int, bytes]]) -> None:
         """Move ack positions up, never down nor above the head; streams that are not there are left out.
@@ -162,6 +177,9 @@ class PostgresAccounts:
         return await self._ask(
             lambda connection: list[Any](connection.execute(query(statement), arguments, binary=True).fetchall())
         )
+
+    async def _run(self, statement: str, arguments: dict[str, object]) -> None:
+        await self._ask(lambda connection: connection.execute(query(statement), arguments))
 
     async def _ask(self, ask: Callable[[Connection], T]) -> T:
         return await self._database.accounts.run(lambda lease: lease.ask(ask))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from keepstep import _keepstep
 from keepstep.administration import (
@@ -16,14 +16,12 @@ from keepstep.administration import (
     Quota,
     Statistics,
 )
-from keepstep.model import DevicePk, RetentionClass, StreamPk, UserPk
+from keepstep.model import DevicePk, UserPk
 from keepstep.postgres.arrays import bigints
 from keepstep.postgres.deletion import delete_user, remove_deleted
 from keepstep.postgres.queries import query
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from keepstep.postgres.pool import Connection, Database, Pool
 
 T = TypeVar("T")
@@ -109,28 +107,27 @@ class PostgresAdministration:
 
     async def set_quota(self, user_pk: UserPk, quota: Quota) -> None:
         """As ``Administration.set_quota``."""
-        await self._rows(
-            "set_quota", user_pk=int(user_pk), streams_max=quota.streams_max, devices_max=quota.devices_max
-        )
+        user = {"user_pk": int(user_pk)}
+        arguments = user | {
+            "streams_max": quota.streams_max,
+            "devices_max": quota.devices_max,
+            "bytes_max": quota.bytes_max,
+            "retention_days": quota.retention_days,
+        }
+
+        def change(connection: Connection) -> None:
+            with connection.transaction():
+                # As in set_disabled: with the epoch every node reads anew what it remembers of the account.
+                connection.execute(query("lock_devices_streams"), {"user_pks": bigints([user_pk])})
+                connection.execute(query("raise_auth_epoch"), user)
+                connection.execute(query("set_quota"), arguments)
+
+        await self._ask(change, self._database.append)
 
     async def quota(self, user_pk: UserPk) -> Quota:
         """As ``Administration.quota``. Cancel-safe."""
         rows = await self._rows("read_quota", user_pk=int(user_pk))
         return Quota(*rows[0]) if rows else Quota()
-
-    async def stream_bytes(self, user_pk: UserPk, stream_pks: Sequence[StreamPk]) -> dict[StreamPk, int]:
-        """As ``Administration.stream_bytes``. Reads every row of the streams, though not its payload. Cancel-safe."""
-
-        def ask(connection: Connection) -> dict[StreamPk, int]:
-            arguments = {"user_pk": int(user_pk), "stream_pks": bigints(stream_pks)}
-            found: dict[StreamPk, int] = {}
-            for retention_class in RetentionClass:
-                rows = connection.execute(query("read_stream_bytes", retention_class), arguments).fetchall()
-                for stream_pk, size in cast("list[tuple[int, int]]", rows):
-                    found[StreamPk(stream_pk)] = found.get(StreamPk(stream_pk), 0) + size
-            return found
-
-        return await self._ask(ask, self._database.accounts)
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
@@ -193,7 +190,15 @@ class PostgresAdministration:
 
 
 def _listed(row: tuple[Any, ...]) -> ListedUser:
-    user_pk, user_key, created_at_ms, disabled_at_ms, devices, streams, streams_max, devices_max = row
+    user_pk, user_key, created_at_ms, disabled_at_ms, devices, streams, stored_bytes, reserved_bytes, *quota = row
     return ListedUser(
-        UserPk(user_pk), user_key, created_at_ms, disabled_at_ms, devices, streams, Quota(streams_max, devices_max)
+        UserPk(user_pk),
+        user_key,
+        created_at_ms,
+        disabled_at_ms,
+        devices,
+        streams,
+        Quota(*quota),
+        stored_bytes,
+        reserved_bytes,
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from keepstep.eventlog.retention import decode_authors
 from keepstep.eventlog.store import ERASE_WALK_EVENTS_MAX, Found, SnapshotRow
 from keepstep.postgres.arrays import bigints, byteas
 from keepstep.postgres.queries import query
 
 if TYPE_CHECKING:
     from keepstep._keepstep import StreamHead
+    from keepstep.eventlog.retention import TailAuthors
     from keepstep.postgres.pool import Connection
 
 
@@ -55,6 +57,22 @@ class PostgresStoredStream:
         seqs, received_ats = zip(*places, strict=True)
         arguments = self._place | {"seqs": bigints(seqs), "received_ats": bigints(received_ats)}
         self._connection.execute(query("drop_payloads", self._retention_class), arguments)
+
+    def pruned_authors(self) -> TailAuthors:
+        """As ``StoredStream.pruned_authors``."""
+        row = self._connection.execute(query("read_author_tail"), self._place, binary=True).fetchone()
+        assert row is not None
+        return decode_authors(cast("bytes | None", row[0]))
+
+    def drop_kept(self, device_pk: int, numbers: Sequence[int]) -> None:
+        """As ``StoredStream.drop_kept``."""
+        arguments = self._place | {"device_pk": device_pk, "numbers": bigints(numbers)}
+        self._connection.execute(query("drop_kept"), arguments)
+
+    def erase_archived(self, device_pk: int, numbers: Sequence[int]) -> None:
+        """As ``StoredStream.erase_archived``."""
+        arguments = self._place | {"device_pk": device_pk, "numbers": bigints(numbers)}
+        self._connection.execute(query("erase_archived"), arguments)
 
     def add_snapshot(self, snapshot: SnapshotRow) -> None:
         """As ``StoredStream.add_snapshot``."""

@@ -1,4 +1,4 @@
-"""A circuit breaker: while the database is away, calls fail at once instead of each waiting for its own timeout."""
+"""A circuit breaker: while what is asked is away, calls fail at once instead of each waiting for its own timeout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 FAILURES_MAX: Final = 3
 """Failures in a row that open the breaker."""
 OPEN_S: Final = 1.0
-"""Seconds it stays open before one call may try again."""
+"""Seconds it stays open where nothing else is said."""
 
 
 class BreakerState(enum.Enum):
@@ -32,10 +32,14 @@ class Breaker:
 
     Args:
         clock: whose monotonic seconds count.
+        what: that is asked, in words.
+        open_s: seconds it stays open before one call may try again.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, what: str = "the database", open_s: float = OPEN_S) -> None:
         self._clock = clock
+        self._what = what
+        self._open_s = open_s
         self._failures = 0
         self._opened_at_s = 0.0
         self._trying = False
@@ -55,13 +59,13 @@ class Breaker:
         """
         if self.state is BreakerState.CLOSED:
             return
-        wait_s = self._opened_at_s + OPEN_S - self._clock.monotonic_s()
+        wait_s = self._opened_at_s + self._open_s - self._clock.monotonic_s()
         if self._trying or wait_s > 0:
-            raise Unavailable("the database does not answer", retry_after_ms=max(int(wait_s * 1000), 0) or 1)
+            raise Unavailable(f"{self._what} does not answer", retry_after_ms=max(int(wait_s * 1000), 0) or 1)
         self._trying = True
 
     def leave(self, *, failed: bool | None) -> None:
-        """A call is over. ``failed``: whether the database was not there for it; ``None`` where it was never asked."""
+        """A call is over. ``failed``: whether it was not there for it; ``None`` where it was never asked."""
         self._trying = False
         if failed:
             self._failures += 1

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -44,6 +44,8 @@ PORT: Final = 5432
 """Only part of the socket's file name."""
 CONNECTIONS_MAX: Final = 64
 """At most 16 pipelines, 32 readers, and a few for migrations, clean-up and people."""
+START_TIMEOUT_S: Final = 300.0
+"""Seconds until PostgreSQL accepts connections: 0.3 in general, a minute where it replays ``max_wal_size`` of WAL."""
 INIT_TIMEOUT_S: Final = 120
 """Seconds for initdb, which takes one or two."""
 OUTPUT_TAIL_BYTES: Final = 2_000
@@ -61,6 +63,7 @@ max_connections = {CONNECTIONS_MAX}
 shared_buffers = 128MB                    # modest: the newest events come from keepstep's own memory
 wal_compression = on                      # index pages in the WAL shrink well; the payloads in it cannot
 max_wal_size = 1GB                        # bounds the disk it takes and the time to recover after a crash
+max_slot_wal_keep_size = 4GB              # a backup that takes nothing any more must not fill the disk
 checkpoint_timeout = 15min                # each checkpoint makes the next change of every page a whole page of WAL
 random_page_cost = 1.1                    # solid state
 jit = off                                 # compiling takes longer than our short statements
@@ -174,8 +177,8 @@ def _check_version(home: Path, installation: Installation) -> None:
     made_by = (home / "data" / "PG_VERSION").read_text("ascii").strip()
     if made_by != str(installation.major):
         raise StartupError(
-            f"{home} was made by PostgreSQL {made_by} and this keepstep carries {installation.major}: move the data "
-            "with pg_upgrade or a dump from the earlier keepstep, or set another KEEPSTEP_DATA_DIR"
+            f"{home} was made by PostgreSQL {made_by} and this keepstep carries {installation.major}: run "
+            "keepstep database upgrade, or go on with the earlier keepstep, or set another KEEPSTEP_DATA_DIR"
         )
 
 
@@ -217,6 +220,8 @@ def _has_ended(process: psutil.Process, bound_s: float) -> bool:
 class Cluster:
     """One data directory, locked for this process, and how to run PostgreSQL in it. Made by ``open_cluster``."""
 
+    start_timeout_s = START_TIMEOUT_S
+
     def __init__(
         self, home: Path, *, account: Account, installation: Installation, address: SocketAddress, lock: DirectoryLock
     ) -> None:
@@ -233,9 +238,20 @@ class Cluster:
         return f"postgresql://{role}@/{database}?host={quote(str(self._address.directory), safe='')}&port={PORT}"
 
     @property
+    def roles(self) -> tuple[str, ...]:
+        """Roles as which the server's own user connects."""
+        return ROLE, ADMIN_ROLE
+
+    @property
+    def extra_settings(self) -> Mapping[str, str]:
+        """More that nothing overrules."""
+        return {}
+
+    @property
     def command(self) -> list[str]:
         """The command line that runs PostgreSQL for as long as its standard input is open."""
-        settings = [argument for name, value in ENFORCED_SETTINGS.items() for argument in ("-c", f"{name}={value}")]
+        values = {**ENFORCED_SETTINGS, **self.extra_settings}
+        settings = [argument for name, value in values.items() for argument in ("-c", f"{name}={value}")]
         return guarded(self._data, self.account, self._installation, "postgres", *settings)
 
     def prepare(self) -> None:
@@ -249,9 +265,9 @@ class Cluster:
         with contextlib.suppress(IndexError, ValueError):
             self._free_from(int(self._old_lock_file[0]))
         own_name = pwd.getpwuid(os.geteuid()).pw_name
-        self._write("postgresql.conf", SETTINGS)
-        self._write("pg_hba.conf", "local all all peer map=keepstep\nlocal replication all peer map=keepstep\n")
-        self._write("pg_ident.conf", "".join(f'keepstep "{own_name}" {role}\n' for role in (ROLE, ADMIN_ROLE)))
+        self.write("postgresql.conf", SETTINGS)
+        self.write("pg_hba.conf", "local all all peer map=keepstep\nlocal replication all peer map=keepstep\n")
+        self.write("pg_ident.conf", "".join(f'keepstep "{own_name}" "{role}"\n' for role in self.roles))
 
     def is_ready(self, pid: int) -> bool:
         """Whether the PostgreSQL with this process id accepts connections."""
@@ -312,7 +328,7 @@ class Cluster:
                 return process
         return None
 
-    def _write(self, name: str, text: str) -> None:
+    def write(self, name: str, text: str) -> None:
         """Replace a file of the data directory. Raises OSError."""
         partial = f"{name}.partial"
         with self._directory("data") as directory:

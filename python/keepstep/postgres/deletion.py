@@ -19,6 +19,7 @@ _STEPS: Final = (
     *(
         (name, None)
         for name in (
+            *("remove_kept_events", "remove_prunings"),
             *("remove_latest", "remove_removals", "remove_snapshots", "remove_authors", "remove_positions"),
             *("remove_sessions", "remove_tokens", "remove_revoked_tokens", "remove_invites", "remove_streams"),
             *("remove_devices", "remove_users"),

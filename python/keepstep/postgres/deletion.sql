@@ -25,6 +25,20 @@ WITH due AS (
 DELETE FROM events_of_class e USING due
 WHERE e.user_pk = due.user_pk AND e.stream_pk = due.stream_pk AND e.seq = due.seq AND e.received_at = due.received_at
 
+-- remove_kept_events --
+WITH due AS (
+    SELECT t.user_pk, t.stream_pk, t.seq FROM users u JOIN kept_events t ON t.user_pk = u.user_pk
+    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+)
+DELETE FROM kept_events t USING due WHERE t.user_pk = due.user_pk AND t.stream_pk = due.stream_pk AND t.seq = due.seq
+
+-- remove_prunings --
+WITH due AS (
+    SELECT t.user_pk, t.stream_pk FROM users u JOIN prunings t ON t.user_pk = u.user_pk
+    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+)
+DELETE FROM prunings t USING due WHERE t.user_pk = due.user_pk AND t.stream_pk = due.stream_pk
+
 -- remove_latest --
 WITH due AS (
     SELECT t.user_pk, t.stream_pk, t.key FROM users u JOIN latest t ON t.user_pk = u.user_pk
@@ -108,9 +122,11 @@ WITH due AS (
 DELETE FROM devices t USING due WHERE t.user_pk = due.user_pk AND t.device_pk = due.device_pk
 
 -- remove_users --
--- They take links with them; challenges run out within a minute by themselves.
+-- They take links with them; challenges run out within a minute by themselves. What a user has in the archive goes first.
 WITH due AS (
-    SELECT user_pk FROM users WHERE deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT u.user_pk FROM users u
+    WHERE u.deleted_at <= %(before_ms)s AND NOT EXISTS (SELECT FROM archive_users a WHERE a.user_pk = u.user_pk)
+    LIMIT %(rows_max)s
 )
 DELETE FROM users t USING due WHERE t.user_pk = due.user_pk
 

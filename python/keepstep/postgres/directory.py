@@ -47,6 +47,12 @@ class DirectoryLock:
         os.close(self._descriptor)
 
 
+def short_link(socket_directory: Path) -> Path:
+    """The link that ``SocketAddress`` makes where a socket's own path is too long."""
+    private = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"keepstep-{os.geteuid()}"
+    return private / hashlib.blake2s(os.fsencode(socket_directory), digest_size=8).hexdigest()
+
+
 class SocketAddress:
     """The directory by which clients reach a socket, short enough for ``connect``.
 
@@ -65,8 +71,8 @@ class SocketAddress:
         self.directory = socket_directory
         if len(os.fsencode(socket_directory / file_name)) <= SOCKET_PATH_BYTES_MAX:
             return
-        private = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"keepstep-{os.geteuid()}"
-        link = private / hashlib.blake2s(os.fsencode(socket_directory), digest_size=8).hexdigest()
+        link = short_link(socket_directory)
+        private = link.parent
         if len(os.fsencode(link / file_name)) > SOCKET_PATH_BYTES_MAX:
             raise StartupError(
                 f"the paths {socket_directory} and {private} are too long for a socket: "

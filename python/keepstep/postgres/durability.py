@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 VERSION_MIN: Final = 15
 VERSION_MAX: Final = 18
 """Major versions of PostgreSQL that the tests run with."""
+_VERSION_UNIT: Final = 10_000
+"""PostgreSQL tells its version as major * 10000 + minor."""
 _REQUIRED: Final = ("fsync", "full_page_writes", "synchronous_commit")
 _READ: Final = """
 SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit'),
@@ -39,6 +41,12 @@ class Durability:
     standby_names: str
 
     @property
+    def release(self) -> str:
+        """PostgreSQL's version as people write it: 18.6."""
+        major, minor = divmod(self.version, _VERSION_UNIT)
+        return f"{major}.{minor}"
+
+    @property
     def unsafe_settings(self) -> tuple[str, ...]:
         """Names of the settings under which a crash may lose what was acknowledged; empty where it may not."""
         return tuple(name for name in _REQUIRED if getattr(self, name) == "off")
@@ -56,9 +64,9 @@ def check_durability(connection: psycopg.Connection, *, unsafe: bool) -> Durabil
         psycopg.Error: the connection failed.
     """
     version = connection.info.server_version
-    if not VERSION_MIN <= version // 10_000 <= VERSION_MAX:
+    if not VERSION_MIN <= version // _VERSION_UNIT <= VERSION_MAX:
         raise StartupError(
-            f"the database is PostgreSQL {version // 10_000}; keepstep works with {VERSION_MIN} to {VERSION_MAX}"
+            f"the database is PostgreSQL {version // _VERSION_UNIT}; keepstep works with {VERSION_MIN} to {VERSION_MAX}"
         )
     row = connection.execute(_READ).fetchone()
     assert row is not None

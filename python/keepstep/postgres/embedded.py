@@ -25,8 +25,6 @@ from keepstep.telemetry import describe
 if TYPE_CHECKING:
     from keepstep.config import Settings
 
-START_TIMEOUT_S: Final = 300.0
-"""Seconds until PostgreSQL accepts connections: 0.3 in general, a minute where it replays ``max_wal_size`` of WAL."""
 BUSY_TIMEOUT_S: Final = 30.0
 """Seconds to wait for the children of a killed PostgreSQL to notice and let go of its shared memory."""
 STOP_TIMEOUT_S: Final = sum(bound_s for _, bound_s in guardian.STOP_SIGNALS) + 5.0
@@ -61,7 +59,7 @@ async def running(settings: Settings) -> AsyncIterator[str]:
     """
     cluster = await trio.to_thread.run_sync(open_cluster, settings)
     try:
-        process = await _start(cluster)
+        process = await start(cluster)
         supervising = trio.CancelScope(shield=True)  # its deadline is the end of the block
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_supervise, cluster, process, supervising)
@@ -88,16 +86,16 @@ async def _supervise(cluster: Cluster, process: trio.Process, scope: trio.Cancel
                     await trio.sleep(backoff_s)
                     backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
                     try:
-                        process = await _start(cluster)
+                        process = await start(cluster)
                     except StartupError as error:
                         _log.error("embedded_postgres_not_restarted", retry_after_s=backoff_s, **describe(error))
                 _log.info("embedded_postgres_restarted")
         finally:
             with trio.move_on_after(STOP_TIMEOUT_S + guardian.KILL_S, shield=True):
-                await _stop(process)
+                await stop(process)
 
 
-async def _start(cluster: Cluster) -> trio.Process:
+async def start(cluster: Cluster) -> trio.Process:
     """The guardian of a PostgreSQL that accepts connections. Cancel-safe: what was started is stopped.
 
     Raises:
@@ -129,7 +127,7 @@ async def _start_once(cluster: Cluster) -> trio.Process:
                 await trio.to_thread.run_sync(cluster.ensure_database)
             except BaseException:
                 with trio.move_on_after(STOP_TIMEOUT_S + guardian.KILL_S, shield=True):
-                    await _stop(process)
+                    await stop(process)
                 raise
             return process
     except (OSError, psycopg.Error, trio.TooSlowError) as error:
@@ -139,7 +137,7 @@ async def _start_once(cluster: Cluster) -> trio.Process:
 async def _wait_until_ready(cluster: Cluster, process: trio.Process, output: IO[bytes]) -> None:
     """Raises StartupError where it ends instead, TooSlowError where it does neither."""
     assert process.stdout is not None
-    with trio.fail_after(START_TIMEOUT_S):
+    with trio.fail_after(cluster.start_timeout_s):
         line = await process.stdout.receive_some(_PID_LINE_BYTES_MAX)  # the guardian writes it at once
         while process.poll() is None:
             if line and cluster.is_ready(int(line)):
@@ -150,7 +148,7 @@ async def _wait_until_ready(cluster: Cluster, process: trio.Process, output: IO[
     raise kind(f"the embedded PostgreSQL in {cluster.home} does not start; its log directory may say more: {said}")
 
 
-async def _stop(process: trio.Process) -> None:
+async def stop(process: trio.Process) -> None:
     """End PostgreSQL through its guardian, and the guardian in any case. To be called in a shielded scope."""
     assert process.stdin is not None
     assert process.stdout is not None

@@ -43,9 +43,16 @@ def load_devices(connection: Connection, user_pks: Collection[int]) -> dict[int,
     arguments = {"user_pks": bigints(sorted(user_pks))}
     rows = connection.execute(query("load_devices"), arguments, binary=True).fetchall()
     return {
-        user_pk: LiveDevices(auth_epoch, dict(zip(device_pks, expires_at, strict=True)))
-        for user_pk, auth_epoch, device_pks, expires_at in cast("Iterable[Any]", rows)
+        user_pk: LiveDevices(auth_epoch, dict(zip(device_pks, expires_at, strict=True)), bytes_max)
+        for user_pk, auth_epoch, device_pks, expires_at, bytes_max in cast("Iterable[Any]", rows)
     }
+
+
+def load_stored_bytes(connection: Connection, user_pks: Collection[int]) -> dict[int, int]:
+    """What users store outside ``$devices`` and ``$keys``, bytes; those that are not there store nothing."""
+    arguments = {"user_pks": bigints(sorted(user_pks))}
+    rows = connection.execute(query("load_stored_bytes"), arguments, binary=True).fetchall()
+    return dict(cast("Iterable[tuple[int, int]]", rows))
 
 
 def load_device_chains(connection: Connection, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
@@ -63,8 +70,8 @@ def load_device_chains(connection: Connection, places: Collection[tuple[int, int
 
 
 def _head(row: Any) -> StreamHead:
-    user_pk, stream_pk, name, retention_class, policy, ttl_max_s, seq, chain, received_at_ms, *rest = row
-    auth_epoch, packed, *authors = rest
+    user_pk, stream_pk, name, retention_class, policy, ttl_max_s, bytes_max, stored_bytes, *rest = row
+    seq, chain, received_at_ms, auth_epoch, packed, *authors = rest
     return StreamHead.load(
         user_pk=user_pk,
         stream_pk=stream_pk,
@@ -72,6 +79,8 @@ def _head(row: Any) -> StreamHead:
         retention_class=retention_class,
         policy=policy,
         ttl_max_s=ttl_max_s,
+        bytes_max=bytes_max,
+        stored_bytes=stored_bytes,
         seq=seq,
         chain=chain,
         received_at_ms=received_at_ms,

@@ -64,6 +64,7 @@ class PostgresLog(StoredLog):
     Args:
         database: where it is.
         streams_per_user_max: streams a user may have, ``$devices`` and ``$keys`` among them.
+        bytes_per_user_max: what a user without a quota of its own may store outside those two, bytes; ``None`` for all.
         tail_bytes_max: memory for the newest events of all streams, bytes.
         tail_stream_bytes_max: the share of one stream, bytes.
         probe: called in the worker thread with "before_commit" immediately before COMMIT is sent, and with
@@ -76,6 +77,7 @@ class PostgresLog(StoredLog):
         database: Database,
         *,
         streams_per_user_max: int = STREAMS_PER_USER_MAX,
+        bytes_per_user_max: int | None = None,
         tail_bytes_max: int = TAIL_BYTES_MAX,
         tail_stream_bytes_max: int = TAIL_STREAM_BYTES_MAX,
         probe: Callable[[str], None] = ignore_probe,
@@ -84,6 +86,7 @@ class PostgresLog(StoredLog):
         super().__init__(
             PostgresBackend(database, probe=probe, pause=pause),
             streams_per_user_max=streams_per_user_max,
+            bytes_per_user_max=bytes_per_user_max,
             tail_bytes_max=tail_bytes_max,
             tail_stream_bytes_max=tail_stream_bytes_max,
         )

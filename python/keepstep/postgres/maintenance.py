@@ -49,7 +49,9 @@ class PostgresMaintenance:
             expired = 0
             for retention_class in RetentionClass:
                 arguments = {"now_ms": now_ms, "rows_max": rows_max - expired}
-                expired += connection.execute(query("expire_payloads", retention_class), arguments).rowcount
+                row = connection.execute(query("expire_payloads", retention_class), arguments).fetchone()
+                assert row is not None
+                expired += cast("int", row[0])
             return expired
 
         return await self._ask(expire)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import psycopg
@@ -17,19 +17,19 @@ from keepstep.postgres.accounts import PostgresAccounts
 from keepstep.postgres.admin import PostgresAdministration
 from keepstep.postgres.breaker import BreakerState
 from keepstep.postgres.durability import Durability, check_durability
+from keepstep.postgres.housekeeping import PostgresHousekeeping
 from keepstep.postgres.isolation import check_isolation
 from keepstep.postgres.links import PostgresLinks
 from keepstep.postgres.log import PostgresLog
 from keepstep.postgres.maintenance import PostgresMaintenance
 from keepstep.postgres.pool import Database, Limits
+from keepstep.postgres.restores import PostgresRestores
+from keepstep.postgres.retention import PostgresRetention
 from keepstep.postgres.tokens import PostgresTokens
 
 if TYPE_CHECKING:
     from keepstep.config import Settings
     from keepstep.interfaces import Clock, Threads
-
-_VERSION_UNIT: Final = 10_000
-"""PostgreSQL tells its version as major * 10000 + minor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,12 @@ class Opened:
         log: the event log in it.
         accounts: users, devices and sessions in it.
         maintenance: its housekeeping.
+        retention: takes away its oldest events.
         tokens: challenges and tokens of REST in it.
         administration: users, sessions, invites and the audit trail in it.
         links: mailboxes through which devices are linked in it.
+        housekeeping: clean-up and measuring of it.
+        restores: rewinds and heal windows in it.
         database: for what its breaker says.
         durability: what it promises.
         place: which one it is, in words, without credentials.
@@ -51,9 +54,12 @@ class Opened:
     log: PostgresLog
     accounts: PostgresAccounts
     maintenance: PostgresMaintenance
+    retention: PostgresRetention
     tokens: PostgresTokens
     administration: PostgresAdministration
     links: PostgresLinks
+    housekeeping: PostgresHousekeeping
+    restores: PostgresRestores
     database: Database
     durability: Durability
     place: str
@@ -82,8 +88,9 @@ async def opened(
             url = await stack.enter_async_context(embedded.running(settings))
         else:
             url = settings.database_url.get_secret_value()
-        await threads.run(lambda: migrate.up(url), limiter=limiter)
-        durability = await threads.run(lambda: _check(url, settings), limiter=limiter)
+        bring_up = migrate.up if settings.migrate_at_start else migrate.check
+        await threads.run(lambda: bring_up(url), limiter=limiter)
+        durability = await threads.run(lambda: check_promises(url, settings), limiter=limiter)
         limits = Limits(
             pipelines=settings.pipelines,
             read_connections=settings.read_connections,
@@ -96,6 +103,7 @@ async def opened(
         log = PostgresLog(
             database,
             streams_per_user_max=settings.streams_per_user_max,
+            bytes_per_user_max=settings.bytes_per_user_max,
             tail_bytes_max=settings.tail_bytes_max,
             tail_stream_bytes_max=settings.tail_stream_bytes_max,
             probe=probe,
@@ -104,28 +112,41 @@ async def opened(
             log,
             PostgresAccounts(database),
             PostgresMaintenance(database),
+            PostgresRetention(database),
             PostgresTokens(database),
             PostgresAdministration(database),
             PostgresLinks(database),
+            PostgresHousekeeping(database),
+            PostgresRestores(database),
             database,
             durability,
             _place(settings, url, durability),
         )
 
 
-def _check(url: str, settings: Settings) -> Durability:
+def check_promises(url: str, settings: Settings, *, migrated: bool = True) -> Durability:
+    """What a database promises: that it keeps what it acknowledges, and users apart. Blocks; changes nothing.
+
+    Args:
+        url: of the role that owns the tables.
+        settings: whose timeouts count.
+        migrated: whether its tables are there, which users are kept apart in.
+
+    Raises:
+        StartupError: it cannot be reached, or does not promise it; the message says why.
+    """
     try:
         with psycopg.connect(url, connect_timeout=settings.database_connect_timeout_s) as connection:
             durability = check_durability(connection, unsafe=settings.unsafe)
-            check_isolation(connection)
+            if migrated:
+                check_isolation(connection)
             return durability
     except psycopg.Error as error:
         raise StartupError(f"the database cannot be used: {type(error).__name__}") from error
 
 
 def _place(settings: Settings, url: str, durability: Durability) -> str:
-    major, minor = divmod(durability.version, _VERSION_UNIT)
-    version = f"PostgreSQL {major}.{minor}"
+    version = f"PostgreSQL {durability.release}"
     if settings.database_url is None:
         return f"{version}, its own in {settings.data_dir / 'postgres'}"
     parts = urlsplit(url)

@@ -12,7 +12,17 @@ from keepstep.model import RetentionClass
 EVENT_TABLES: Final = {RetentionClass.KEEP: "events_keep", RetentionClass.STANDARD: "events_standard"}
 """Where events live, by their stream's retention class."""
 
-_FILES: Final = ("queries.sql", "stored_events.sql", "deletion.sql", "links.sql")
+_FILES: Final = (
+    "queries.sql",
+    "stored_events.sql",
+    "archive.sql",
+    "deletion.sql",
+    "housekeeping.sql",
+    "links.sql",
+    "restores.sql",
+    "retention.sql",
+    "verification.sql",
+)
 _NAME: Final = re.compile(r"^-- (\w+) --$", re.MULTILINE)
 _COMMENT: Final = re.compile(r"^--.*\n", re.MULTILINE)
 

@@ -24,8 +24,8 @@ SELECT set_config('keepstep.user_pk', %(user_pk)s::bigint::text, false)
 
 -- load_heads --
 -- One snapshot of heads and authors. Authors are rows only where a stream has more of them than its own row holds.
-SELECT s.user_pk, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.head_seq, s.head_chain,
-       s.head_received_at, s.auth_epoch, s.authors, a.device_pks, a.last_ns, a.last_seqs, a.last_hashes
+SELECT s.user_pk, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.bytes_max, s.stored_bytes,
+       s.head_seq, s.head_chain, s.head_received_at, s.auth_epoch, s.authors, a.device_pks, a.last_ns, a.last_seqs, a.last_hashes
 FROM unnest(%(user_pks)s::bigint[], %(names)s::text[]) AS k (user_pk, name)
 JOIN streams s ON s.user_pk = k.user_pk AND s.name = k.name
 LEFT JOIN LATERAL (
@@ -50,14 +50,23 @@ CROSS JOIN LATERAL (
 
 -- load_devices --
 -- Of users: the devices that have not ended, and the epoch that says so; one snapshot.
-SELECT s.user_pk, s.auth_epoch, coalesce(d.device_pks, ARRAY[]::bigint[]), coalesce(d.expires_at, ARRAY[]::bigint[])
+SELECT s.user_pk, s.auth_epoch, coalesce(d.device_pks, ARRAY[]::bigint[]), coalesce(d.expires_at, ARRAY[]::bigint[]),
+       q.bytes_max
 FROM unnest(%(user_pks)s::bigint[]) AS k (user_pk)
 JOIN streams s ON s.user_pk = k.user_pk AND s.stream_pk = 1
+JOIN users q ON q.user_pk = k.user_pk
 CROSS JOIN LATERAL (
     SELECT array_agg(v.device_pk) AS device_pks, array_agg(v.expires_at::bigint) AS expires_at
     FROM devices v JOIN users u ON u.user_pk = v.user_pk AND u.disabled_at IS NULL
     WHERE v.user_pk = k.user_pk AND v.revoked_at IS NULL
 ) d
+
+-- load_stored_bytes --
+-- $devices and $keys have a bound of their own.
+SELECT s.user_pk, sum(s.stored_bytes)::bigint
+FROM unnest(%(user_pks)s::bigint[]) AS k (user_pk)
+JOIN streams s ON s.user_pk = k.user_pk AND s.stream_pk > 2
+GROUP BY s.user_pk
 
 -- load_device_chains --
 -- Of $devices, at the positions that authors name; the user's key makes the chain before the first event.
@@ -86,15 +95,16 @@ FOR UPDATE OF s
 -- create_streams --
 -- A stream that is not returned was created by another transaction, or its number was taken, or the account changed.
 WITH created AS (
-    INSERT INTO streams (user_pk, stream_pk, name, retention_class, policy, ttl_max_s, head_seq, head_chain,
-                         head_received_at, auth_epoch, authors, created_at)
-    SELECT n.user_pk, n.stream_pk, n.name, n.retention_class, n.policy, nullif(n.ttl_max_s, 0), n.seq, n.chain,
-           n.received_at, n.auth_epoch, n.authors, n.received_at
+    INSERT INTO streams (user_pk, stream_pk, name, retention_class, policy, ttl_max_s, bytes_max, stored_bytes, head_seq,
+                         head_chain, head_received_at, auth_epoch, authors, created_at)
+    SELECT n.user_pk, n.stream_pk, n.name, n.retention_class, n.policy, nullif(n.ttl_max_s, 0), nullif(n.bytes_max, -1),
+           n.stored_bytes, n.seq, n.chain, n.received_at, n.auth_epoch, n.authors, n.received_at
     FROM unnest(%(user_pks)s::bigint[], %(stream_pks)s::bigint[], %(names)s::text[], %(retention_classes)s::bigint[],
-                %(policies)s::bigint[], %(ttl_maxs)s::bigint[], %(seqs)s::bigint[], %(chains)s::bytea[],
-                %(received_ats)s::bigint[], %(auth_epochs)s::bigint[], %(authors)s::bytea[])
-         AS n (user_pk, stream_pk, name, retention_class, policy, ttl_max_s, seq, chain, received_at, auth_epoch,
-               authors)
+                %(policies)s::bigint[], %(ttl_maxs)s::bigint[], %(bytes_maxs)s::bigint[], %(stored_bytes)s::bigint[],
+                %(seqs)s::bigint[], %(chains)s::bytea[], %(received_ats)s::bigint[], %(auth_epochs)s::bigint[],
+                %(authors)s::bytea[])
+         AS n (user_pk, stream_pk, name, retention_class, policy, ttl_max_s, bytes_max, stored_bytes, seq, chain,
+               received_at, auth_epoch, authors)
     JOIN streams d ON d.user_pk = n.user_pk AND d.stream_pk = 1 AND d.auth_epoch = n.auth_epoch
     FOR SHARE OF d
     ON CONFLICT DO NOTHING
@@ -104,17 +114,20 @@ SELECT pg_current_xact_id()::text, array_agg(user_pk), array_agg(stream_pk) FROM
 
 -- move_heads --
 -- The compare and set that orders everything. Under READ COMMITTED an UPDATE that waited for a row looks at its newest
--- version again, so a head that another transaction moved is not moved. The plan must be a nested loop with unnest
+-- version again, so a head that another transaction moved is not moved. Bytes are added, for what drops payloads takes
+-- them off without moving the head. The plan must be a nested loop with unnest
 -- outside, for the order of the locks hangs on it: the limit, which cuts nothing off, lets the planner expect one row.
 WITH moved AS (
     UPDATE streams s
-    SET head_seq = m.new_seq, head_chain = m.new_chain, head_received_at = m.new_received_at, authors = m.new_authors
+    SET head_seq = m.new_seq, head_chain = m.new_chain, head_received_at = m.new_received_at, authors = m.new_authors,
+        stored_bytes = s.stored_bytes + m.added_bytes
     FROM (
         SELECT *
         FROM unnest(%(user_pks)s::bigint[], %(stream_pks)s::bigint[], %(old_seqs)s::bigint[], %(old_chains)s::bytea[],
                     %(auth_epochs)s::bigint[], %(new_seqs)s::bigint[], %(new_chains)s::bytea[],
-                    %(new_received_ats)s::bigint[], %(new_authors)s::bytea[])
-             AS u (user_pk, stream_pk, old_seq, old_chain, auth_epoch, new_seq, new_chain, new_received_at, new_authors)
+                    %(new_received_ats)s::bigint[], %(new_authors)s::bytea[], %(added_bytes)s::bigint[])
+             AS u (user_pk, stream_pk, old_seq, old_chain, auth_epoch, new_seq, new_chain, new_received_at, new_authors,
+                   added_bytes)
         LIMIT %(count)s
     ) m
     WHERE s.user_pk = m.user_pk AND s.stream_pk = m.stream_pk
@@ -128,9 +141,10 @@ FROM moved
 
 -- set_policies --
 -- Of streams whose head has just been moved, which locked their rows. Rare, and so not a part of move_heads.
-UPDATE streams s SET policy = n.policy, ttl_max_s = nullif(n.ttl_max_s, 0)
-FROM unnest(%(user_pks)s::bigint[], %(stream_pks)s::bigint[], %(policies)s::bigint[], %(ttl_maxs)s::bigint[])
-     AS n (user_pk, stream_pk, policy, ttl_max_s)
+UPDATE streams s SET policy = n.policy, ttl_max_s = nullif(n.ttl_max_s, 0), bytes_max = nullif(n.bytes_max, -1)
+FROM unnest(%(user_pks)s::bigint[], %(stream_pks)s::bigint[], %(policies)s::bigint[], %(ttl_maxs)s::bigint[],
+            %(bytes_maxs)s::bigint[])
+     AS n (user_pk, stream_pk, policy, ttl_max_s, bytes_max)
 WHERE s.user_pk = n.user_pk AND s.stream_pk = n.stream_pk
 
 -- put_latest --
@@ -229,9 +243,9 @@ RETURNING code_hash
 
 -- create_reserved_stream --
 INSERT INTO streams (user_pk, stream_pk, name, retention_class, head_seq, head_chain, head_received_at, auth_epoch,
-                     authors, created_at)
+                     authors, stored_bytes, created_at)
 VALUES (%(user_pk)s, %(stream_pk)s, %(name)s, %(retention_class)s, %(seq)s, %(chain)s, %(received_at)s, %(auth_epoch)s,
-        %(authors)s, %(now_ms)s)
+        %(authors)s, %(stored_bytes)s, %(now_ms)s)
 
 -- enrol_device --
 -- The number is the user's next: whoever gets here holds the lock on the head of $devices, or has just made the user.
@@ -274,13 +288,13 @@ FROM locked l WHERE s.user_pk = l.user_pk AND s.stream_pk = l.stream_pk
 
 -- read_stream --
 SELECT s.user_pk, u.user_id::bytea, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.head_seq,
-       s.head_chain
+       s.head_chain, s.bytes_max, s.stored_bytes, s.tail_seq, s.tail_chain
 FROM streams s JOIN users u USING (user_pk)
 WHERE s.user_pk = %(user_pk)s AND s.name = %(name)s
 
 -- read_streams --
 SELECT s.user_pk, u.user_id::bytea, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.head_seq,
-       s.head_chain
+       s.head_chain, s.bytes_max, s.stored_bytes, s.tail_seq, s.tail_chain
 FROM streams s JOIN users u USING (user_pk)
 WHERE s.user_pk = %(user_pk)s
 ORDER BY s.stream_pk > 2, CASE WHEN s.stream_pk <= 2 THEN s.stream_pk END, s.name
@@ -338,7 +352,7 @@ WHERE cloned_at >= %(since_ms)s ORDER BY cloned_at DESC LIMIT %(rows_max)s
 -- read_devices --
 SELECT
     device_pk, device_id, device_key::bytea, box_key::bytea, capabilities, issued_at, expires_at, sealed_label,
-    manage_from, revoked_at, revoked_seq
+    manage_from, revoked_at, revoked_seq, last_seen_at
 FROM devices WHERE user_pk = %(user_pk)s ORDER BY device_pk
 
 -- open_session --
@@ -354,11 +368,33 @@ RETURNING session_no
 -- close_session --
 WITH closed AS (
     UPDATE sessions SET closed_at = %(now_ms)s, close_reason = %(reason)s
-    WHERE user_pk = %(user_pk)s AND device_pk = %(device_pk)s AND session_no = %(session_no)s AND closed_at IS NULL
+    WHERE user_pk = %(user_pk)s AND device_pk = %(device_pk)s AND session_no = %(session_no)s
+      AND (closed_at IS NULL OR close_reason = %(lost)s)
     RETURNING user_pk, device_pk
 )
 UPDATE devices d SET last_seen_at = greatest(d.last_seen_at, %(now_ms)s)
 FROM closed WHERE d.user_pk = closed.user_pk AND d.device_pk = closed.device_pk
+
+-- keep_sessions --
+-- One that was taken for a dead node's is open again.
+UPDATE sessions s SET seen_at = %(now_ms)s, closed_at = NULL, close_reason = NULL
+FROM unnest(%(user_pks)s::bigint[], %(device_pks)s::bigint[], %(session_nos)s::bigint[])
+    AS o (user_pk, device_pk, session_no)
+WHERE s.user_pk = o.user_pk AND s.device_pk = o.device_pk AND s.session_no = o.session_no
+  AND (s.closed_at IS NULL OR s.close_reason = %(lost)s)
+
+-- see_devices --
+-- In the order of their keys: another node may see some of them at the same moment.
+WITH seen AS (
+    SELECT d.user_pk, d.device_pk
+    FROM devices d
+    JOIN unnest(%(user_pks)s::bigint[], %(device_pks)s::bigint[]) AS o (user_pk, device_pk)
+      ON d.user_pk = o.user_pk AND d.device_pk = o.device_pk
+    ORDER BY d.user_pk, d.device_pk
+    FOR NO KEY UPDATE OF d
+)
+UPDATE devices d SET last_seen_at = greatest(d.last_seen_at, %(now_ms)s)
+FROM seen WHERE d.user_pk = seen.user_pk AND d.device_pk = seen.device_pk
 
 -- save_acks --
 -- The limit keeps the planner to one look-up a name; it would compare every name with every stream of the user.
@@ -383,17 +419,30 @@ SELECT 1
 SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint
 
 -- expire_payloads --
--- On events_of_class. Header and signature stay: only the payload can go away. Rows that another node has in hand are
--- left to it.
-WITH due AS (
-    SELECT user_pk, stream_pk, seq, received_at FROM events_of_class
+-- On events_of_class. Header and signature stay: only the payload can go away. Streams are locked before their rows, as
+-- everybody does who drops payloads: what a payload took goes off the stream's bytes with it, once,
+-- unless it went with the tail before.
+WITH due AS MATERIALIZED (
+    SELECT user_pk, stream_pk, seq, received_at, octet_length(payload) AS bytes FROM events_of_class
     WHERE expires_at <= %(now_ms)s
     LIMIT %(rows_max)s
-    FOR UPDATE SKIP LOCKED
+), locked AS MATERIALIZED (
+    SELECT s.user_pk, s.stream_pk, s.tail_seq
+    FROM streams s JOIN (SELECT DISTINCT user_pk, stream_pk FROM due) d USING (user_pk, stream_pk)
+    ORDER BY s.user_pk, s.stream_pk
+    FOR UPDATE OF s
+), dropped AS (
+    UPDATE events_of_class e SET payload = NULL, expires_at = NULL
+    FROM due JOIN locked USING (user_pk, stream_pk)
+    WHERE e.user_pk = due.user_pk AND e.stream_pk = due.stream_pk AND e.seq = due.seq
+      AND e.received_at = due.received_at AND e.payload IS NOT NULL
+    RETURNING due.user_pk, due.stream_pk, CASE WHEN due.seq > locked.tail_seq THEN due.bytes ELSE 0 END AS bytes
+), freed AS (
+    UPDATE streams s SET stored_bytes = s.stored_bytes - f.bytes
+    FROM (SELECT user_pk, stream_pk, sum(bytes)::bigint AS bytes FROM dropped GROUP BY user_pk, stream_pk) f
+    WHERE s.user_pk = f.user_pk AND s.stream_pk = f.stream_pk
 )
-UPDATE events_of_class e SET payload = NULL, expires_at = NULL
-FROM due
-WHERE e.user_pk = due.user_pk AND e.stream_pk = due.stream_pk AND e.seq = due.seq AND e.received_at = due.received_at
+SELECT count(*) FROM dropped
 
 -- compact --
 -- On events_of_class. As expire_payloads: the losers of their keys whose time has come, each once. Events that are gone
@@ -409,10 +458,25 @@ WITH due AS (
     DELETE FROM removals r USING due
     WHERE r.user_pk = due.user_pk AND r.stream_pk = due.stream_pk AND r.seq = due.seq
     RETURNING r.seq
+), locked AS MATERIALIZED (
+    SELECT s.user_pk, s.stream_pk, s.tail_seq
+    FROM streams s JOIN (SELECT DISTINCT user_pk, stream_pk FROM due) d USING (user_pk, stream_pk)
+    ORDER BY s.user_pk, s.stream_pk
+    FOR UPDATE OF s
+), full_rows AS MATERIALIZED (
+    SELECT e.user_pk, e.stream_pk, e.seq, e.received_at, octet_length(e.payload) AS bytes
+    FROM events_of_class e JOIN due USING (user_pk, stream_pk, seq, received_at)
+    WHERE e.payload IS NOT NULL
 ), dropped AS (
     UPDATE events_of_class e SET payload = NULL, expires_at = NULL
-    FROM due
-    WHERE e.user_pk = due.user_pk AND e.stream_pk = due.stream_pk AND e.seq = due.seq AND e.received_at = due.received_at
+    FROM full_rows f JOIN locked USING (user_pk, stream_pk)
+    WHERE e.user_pk = f.user_pk AND e.stream_pk = f.stream_pk AND e.seq = f.seq AND e.received_at = f.received_at
+      AND e.payload IS NOT NULL
+    RETURNING f.user_pk, f.stream_pk, CASE WHEN f.seq > locked.tail_seq THEN f.bytes ELSE 0 END AS bytes
+), freed AS (
+    UPDATE streams s SET stored_bytes = s.stored_bytes - f.bytes
+    FROM (SELECT user_pk, stream_pk, sum(bytes)::bigint AS bytes FROM dropped GROUP BY user_pk, stream_pk) f
+    WHERE s.user_pk = f.user_pk AND s.stream_pk = f.stream_pk
 )
 SELECT count(*) FROM done
 
@@ -436,7 +500,10 @@ RETURNING user_id::bytea, device_id, purpose, expires_at
 
 -- begin_family --
 -- Asked again after a lost answer, both rows are there already.
-WITH family AS (
+WITH seen AS (
+    UPDATE devices SET last_seen_at = greatest(last_seen_at, %(now_ms)s)
+    WHERE user_pk = %(user_pk)s AND device_pk = %(device_pk)s
+), family AS (
     INSERT INTO refresh_families (user_pk, family_id, device_pk, created_at, expires_at)
     VALUES (%(user_pk)s, %(family_id)s, %(device_pk)s, %(now_ms)s, %(expires_at)s)
     ON CONFLICT DO NOTHING
@@ -473,6 +540,11 @@ FROM refresh_tokens t
 JOIN refresh_families f ON f.user_pk = t.user_pk AND f.family_id = t.family_id
 JOIN devices d ON d.user_pk = f.user_pk AND d.device_pk = f.device_pk
 WHERE t.user_pk = %(user_pk)s AND t.token_hash = %(token_hash)s
+
+-- see_refreshed --
+-- A transaction of its own: who revokes the device locks it before its families.
+UPDATE devices SET last_seen_at = greatest(last_seen_at, %(now_ms)s)
+WHERE user_pk = %(user_pk)s AND device_id = %(device_id)s
 
 -- exchange_refresh_token --
 WITH used AS (
@@ -560,21 +632,29 @@ SELECT count(*) FROM gone
 
 -- list_users --
 -- Of all users: only administrators ask.
-SELECT u.user_pk, u.user_id::bytea, u.created_at::bigint, u.disabled_at::bigint, d.count, s.count, u.streams_max,
-       u.devices_max
+SELECT u.user_pk, u.user_id::bytea, u.created_at::bigint, u.disabled_at::bigint, d.count, s.count, s.stored_bytes,
+       s.reserved_bytes, u.streams_max, u.devices_max, u.bytes_max, u.retention_days
 FROM users u
 CROSS JOIN LATERAL (SELECT count(*) FROM devices v WHERE v.user_pk = u.user_pk AND v.revoked_at IS NULL) d
-CROSS JOIN LATERAL (SELECT count(*) FROM streams v WHERE v.user_pk = u.user_pk) s
+CROSS JOIN LATERAL (
+    SELECT count(*), coalesce(sum(v.stored_bytes) FILTER (WHERE v.stream_pk > 2), 0)::bigint AS stored_bytes,
+           coalesce(sum(v.stored_bytes) FILTER (WHERE v.stream_pk <= 2), 0)::bigint AS reserved_bytes
+    FROM streams v WHERE v.user_pk = u.user_pk
+) s
 WHERE u.user_pk > %(after)s AND u.deleted_at IS NULL
 ORDER BY u.user_pk
 LIMIT %(rows_max)s
 
 -- list_user --
-SELECT u.user_pk, u.user_id::bytea, u.created_at::bigint, u.disabled_at::bigint, d.count, s.count, u.streams_max,
-       u.devices_max
+SELECT u.user_pk, u.user_id::bytea, u.created_at::bigint, u.disabled_at::bigint, d.count, s.count, s.stored_bytes,
+       s.reserved_bytes, u.streams_max, u.devices_max, u.bytes_max, u.retention_days
 FROM users u
 CROSS JOIN LATERAL (SELECT count(*) FROM devices v WHERE v.user_pk = u.user_pk AND v.revoked_at IS NULL) d
-CROSS JOIN LATERAL (SELECT count(*) FROM streams v WHERE v.user_pk = u.user_pk) s
+CROSS JOIN LATERAL (
+    SELECT count(*), coalesce(sum(v.stored_bytes) FILTER (WHERE v.stream_pk > 2), 0)::bigint AS stored_bytes,
+           coalesce(sum(v.stored_bytes) FILTER (WHERE v.stream_pk <= 2), 0)::bigint AS reserved_bytes
+    FROM streams v WHERE v.user_pk = u.user_pk
+) s
 WHERE u.user_id = %(user_id)s AND u.deleted_at IS NULL
 
 -- disable_user --
@@ -595,17 +675,12 @@ WITH enabled AS (
 DELETE FROM cuts c USING enabled e WHERE c.user_pk = e.user_pk AND c.device_pk = 0
 
 -- set_quota --
-UPDATE users SET streams_max = %(streams_max)s, devices_max = %(devices_max)s WHERE user_pk = %(user_pk)s
+UPDATE users SET streams_max = %(streams_max)s, devices_max = %(devices_max)s, bytes_max = %(bytes_max)s,
+    retention_days = %(retention_days)s
+WHERE user_pk = %(user_pk)s
 
 -- read_quota --
-SELECT streams_max, devices_max FROM users WHERE user_pk = %(user_pk)s
-
--- read_stream_bytes --
--- On events_of_class. The length of a payload in its side table is known without fetching it.
-SELECT stream_pk, sum(octet_length(header) + octet_length(sig) + coalesce(octet_length(payload), 0))::bigint
-FROM events_of_class
-WHERE user_pk = %(user_pk)s AND stream_pk = ANY (%(stream_pks)s::bigint[])
-GROUP BY stream_pk
+SELECT streams_max, devices_max, bytes_max, retention_days FROM users WHERE user_pk = %(user_pk)s
 
 -- list_sessions --
 -- A device has one session: an older one that is still open ended with its node.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from keepstep.eventlog.retention import decode_authors
 from keepstep.eventlog.store import ROW_BYTES_MAX, StreamRow
 from keepstep.interfaces import SnapshotInfo
-from keepstep.model import Policy, Position, RetentionClass, StreamPk, UserPk
+from keepstep.model import Policy, Position, PrunedPrefix, RetentionClass, StreamPk, UserPk
 from keepstep.postgres.heads import load_heads
 from keepstep.postgres.queries import query
 
@@ -64,6 +65,14 @@ class PostgresReader:
         known = head.author(device_pk)
         return (known[0], known[2]) if known is not None else None
 
+    def pruned(self, stream: StreamRow) -> PrunedPrefix | None:
+        """As ``Reader.pruned``."""
+        place = {"user_pk": int(stream.user_pk), "stream_pk": int(stream.stream_pk)}
+        rows = self._rows("read_pruned", None, **place)
+        tail_seq, chain, authors = rows[0][:3]
+        kept = tuple(tuple(row[3:]) for row in rows if row[3] is not None)
+        return PrunedPrefix(Position(tail_seq, chain), decode_authors(authors), kept) if tail_seq else None
+
     def snapshots(self, stream: StreamRow, *, rows_max: int) -> list[SnapshotInfo]:
         """As ``Reader.snapshots``."""
         place = {"user_pk": int(stream.user_pk), "stream_pk": int(stream.stream_pk)}
@@ -80,7 +89,8 @@ def _snapshot(row: Any) -> SnapshotInfo:
 
 
 def _stream_row(row: Any) -> StreamRow:
-    user_pk, user_key, stream_pk, name, retention_class, policy, ttl_max_s, head_seq, head_chain = row
+    user_pk, user_key, stream_pk, name, retention_class, policy, ttl_max_s, head_seq, head_chain, *more = row
+    bytes_max, stored_bytes, tail_seq, tail_chain = more
     return StreamRow(
         UserPk(user_pk),
         user_key,
@@ -91,4 +101,7 @@ def _stream_row(row: Any) -> StreamRow:
         ttl_max_s,
         head_seq,
         head_chain,
+        bytes_max,
+        stored_bytes,
+        Position(tail_seq, tail_chain) if tail_seq else None,
     )

@@ -14,7 +14,7 @@ from keepstep.eventlog.store import WALK_EVENTS_MAX, Found, Loaded, Lookup, Stre
 from keepstep.model import UserPk
 from keepstep.postgres.arrays import bigints
 from keepstep.postgres.faults import away, fault, misses_partition
-from keepstep.postgres.heads import load_device_chains, load_devices, load_heads
+from keepstep.postgres.heads import load_device_chains, load_devices, load_heads, load_stored_bytes
 from keepstep.postgres.partitions import make_partitions, partitions_of
 from keepstep.postgres.queries import query
 from keepstep.postgres.transaction import PostgresTransaction, pass_barrier
@@ -61,6 +61,10 @@ class PostgresStore:
     def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
         """As ``Store.devices``."""
         return self._ask(lambda connection: load_devices(connection, user_pks))
+
+    def stored_bytes(self, user_pks: Collection[int]) -> dict[int, int]:
+        """As ``Store.stored_bytes``."""
+        return self._ask(lambda connection: load_stored_bytes(connection, user_pks))
 
     def device_chains(self, places: Collection[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
         """As ``Store.device_chains``."""

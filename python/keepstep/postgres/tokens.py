@@ -1,12 +1,12 @@
-"""``interfaces.TokenStore`` over PostgreSQL: challenges, families of refresh tokens, revoked access tokens."""
+"""``tokenstore.TokenStore`` over PostgreSQL: challenges, families of refresh tokens, revoked access tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from keepstep.interfaces import Challenge, Refreshed, TokenState
 from keepstep.postgres.queries import query
+from keepstep.tokenstore import Challenge, Refreshed, TokenState
 
 if TYPE_CHECKING:
     from keepstep.model import DevicePk, UserPk
@@ -117,7 +117,11 @@ class PostgresTokens:
                     _execute(connection, "end_family", user_pk=user_pk, family_id=family_id)
                 return Refreshed(user_pk, family_id, device_id, epoch, ended)
 
-        return await self._ask(use)
+        refreshed = await self._ask(use)
+        if refreshed is not None and not refreshed.ended:
+            seen = {"user_pk": int(refreshed.user_pk), "device_id": refreshed.device_id, "now_ms": now_ms}
+            await self._run("see_refreshed", **seen)
+        return refreshed
 
     async def end_family(self, user_pk: UserPk, family_id: bytes) -> None:
         """As ``TokenStore.end_family``."""

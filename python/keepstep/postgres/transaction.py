@@ -16,14 +16,15 @@ from keepstep.model import DevicePk, UserPk
 from keepstep.postgres.apart import PostgresStoredStream
 from keepstep.postgres.arrays import bigints, byteas, texts
 from keepstep.postgres.faults import away
-from keepstep.postgres.heads import load_devices, load_heads
+from keepstep.postgres.heads import load_devices, load_heads, load_stored_bytes
 from keepstep.postgres.queries import query
+from keepstep.postgres.retention import store_beginning
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Ingested, StreamHead
     from keepstep.eventlog.store import LiveDevices, StoredStream
     from keepstep.interfaces import Genesis
-    from keepstep.model import AccountChange, DeviceEntry
+    from keepstep.model import AccountChange, DeviceEntry, PrunedPrefix
     from keepstep.postgres.pool import Connection, Lease
 
 OUTCOME_LOOKS_MAX: Final = 40
@@ -98,6 +99,8 @@ class PostgresTransaction:
             "retention_classes": bigints([head.retention_class for head in heads]),
             "policies": bigints([head.policy for head in heads]),
             "ttl_maxs": bigints([head.ttl_max_s or 0 for head in heads]),
+            "bytes_maxs": _bytes_maxs(heads),
+            "stored_bytes": bigints([head.stored_bytes for head in heads]),
             "seqs": bigints([head.seq for head in heads]),
             "chains": byteas([head.chain for head in heads]),
             "received_ats": bigints([head.received_at_ms for head in heads]),
@@ -120,6 +123,7 @@ class PostgresTransaction:
             "new_chains": byteas([new.chain for _, new in moves]),
             "new_received_ats": bigints([new.received_at_ms for _, new in moves]),
             "new_authors": byteas([new.authors_packed for _, new in moves]),
+            "added_bytes": bigints([new.stored_bytes - old.stored_bytes for old, new in moves]),
             "count": len(moves),
         }
         xid, count, user_pks, stream_pks = self._one("move_heads", arguments)
@@ -141,6 +145,7 @@ class PostgresTransaction:
             "stream_pks": bigints([head.stream_pk for head in changed]),
             "policies": bigints([head.policy for head in changed]),
             "ttl_maxs": bigints([head.ttl_max_s or 0 for head in changed]),
+            "bytes_maxs": _bytes_maxs(changed),
         }
         self._connection.execute(query("set_policies"), arguments)
 
@@ -163,8 +168,10 @@ class PostgresTransaction:
 
     def _put_authors(self, ingested: Ingested, unmoved: set[StreamPlace]) -> None:
         rows = [row for row in ingested.changed_authors if row[:2] not in unmoved]
-        if not rows:
-            return
+        if rows:
+            self._put_author_rows(rows)
+
+    def _put_author_rows(self, rows: Sequence[tuple[int, int, int, int, int, bytes]]) -> None:
         user_pks, stream_pks, device_pks, last_ns, last_seqs, last_hashes = zip(*rows, strict=True)
         self._connection.execute(
             query("put_authors"),
@@ -181,6 +188,10 @@ class PostgresTransaction:
     def devices(self, user_pks: Collection[int]) -> dict[int, LiveDevices]:
         """As ``Transaction.devices``."""
         return load_devices(self._connection, user_pks)
+
+    def stored_bytes(self, user_pks: Collection[int]) -> dict[int, int]:
+        """As ``Transaction.stored_bytes``."""
+        return load_stored_bytes(self._connection, user_pks)
 
     def stored(self, head: StreamHead) -> StoredStream:
         """As ``Transaction.stored``."""
@@ -249,11 +260,26 @@ class PostgresTransaction:
                 "received_at": head.received_at_ms,
                 "auth_epoch": head.auth_epoch,
                 "authors": head.authors_packed,
+                "stored_bytes": head.stored_bytes,
                 "now_ms": now_ms,
             }
             self._connection.execute(query("create_reserved_stream"), arguments)
         self._enrol(keys_head.user_pk, device, manage_from_ms=0, now_ms=now_ms)
         self._store(ingested, [ingested.moved[0][1]], frozenset())
+
+    def begin_after(
+        self,
+        head: StreamHead,
+        prefix: PrunedPrefix,
+        device_pks: Mapping[bytes, int],
+        authors: Sequence[tuple[int, int, int, bytes]],
+        *,
+        now_ms: int,
+    ) -> None:
+        """As ``Transaction.begin_after``."""
+        store_beginning(self._connection, head, prefix, device_pks, now_ms=now_ms)
+        if not head.authors_packed:
+            self._put_author_rows([(head.user_pk, head.stream_pk, *author) for author in authors])
 
     def commit(self) -> None:
         """As ``Transaction.commit``. No cancellation of the task reaches COMMIT; only its bound in time ends it."""
@@ -360,6 +386,11 @@ def _warnings(connection: Connection) -> Iterator[list[str]]:
         yield warnings
     finally:
         connection.remove_notice_handler(note)
+
+
+def _bytes_maxs(heads: Sequence[StreamHead]) -> object:
+    """Bounds for SQL, -1 where there is none: 0 is one."""
+    return bigints([-1 if head.bytes_max is None else head.bytes_max for head in heads])
 
 
 def _place(head: StreamHead) -> StreamPlace:

@@ -30,10 +30,24 @@ CORE_BYTES_MAX: Final = 2048
 """Largest signed part of a handshake message, bytes."""
 HEAD_BYTES_MAX: Final = 512
 """Largest head, bytes: every field at its largest makes less."""
+REWIND_BYTES_MAX: Final = 512
+"""Largest rewind, bytes: every field at its largest makes less."""
+REWINDS_MAX: Final = 16
+"""Restores of one stream that a device is told of, the latest."""
+CHAINS_ASKED_MAX: Final = 64
+"""Positions in one ``ChainAt``."""
+HEAL_ROWS_MAX: Final = 256
+"""Events in one ``Heal``."""
+HEAL_LINKS_MAX: Final = 20_000
+"""Events between the last of a ``Heal``'s rows and the signed head that proves them."""
+LINK_BYTES: Final = 40
+"""One of them: received_at as big-endian u64, and the hash of the event."""
 PUBLISH_EVENTS_MAX: Final = 256
 PUBLISH_BYTES_MAX: Final = 1024 * 1024
 SUBSCRIBE_STREAMS_MAX: Final = 1024
 READ_EVENTS_MAX: Final = 1000
+KEPT_ROWS_MAX: Final = 16
+"""Events that are kept of a beginning that is gone; this version keeps three."""
 SIGNAL_BYTES_MAX: Final = 16 * 1024
 """Largest signal, sealed, bytes."""
 PRESENCE_BYTES_MAX: Final = 4 * 1024
@@ -51,6 +65,11 @@ WirePosition = tuple[U64, Bytes32]
 """``[seq, chain]``."""
 SignedHead = tuple[Annotated[bytes, Meta(max_length=HEAD_BYTES_MAX)], Bytes64]
 """``[bytes of [1, user_key, stream, epoch, seq, chain, time_ms], server signature]``."""
+EventRow = tuple[U64, Bytes16, U64, bytes, Bytes64, bytes | None, bytes | None]
+"""``[seq, device_id, received_at_ms, header, sig, payload|nil, trace|nil]``."""
+SignedRewind = tuple[Annotated[bytes, Meta(max_length=REWIND_BYTES_MAX)], Bytes64]
+"""``[bytes of [1, user_key, stream, epoch, seq, chain], server signature]`` (``rewind``)."""
+SignedRewinds = Annotated[list[SignedRewind], Meta(max_length=REWINDS_MAX)]
 
 
 # -- handshake (protocol.md section 2) -------------------------------------------------------------------------
@@ -167,18 +186,28 @@ class Read(Struct, frozen=True, array_like=True, tag=20):
 
 
 class ChainAt(Struct, frozen=True, array_like=True, tag=21):
-    """``[21, rid, stream, [seq...]]``; answered ``unsupported`` by this version of the server."""
+    """``[21, rid, stream, [seq...]]``: what is the chain there? Answered by ``ChainAtResult``."""
 
     rid: U64
     stream: StreamName
-    seqs: Annotated[list[U64], Meta(max_length=64)]
+    seqs: Annotated[list[U64], Meta(max_length=CHAINS_ASKED_MAX)]
 
 
 class Heal(Struct, frozen=True, array_like=True, tag=22):
-    """``[22, rid, stream, ...]``; answered ``unsupported`` by this version of the server."""
+    """``[22, rid, stream, after, [row...], proof, report]``: events that a restore lost; answered by ``HealResult``.
+
+    ``after``: ``[seq, chain]`` that the rows continue, which the log holds; nil: append them anew. ``proof``:
+    ``[links, signed head]``, where ``links`` are the links (``LINK_BYTES``) of the events from behind the rows up to
+    the head; nil where no head proves them. ``report``: 1 = everything that is proven is handed in, 2 = everything is,
+    3 = end the time for handing in (``manage``); 0 = none of that.
+    """
 
     rid: U64
     stream: StreamName
+    after: WirePosition | None
+    rows: Annotated[list[EventRow], Meta(max_length=HEAL_ROWS_MAX)]
+    proof: tuple[Annotated[bytes, Meta(max_length=HEAL_LINKS_MAX * LINK_BYTES)], SignedHead] | None
+    report: Literal[0, 1, 2, 3]
 
 
 class Signal(Struct, frozen=True, array_like=True, tag=23):
@@ -252,10 +281,6 @@ class Accepted(Struct, frozen=True, array_like=True, tag=64):
 
     rid: U64
     results: list[Result]
-
-
-EventRow = tuple[U64, Bytes16, U64, bytes, Bytes64, bytes | None, bytes | None]
-"""``[seq, device_id, received_at_ms, header, sig, payload|nil, trace|nil]``."""
 
 
 class Events(Struct, frozen=True, array_like=True, tag=65):
@@ -336,12 +361,14 @@ class Resumed(Struct, frozen=True, array_like=True, tag=74):
     hold the position the device named: a lying or restored server, or another stream), ``"unknown_stream"``,
     ``"forbidden"`` or ``"limit_exceeded"`` (not subscribed). ``head``: signed head, nil where there is none to
     show. ``author``: the asking device's own ``[last_n, last_hash]`` in that stream (``[0, zeros]`` = none yet).
+    ``rewinds``: the restores that set the stream back, the latest ``REWINDS_MAX``.
     """
 
     stream: StreamName
     answer: Literal["contiguous", "unknown_position", "unknown_stream", "forbidden", "limit_exceeded"]
     head: SignedHead | None
     author: tuple[U64, Bytes32]
+    rewinds: SignedRewinds = msgspec.field(default_factory=list)
 
 
 class ServerRekey(Struct, frozen=True, array_like=True, tag=75):
@@ -383,6 +410,63 @@ class Signalled(Struct, frozen=True, array_like=True, tag=80):
     rid: U64
 
 
+class Pruned(Struct, frozen=True, array_like=True, tag=81):
+    """``[81, stream, after, to_seq, chain, {device_id: [n, prev]}, [row...], signed head]``: what is before is gone.
+
+    In place of the events after ``after`` up to ``to_seq``; those after it follow. ``chain``: at ``to_seq``, as in the
+    head of that seq. ``authors``: each author's last number there, and the first 16 bytes of that event's hash.
+    ``kept``: of what is gone, the policy in force and the newest confirmed snapshot with its confirmation.
+    """
+
+    stream: StreamName
+    after: U64
+    to_seq: U64
+    chain: Bytes32
+    authors: dict[Bytes16, tuple[U64, Bytes16]]
+    kept: Annotated[list[EventRow], Meta(max_length=KEPT_ROWS_MAX)]
+    head: SignedHead
+
+
+class Rewound(Struct, frozen=True, array_like=True, tag=82):
+    """``[82, stream, [signed rewind...], head, author]``: the typed answer where a restore lost the position.
+
+    In place of ``Resumed``: the log does not hold the position that the device named, and was set back by restores.
+    The device finds the last position that both hold (``ChainAt``), hands in what it has above (``Heal``), and
+    subscribes anew. ``head`` and ``author`` as in ``Resumed``.
+    """
+
+    stream: StreamName
+    rewinds: SignedRewinds
+    head: SignedHead | None
+    author: tuple[U64, Bytes32]
+
+
+class ChainAtResult(Struct, frozen=True, array_like=True, tag=83):
+    """``[83, rid, stream, [chain|nil...], head_seq]``: in the order asked; nil above ``head_seq`` and where pruned."""
+
+    rid: U64
+    stream: StreamName
+    chains: Annotated[list[Bytes32 | None], Meta(max_length=CHAINS_ASKED_MAX)]
+    head_seq: U64
+
+
+class HealResult(Struct, frozen=True, array_like=True, tag=84):
+    """``[84, rid, stream, answer, head_seq, lost, retry_after_ms|nil]``: what became of a ``Heal``.
+
+    ``answer``: ``"placed"`` (the log holds the rows, those in ``lost`` excepted, by the seq they were handed in with),
+    ``"diverged"`` (the log has other events there), ``"later"`` (not proven: other devices hand in what is, first),
+    ``"refused"`` (not what their authors signed, or the proof proves nothing), ``"open"`` or ``"closed"`` (to a report:
+    whether publishing waits for others still).
+    """
+
+    rid: U64
+    stream: StreamName
+    answer: Literal["placed", "diverged", "later", "refused", "open", "closed"]
+    head_seq: U64
+    lost: Annotated[list[U64], Meta(max_length=HEAL_ROWS_MAX)]
+    retry_after_ms: U64 | None
+
+
 FromDevice = Publish | Ack | Subscribe | Unsubscribe | Read | ChainAt | Heal | Signal | Presence | Ping | Rekey | Bye
 FromServer = (
     Accepted
@@ -402,6 +486,10 @@ FromServer = (
     | Cloned
     | KeyAnnounced
     | Signalled
+    | Pruned
+    | Rewound
+    | ChainAtResult
+    | HealResult
 )
 
 

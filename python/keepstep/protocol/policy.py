@@ -30,7 +30,8 @@ class PolicyPayload(Struct, frozen=True, array_like=True, tag=VERSION):
         retention_class: a ``model.RetentionClass``, or one of a later version; fixed by the stream's first event.
         ttl_max_s: the longest life of an application event, seconds; ``None`` where it may live for ever. Where it is
             given, every application event has a ttl.
-        stream_bytes_max: reserved for a bound of the stream's payloads, bytes; ``None`` in this version.
+        stream_bytes_max: the most bytes that headers, signatures and payloads of the stream may take together; ``None``
+            where the stream has no bound of its own.
     """
 
     policy: U64
@@ -45,7 +46,11 @@ _DECODER: Final = msgspec.msgpack.Decoder(PolicyPayload)
 
 
 def encode_policy(
-    policy: Policy, *, retention_class: RetentionClass = RetentionClass.STANDARD, ttl_max_s: int | None = None
+    policy: Policy,
+    *,
+    retention_class: RetentionClass = RetentionClass.STANDARD,
+    ttl_max_s: int | None = None,
+    stream_bytes_max: int | None = None,
 ) -> bytes:
     """The payload of an event of kind 1; a ``manage`` device signs it, and the first event of a stream may be one.
 
@@ -53,24 +58,22 @@ def encode_policy(
         policy: what becomes of concurrent events.
         retention_class: how long rows are kept; the same as before where the stream has events.
         ttl_max_s: the longest life of an application event, seconds, 1 to 100 years.
+        stream_bytes_max: what the stream may store, bytes.
     """
-    return encode(PolicyPayload(policy, retention_class, ttl_max_s, None))
+    return encode(PolicyPayload(policy, retention_class, ttl_max_s, stream_bytes_max))
 
 
 def decode_policy(payload: bytes) -> PolicyPayload:
     """Decode and check the payload of a policy event.
 
     Raises:
-        ProtocolError: ``malformed``, ``too_large``; ``unsupported`` for another version, policy or retention class, and
-            for a bound of the stream's bytes.
+        ProtocolError: ``malformed``, ``too_large``; ``unsupported`` for another version, policy or retention class.
     """
     if message_type(payload) not in (None, VERSION):
         raise ProtocolError("unsupported", "this version does not have that form of policy")
     decoded = decode_strict(_DECODER, payload, "a policy", bytes_max=POLICY_PAYLOAD_BYTES_MAX)
     if decoded.policy not in _POLICIES or decoded.retention_class not in _RETENTION_CLASSES:
         raise ProtocolError("unsupported", "this version does not have that policy or retention class")
-    if decoded.stream_bytes_max is not None:
-        raise ProtocolError("unsupported", "this version does not bound the bytes of one stream")
     return decoded
 
 

@@ -8,105 +8,37 @@ and its payload is withheld. A missing payload is judged once the device has cau
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from msgspec import Meta, Struct
 
 from keepstep.errors import KeepstepError, ProtocolError, VerificationError
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Position
 from keepstep.protocol.account import AccountEvent
 from keepstep.protocol.chain import chain_0, chain_next, event_hash
-from keepstep.protocol.codec import decode_strict, encode
 from keepstep.protocol.event import NO_PREV, TIME_MS_MAX, Header, check_placement, decode_header, verify_event
-from keepstep.protocol.messages import U64, Bytes16, Bytes32, SignedHead, WirePosition
 from keepstep.protocol.missing import (
     MISSING_MAX,
-    RULES_AT_START,
-    RULES_UNKNOWN,
     Missing,
     Reading,
-    Rules,
     capability_for,
 )
+from keepstep.protocol.pruning import KEPT_KINDS, state_after
+from keepstep.protocol.streamstate import AUTHORS_MAX, Author
 from keepstep.protocol.verified import Problem, VerifiedEvent
-from keepstep.protocol.witness import HEADS_MAX, HeadWitness
+from keepstep.protocol.witness import HeadWitness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keepstep.protocol.account import AccountLog
     from keepstep.protocol.chain import Head
-    from keepstep.protocol.messages import EventRow
+    from keepstep.protocol.messages import EventRow, Pruned, SignedHead
     from keepstep.protocol.primitives import Primitives
+    from keepstep.protocol.streamstate import StreamState
 
-AUTHORS_MAX: Final = 4096
-"""Devices that may have written into one stream."""
 CHAINS_MAX: Final = 256
 """Chains kept in memory for comparing ``seen``; older ones are asked of the device's store."""
-STATE_BYTES_MAX: Final = 8 * 1024 * 1024
-
-
-class Author(Struct, frozen=True, array_like=True):
-    """Where an author is in a stream."""
-
-    n: U64
-    prev: Bytes16
-    devices_seen_seq: U64
-    seq: U64
-
-
-class StreamState(Struct, frozen=True, array_like=True, tag=1):
-    """Everything a ``StreamVerifier`` carries from page to page, as simple values.
-
-    Attributes:
-        seq: up to which the stream is verified.
-        chain: there.
-        whole: whether it was read from its first event on, so that every author must begin at n = 1.
-        received_at_ms: of the event at ``seq``; it never steps back.
-        authors: by device id.
-        missing: by seq.
-        heads: the signed heads that are remembered.
-        rules: what the stream's own events say about how to read it.
-        claimed: the highest position above ``seq`` that a checkpoint names; compared when the device gets there.
-    """
-
-    seq: U64
-    chain: Bytes32
-    whole: bool
-    received_at_ms: U64
-    authors: Annotated[dict[Bytes16, Author], Meta(max_length=AUTHORS_MAX)]
-    missing: Annotated[dict[U64, Missing], Meta(max_length=MISSING_MAX)]
-    heads: Annotated[list[SignedHead], Meta(max_length=HEADS_MAX)]
-    claimed: WirePosition | None = None
-    rules: Rules = RULES_UNKNOWN
-
-    def encode(self) -> bytes:
-        """As bytes, for a store."""
-        return encode(self)
-
-    @property
-    def position(self) -> Position:
-        """``seq`` and ``chain``."""
-        return Position(self.seq, self.chain)
-
-
-_STATE: Final = msgspec.msgpack.Decoder(StreamState)
-
-
-def decode_state(data: bytes) -> StreamState:
-    """What ``StreamState.encode`` gave. Raises ``ProtocolError`` ``malformed``, ``too_large``."""
-    return decode_strict(_STATE, data, "a reader's state", bytes_max=STATE_BYTES_MAX)
-
-
-def state_at_start(primitives: Primitives, user_key: bytes, stream: str) -> StreamState:
-    """Before the first event of a stream."""
-    return StreamState(0, chain_0(primitives, user_key, stream), True, 0, {}, {}, [], rules=RULES_AT_START)
-
-
-def state_at(position: Position) -> StreamState:
-    """At a position whose past is not read: authors are taken as they are found."""
-    return StreamState(position.seq, position.chain, False, 0, {}, {}, [])
 
 
 class BehindDevices(KeepstepError):
@@ -147,6 +79,7 @@ class StreamVerifier:
         state: where to go on from.
         chain_at: looks the chain at a seq up in the device's store; ``None`` where it is not held.
         is_own_inbox: the stream is the inbox of the device that reads.
+        is_dead: whether a seq of a stream, by its name, may be of a branch that a restore of the server ended.
     """
 
     def __init__(
@@ -160,7 +93,9 @@ class StreamVerifier:
         state: StreamState,
         chain_at: Callable[[int], bytes | None] = lambda _: None,
         is_own_inbox: bool = False,
+        is_dead: Callable[[str, int], bool] = lambda _stream, _seq: False,
     ) -> None:
+        self._is_dead = is_dead
         self._primitives = primitives
         self._user_key = user_key
         self._stream = stream
@@ -238,6 +173,8 @@ class StreamVerifier:
             devices_seen = header.devices_seen[0]
             if devices_seen <= known or self._account.is_after_revocation(row[1], self._stream, header.n):
                 continue
+            if devices_complete and self._is_dead(DEVICES_STREAM, devices_seen):
+                continue
             if devices_complete:
                 # protocol.md section 1: "so a hidden revocation shows"
                 raise self._lie("an author knows more of $devices than the server shows", row[0])
@@ -278,8 +215,7 @@ class StreamVerifier:
         if len(page.chains) > CHAINS_MAX:
             del page.chains[next(iter(page.chains))]
         self._witness.check_chain(seq, page.chain)
-        if self._state.claimed is not None and seq == self._state.claimed[0] and page.chain != self._state.claimed[1]:
-            raise self._lie("another device was shown another history, as its checkpoint says", seq)
+        self._check_claimed(seq, page.chain)
         if payload is None and problem is None:
             problem = self._gone(page, device_id, header, hash_)
         concurrent = page.reading.concurrent_with(header, seq=seq, own_seq=own_seq) if problem is None else None
@@ -342,12 +278,13 @@ class StreamVerifier:
         seen_seq, seen_chain = header.seen
         devices_seq, devices_chain = header.devices_seen
         held = self._held(page.chains, seen_seq) if seen_seq < seq else None
-        if held is not None and held != seen_chain:
+        is_dead = self._is_dead(self._stream, seen_seq)
+        if held is not None and held != seen_chain and not is_dead:
             raise self._lie("an author was shown another history of this stream", seq)
         held = page.account.chain_at(devices_seq)
-        if held is not None and held != devices_chain:
+        if held is not None and held != devices_chain and not self._is_dead(DEVICES_STREAM, devices_seq):
             raise self._lie("an author was shown another history of $devices", seq)
-        return seen_seq >= seq
+        return seen_seq >= seq and not is_dead
 
     def _check_author(self, row: EventRow, header: Header) -> Problem | None:
         """The author was allowed to write it and has signed it."""
@@ -438,6 +375,48 @@ class StreamVerifier:
         )
         page.reading.miss(page.seq, missing)
         return Problem.MISSING
+
+    def pruned(self, message: Pruned, *, devices_complete: bool = False) -> list[int]:
+        """Go on after the beginning of the stream, or more of it, which is gone on the server.
+
+        Args:
+            message: what the server shows in its place.
+            devices_complete: as for ``feed``.
+
+        Returns:
+            the seqs whose payloads were missing and will not be found any more.
+
+        Raises:
+            BehindDevices: as for ``feed``.
+            VerificationError: nothing of this stream may go, or what is shown contradicts itself or what this device
+                has verified.
+        """
+        if self._stream in (DEVICES_STREAM, KEYS_STREAM):
+            raise self._lie("events are gone from a stream that is kept for ever", message.to_seq)
+        headers = [self._header(row[3], row[0]) for row in message.kept]
+        self._check_devices_known(message.kept, headers, devices_complete=devices_complete)
+        head = self._witness.take_past(message.head)
+        if (head.seq, head.chain) != (message.to_seq, message.chain):
+            raise self._lie("the head is not that of the gap", message.to_seq)
+        self._check_claimed(head.seq, head.chain)
+        both = zip(message.kept, headers, strict=True)
+        kept = [(row, header) for row, header in both if self._is_kept_rightly(row, header)]
+        gone = list(self._state.missing)
+        self._state = state_after(self._state, message, kept)
+        self._chains = {head.seq: head.chain}
+        return gone
+
+    def _check_claimed(self, seq: int, chain: bytes) -> None:
+        claimed = self._state.claimed
+        if claimed is not None and seq == claimed[0] and chain != claimed[1]:
+            raise self._lie("another device was shown another history, as its checkpoint says", seq)
+
+    def _is_kept_rightly(self, row: EventRow, header: Header) -> bool:
+        """Whether an event that outlives those around it counts: as for any other, its author signed it and may."""
+        if header.stream != self._stream or header.kind not in KEPT_KINDS:
+            raise self._lie("what is kept of the beginning does not belong there", row[0])
+        self._check_payload(header, row[5], row[0])
+        return self._check_author(row, header) is None or self._was_acted_upon(row, header)
 
     # -- heads
 

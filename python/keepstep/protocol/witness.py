@@ -68,12 +68,7 @@ class HeadWitness:
             VerificationError: the server did not sign it, it is another user's or stream's, or it proves a fork or a
                 log that went back.
         """
-        try:
-            head = verify_head(self._primitives, self._server_key, signed)
-        except ProtocolError as exc:
-            raise VerificationError("a head does not verify", stream=self._stream) from exc
-        if head.user_key != self._user_key or head.stream != self._stream:
-            raise VerificationError("a head is of another stream", stream=self._stream, evidence=(signed,))
+        head = self._verified(signed)
         for other, told in self._heads.values():
             # Both only rise. Else eight heads of later epochs, however short, would push out what is remembered.
             if (head.epoch - other.epoch) * (head.seq - other.seq) < 0:
@@ -94,6 +89,31 @@ class HeadWitness:
             self._heads[place] = (head, signed)
         if len(self._heads) > HEADS_MAX:
             del self._heads[min(self._heads)]
+        return head
+
+    def take_past(self, signed: SignedHead) -> Head:
+        """Verify a head of a place before the end, which says nothing of where the stream ends.
+
+        Raises:
+            VerificationError: the server did not sign it, it is another user's or stream's, or it proves a fork.
+        """
+        head = self._verified(signed)
+        known = self._heads.get((head.epoch, head.seq))
+        if known is not None and known[0].chain != head.chain:
+            raise VerificationError(
+                "the server signed two histories", stream=self._stream, seq=head.seq, evidence=(known[1], signed)
+            )
+        self.check_chain(head.seq, head.chain)
+        self._time_ms = max(self._time_ms, head.time_ms)
+        return head
+
+    def _verified(self, signed: SignedHead) -> Head:
+        try:
+            head = verify_head(self._primitives, self._server_key, signed)
+        except ProtocolError as exc:
+            raise VerificationError("a head does not verify", stream=self._stream) from exc
+        if head.user_key != self._user_key or head.stream != self._stream:
+            raise VerificationError("a head is of another stream", stream=self._stream, evidence=(signed,))
         return head
 
     def check_end(self, head: Head) -> None:

@@ -30,6 +30,8 @@ class Device(AnswerBody, frozen=True, kw_only=True):
     """A device as `$devices` lists it.
 
     `manage_from_ms`: from when on it manages, 0 for at once. `revoked_seq`: the event that ended it; null: it is live.
+    `last_seen_ms`: when it was last connected, to some ten minutes, or got tokens; null: never. Nobody signs that: it
+    is the server's word.
     """
 
     device_id: DeviceId
@@ -42,6 +44,7 @@ class Device(AnswerBody, frozen=True, kw_only=True):
     manage_from_ms: Milliseconds
     revoked_at_ms: Milliseconds | None
     revoked_seq: Seq | None
+    last_seen_ms: Milliseconds | None
 
 
 class DevicePage(AnswerBody, frozen=True, kw_only=True):
@@ -52,13 +55,20 @@ class DevicePage(AnswerBody, frozen=True, kw_only=True):
 
 
 class Account(AnswerBody, frozen=True, kw_only=True):
-    """The caller's account; `devices` are the live ones."""
+    """The caller's account; `devices` are the live ones.
+
+    `stored_bytes`: headers, signatures and payloads outside `$devices` and `$keys`, of which there may be `bytes_max`;
+    null: no bound. `reserved_bytes`: those in them.
+    """
 
     user_id: UserId
     device_id: DeviceId
     capabilities: list[CapabilityName]
     devices: int
     devices_head: StreamPosition
+    stored_bytes: Seq
+    bytes_max: Seq | None
+    reserved_bytes: Seq
 
 
 class DevicePath(RequestBody, frozen=True, kw_only=True):
@@ -101,6 +111,7 @@ def _device(listed: ListedDevice) -> Device:
         manage_from_ms=listed.manage_from_ms,
         revoked_at_ms=revoked_at_ms,
         revoked_seq=revoked_seq,
+        last_seen_ms=listed.last_seen_ms,
     )
 
 
@@ -108,6 +119,10 @@ async def _account(call: Call[NoParameters, NoParameters, None]) -> Reply:
     principal = call.principal
     devices = await call.services.accounts.devices(principal.user_pk)
     info = await call.services.log.stream(principal.user_pk, DEVICES_STREAM)
+    listed = await call.services.administration.user(principal.user_key)
+    if listed is None:
+        raise ProtocolError("not_found")  # deleted since the token was checked
+    default = call.services.policy.bytes_per_user_max
     return Reply(
         Account(
             user_id=principal.user_key.hex(),
@@ -115,6 +130,9 @@ async def _account(call: Call[NoParameters, NoParameters, None]) -> Reply:
             capabilities=capability_names(principal.capabilities),
             devices=sum(device.revoked is None for device in devices),
             devices_head=position(info.head),
+            stored_bytes=listed.stored_bytes,
+            bytes_max=default if listed.quota.bytes_max is None else listed.quota.bytes_max,
+            reserved_bytes=listed.reserved_bytes,
         )
     )
 
@@ -148,6 +166,7 @@ _EXAMPLE_DEVICE: Final = {
     "manage_from_ms": 0,
     "revoked_at_ms": None,
     "revoked_seq": None,
+    "last_seen_ms": 1_767_312_000_000,
 }
 
 ENDPOINTS: Final = (
@@ -158,6 +177,7 @@ ENDPOINTS: Final = (
         summary="The account of the calling device",
         handler=_account,
         answers={200: Account},
+        errors=("not_found",),
         etag=True,
         example=Example(
             answer={
@@ -166,6 +186,9 @@ ENDPOINTS: Final = (
                 "capabilities": ["publish", "subscribe", "manage"],
                 "devices": 2,
                 "devices_head": EXAMPLE_POSITION,
+                "stored_bytes": 1048576,
+                "bytes_max": 1073741824,
+                "reserved_bytes": 8192,
             }
         ),
     ),
@@ -175,7 +198,8 @@ ENDPOINTS: Final = (
         access=Access.DEVICE,
         summary="The account's devices",
         description=(
-            "As the server has reduced them from `$devices`; read that stream to check it. Devices are enrolled and "
+            "As the server has reduced them from `$devices`; read that stream to check it, all but `last_seen_ms`. "
+            "Devices are enrolled and "
             "revoked by signed events (`POST /api/v1/events`)."
         ),
         handler=_devices,

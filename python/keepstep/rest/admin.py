@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
 
-from keepstep.administration import Quota
+from keepstep.administration import RETENTION_DAYS_MAX, Quota
 from keepstep.errors import ProtocolError
 from keepstep.rest.account import (
     EXAMPLE_DEVICE_ID,
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 TAG: Final = "admin"
 StreamsQuota = Annotated[int, Meta(ge=2, le=1_000_000, description="Streams, `$devices` and `$keys` among them")]
 DevicesQuota = Annotated[int, Meta(ge=1, le=1_024, description="Live devices")]
+BytesQuota = Annotated[
+    int, Meta(ge=0, le=2**53 - 1, description="Headers, signatures and payloads outside `$devices` and `$keys`")
+]
+
+RetentionDays = Annotated[
+    int,
+    Meta(ge=1, le=RETENTION_DAYS_MAX, description="Days for which events stay, where that is shorter than in general"),
+]
 
 
 class UserQuota(AnswerBody, frozen=True, kw_only=True):
@@ -37,16 +45,23 @@ class UserQuota(AnswerBody, frozen=True, kw_only=True):
 
     streams_max: StreamsQuota | None
     devices_max: DevicesQuota | None
+    bytes_max: BytesQuota | None
+    retention_days: RetentionDays | None
 
 
 class User(AnswerBody, frozen=True, kw_only=True):
-    """An account. `disabled_at_ms`: since when nothing of it is let in; null: it is. `devices`: live ones."""
+    """An account. `disabled_at_ms`: since when nothing of it is let in; null: it is. `devices`: live ones.
+
+    `stored_bytes`: what its quota counts; `reserved_bytes`: what `$devices` and `$keys` take beside it.
+    """
 
     user_id: UserId
     created_at_ms: Milliseconds
     disabled_at_ms: Milliseconds | None
     devices: int
     streams: int
+    stored_bytes: Seq
+    reserved_bytes: Seq
     quota: UserQuota
 
 
@@ -74,6 +89,8 @@ class QuotaChange(RequestBody, frozen=True, kw_only=True):
 
     streams_max: StreamsQuota | None
     devices_max: DevicesQuota | None
+    bytes_max: BytesQuota | None = None
+    retention_days: RetentionDays | None = None
 
 
 class AdminDevice(AnswerBody, frozen=True, kw_only=True):
@@ -102,6 +119,7 @@ class AdminStream(AnswerBody, frozen=True, kw_only=True):
     ttl_max_s: int | None
     head: StreamPosition
     stored_bytes: Seq
+    stream_bytes_max: Seq | None
 
 
 class AdminStreamPage(AnswerBody, frozen=True, kw_only=True):
@@ -111,6 +129,15 @@ class AdminStreamPage(AnswerBody, frozen=True, kw_only=True):
     next_cursor: str | None
 
 
+def _quota(quota: Quota) -> UserQuota:
+    return UserQuota(
+        streams_max=quota.streams_max,
+        devices_max=quota.devices_max,
+        bytes_max=quota.bytes_max,
+        retention_days=quota.retention_days,
+    )
+
+
 def _user(listed: ListedUser) -> User:
     return User(
         user_id=listed.user_key.hex(),
@@ -118,7 +145,9 @@ def _user(listed: ListedUser) -> User:
         disabled_at_ms=listed.disabled_at_ms,
         devices=listed.devices,
         streams=listed.streams,
-        quota=UserQuota(streams_max=listed.quota.streams_max, devices_max=listed.quota.devices_max),
+        stored_bytes=listed.stored_bytes,
+        reserved_bytes=listed.reserved_bytes,
+        quota=_quota(listed.quota),
     )
 
 
@@ -154,9 +183,10 @@ async def _change_user(call: Call[UserPath, NoParameters, UserChange]) -> Reply:
 
 async def _set_quota(call: Call[UserPath, NoParameters, QuotaChange]) -> Reply:
     user = await find_user(call)
-    quota = Quota(streams_max=call.body.streams_max, devices_max=call.body.devices_max)
+    wanted = call.body
+    quota = Quota(wanted.streams_max, wanted.devices_max, wanted.bytes_max, wanted.retention_days)
     await call.services.administration.set_quota(user.user_pk, quota)
-    return Reply(UserQuota(streams_max=quota.streams_max, devices_max=quota.devices_max))
+    return Reply(_quota(quota))
 
 
 def _device(listed: ListedDevice) -> AdminDevice:
@@ -180,7 +210,6 @@ async def _streams(call: Call[UserPath, PageQuery, None]) -> Reply:
     user, services = await find_user(call), call.services
     infos = sorted(await services.log.streams(user.user_pk), key=lambda info: info.stream_pk)
     page, next_cursor = cut_page(infos, call.query, key=lambda info: number_key(info.stream_pk))
-    stored = await services.administration.stream_bytes(user.user_pk, [info.stream_pk for info in page])
     streams = [
         AdminStream(
             stream=info.name,
@@ -188,20 +217,23 @@ async def _streams(call: Call[UserPath, PageQuery, None]) -> Reply:
             retention_class=RETENTION_NAMES[info.retention_class],
             ttl_max_s=info.ttl_max_s,
             head=position(info.head),
-            stored_bytes=stored.get(info.stream_pk, 0),
+            stored_bytes=info.stored_bytes,
+            stream_bytes_max=info.bytes_max,
         )
         for info in page
     ]
     return Reply(AdminStreamPage(streams=streams, next_cursor=next_cursor))
 
 
-_EXAMPLE_QUOTA: Final = {"streams_max": 100, "devices_max": None}
+_EXAMPLE_QUOTA: Final = {"streams_max": 100, "devices_max": None, "bytes_max": 1073741824, "retention_days": None}
 EXAMPLE_USER: Final = {
     "user_id": EXAMPLE_KEY,
     "created_at_ms": 1_767_225_600_000,
     "disabled_at_ms": None,
     "devices": 2,
     "streams": 7,
+    "stored_bytes": 1048576,
+    "reserved_bytes": 8192,
     "quota": _EXAMPLE_QUOTA,
 }
 _EXAMPLE_PATH: Final = {"user_id": EXAMPLE_KEY}
@@ -295,7 +327,7 @@ ENDPOINTS: Final = (
         path="/admin/users/{user_id}/streams",
         access=Access.ADMIN,
         summary="The streams of an account, and how large they are",
-        description="Sizes are counted when asked for: ask for few streams at a time where they are large.",
+        description="What is stored is counted as it comes and goes, not when somebody asks.",
         handler=_streams,
         answers={200: AdminStreamPage},
         path_type=UserPath,
@@ -314,6 +346,7 @@ ENDPOINTS: Final = (
                         "ttl_max_s": None,
                         "head": EXAMPLE_POSITION,
                         "stored_bytes": 18_204,
+                        "stream_bytes_max": 1_048_576,
                     }
                 ],
                 "next_cursor": None,

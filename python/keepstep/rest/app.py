@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from quart import Response, g, request
@@ -12,8 +13,8 @@ from werkzeug.exceptions import HTTPException
 from keepstep.errors import ProtocolError
 from keepstep.rest.decoding import UnsupportedMediaType
 from keepstep.rest.dispatch import add_endpoints
-from keepstep.rest.endpoints import BODY_BYTES_MAX
-from keepstep.rest.guard import BODY_TIMEOUT_S, REQUEST_ID, Guard
+from keepstep.rest.endpoints import BODY_BYTES_MAX, Access
+from keepstep.rest.guard import BODY_TIMEOUT_S, REQUEST_ID, BodyLimit, Guard, Scope
 from keepstep.rest.headers import (
     EVERY_ANSWER,
     USER_ID_HEADER,
@@ -24,7 +25,7 @@ from keepstep.rest.headers import (
 )
 from keepstep.rest.problems import http_problem, problem, refusal
 from keepstep.rest.table import ENDPOINTS
-from keepstep.telemetry import describe
+from keepstep.telemetry import BoundedLines, describe
 
 if TYPE_CHECKING:
     from keepstep.rest.endpoints import Endpoint
@@ -37,9 +38,12 @@ _REQUEST_ID_BYTES: Final = 8
 
 def create_app(services: RestServices, endpoints: Sequence[Endpoint] = ENDPOINTS) -> Guard:
     """The whole application, guarded, as ASGI."""
-    limits = {(each.method, each.path): each.body_bytes_max for each in endpoints}
+    limits = {
+        (each.method, each.path): BODY_BYTES_MAX if each.access is Access.ADMIN else each.body_bytes_max
+        for each in endpoints
+    }
     app = QuartTrio("keepstep", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = max(limits.values())
+    app.config["MAX_CONTENT_LENGTH"] = max(each.body_bytes_max for each in endpoints)
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
     app.config["PROPAGATE_EXCEPTIONS"] = False
     _add_requests(app, services, {each.operation: each.path for each in endpoints})
@@ -51,19 +55,42 @@ def create_app(services: RestServices, endpoints: Sequence[Endpoint] = ENDPOINTS
         make_id=lambda: services.randomness.bytes(_REQUEST_ID_BYTES).hex(),
         body_bytes_max=lambda method, path: limits.get((method, path), BODY_BYTES_MAX),
         headers=EVERY_ANSWER,
+        larger_body=_larger_body(services, endpoints),
     )
+
+
+def _larger_body(services: RestServices, endpoints: Sequence[Endpoint]) -> Callable[[Scope], Awaitable[BodyLimit]]:
+    """Which requests may have a larger body than anybody's: those of an administrator, of which the key is asked."""
+    limits = {
+        (each.method, each.path): BodyLimit(each.body_bytes_max, each.body_timeout_s)
+        for each in endpoints
+        if each.access is Access.ADMIN and each.body_bytes_max > BODY_BYTES_MAX
+    }
+
+    async def larger_body(scope: Scope) -> BodyLimit:
+        limit = limits.get((scope["method"], scope["path"]))
+        if limit is None or services.admin is None:
+            raise ProtocolError("too_large")
+        shown = next((value for name, value in scope["headers"] if name == b"authorization"), None)
+        address = scope["client"][0] if scope.get("client") else ""
+        authorization = None if shown is None else bytes(shown).decode("latin-1")
+        await services.admin.authenticate(authorization, address=address)
+        return limit
+
+    return larger_body
 
 
 def _add_requests(app: QuartTrio, services: RestServices, routes: Mapping[str, str]) -> None:
     """What holds for every request: ids, headers, metrics and log lines."""
-    allowed = services.policy.cors_origins
+    strangers = BoundedLines(services.logger)
 
     @app.before_request
     async def begin() -> Response | None:
         g.request_id = request.scope[REQUEST_ID]  # type: ignore[typeddict-item]
         g.started_s = services.clock.monotonic_s()
         g.rate = None
-        if _is_preflight() and allowed:
+        g.is_proven = False
+        if _is_preflight() and services.policy.cors_origins:
             response = Response(b"", status=204)
             del response.headers["content-type"]
             return response
@@ -74,10 +101,11 @@ def _add_requests(app: QuartTrio, services: RestServices, routes: Mapping[str, s
     @app.after_request
     async def end(response: Response) -> Response:
         origin = request.headers.get("Origin")
+        allowed = services.policy.cors_origins
         response.headers.update(cors_headers(origin, allowed=allowed, preflight=_is_preflight()))
         if g.rate is not None:
             response.headers.update(rate_headers(g.rate))
-        _report(services, routes.get(request.endpoint or "", "none"), response.status_code)
+        _report(services, strangers, routes.get(request.endpoint or "", "none"), response.status_code)
         return response
 
 
@@ -87,13 +115,18 @@ def _is_preflight() -> bool:
     return request.method == "OPTIONS" and "Origin" in headers and "Access-Control-Request-Method" in headers
 
 
-def _report(services: RestServices, route: str, status: int) -> None:
-    """Count and log one answered request."""
-    seconds = services.clock.monotonic_s() - g.started_s
+def _report(services: RestServices, strangers: BoundedLines, route: str, status: int) -> None:
+    """Count and log one answered request; of those who prove nobody so many lines, and then how many more there were.
+
+    Who proves somebody has a bound already: the calls of one user.
+    """
+    monotonic_s = services.clock.monotonic_s()
+    seconds = monotonic_s - g.started_s
     method = request.method if request.method in METHODS else "other"
     services.metrics.rest_requests.labels(method, route, str(status)).inc()
     services.metrics.rest_seconds.labels(route).observe(seconds)
-    services.logger.info(
+    write = services.logger.info if g.is_proven else partial(strangers.write, now_s=monotonic_s)
+    write(
         "rest_request",
         request_id=g.request_id,
         api_version="1" if route.startswith("/api/v1/") else None,
@@ -111,7 +144,11 @@ def _add_errors(app: QuartTrio, services: RestServices) -> None:
 
     @app.errorhandler(UnsupportedMediaType)
     async def of_the_body(error: UnsupportedMediaType) -> Response:
-        return _response(http_problem(error.http_status, g.request_id))
+        wanted = " or ".join(error.wanted)
+        response = _response(http_problem(error.http_status, g.request_id, detail=f"Content-Type has to be {wanted}"))
+        if request.method == "POST":
+            response.headers["Accept-Post"] = ", ".join(error.wanted)
+        return response
 
     @app.errorhandler(HTTPException)
     async def of_http(error: HTTPException) -> Response:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Meta
 
+from keepstep.access import RatePolicy
 from keepstep.admission import address_prefix
-from keepstep.interfaces import RatePolicy
 from keepstep.model import SIGNATURE_BYTES
 from keepstep.protocol.challenge import NONCE_BYTES, Purpose
 from keepstep.rest.endpoints import Access, AnswerBody, Call, Endpoint, Example, NoParameters, Reply, RequestBody

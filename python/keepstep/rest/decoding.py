@@ -21,9 +21,17 @@ QUERY_FIELDS_MAX: Final = 32
 
 
 class UnsupportedMediaType(Exception):
-    """The body is of a content type that the endpoint does not take; HTTP has a status of its own for it."""
+    """The body is of a content type that the endpoint does not take; HTTP has a status of its own for it.
+
+    Attributes:
+        wanted: the content types that it takes.
+    """
 
     http_status: ClassVar[int] = 415
+
+    def __init__(self, wanted: Sequence[str]) -> None:
+        super().__init__(wanted)
+        self.wanted = tuple(wanted)
 
 
 def decode_parameters(struct: type[S], values: Mapping[str, str], where: str) -> S:
@@ -69,7 +77,7 @@ def decode_body(endpoint: Endpoint, content_type: str, body: bytes) -> Any:
     if endpoint.binary_body is not None and content_type == endpoint.binary_body.content_type:
         return body
     if endpoint.body_type is None or content_type != JSON:
-        raise UnsupportedMediaType
+        raise UnsupportedMediaType(endpoint.body_content_types)
     try:
         try:
             return msgspec.json.decode(body, type=endpoint.body_type)

@@ -7,8 +7,9 @@ the form of path, query and body. A stranger learns nothing about the form of wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import trio
@@ -28,10 +29,12 @@ from keepstep.validation import format_base64url
 if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
-    from keepstep.interfaces import RatePolicy
+    from keepstep.access import RatePolicy
     from keepstep.model import Principal, UserPk
     from keepstep.rest.endpoints import Endpoint
     from keepstep.rest.services import RestServices
+
+K = TypeVar("K", bound=Hashable)
 
 STREAM_PARAMETER: Final = "{stream}"
 """Matches slashes too, also at the beginning: a stream's name may be ``/a//b``."""
@@ -45,6 +48,20 @@ class _Rest(BaseConverter):
 
     part_isolating = False
     regex = ".+"
+
+
+@contextmanager
+def _place(calls: Counter[K], caller: K, calls_max: int | None) -> Iterator[None]:
+    """One of a caller's places among the calls of an endpoint. Raises ``rate_limited`` where all are taken."""
+    if calls_max is not None and calls[caller] >= calls_max:
+        raise ProtocolError("rate_limited", "too many calls of one caller at a time", retry_after_ms=1_000)
+    calls[caller] += 1
+    try:
+        yield
+    finally:
+        calls[caller] -= 1
+        if not calls[caller]:
+            del calls[caller]
 
 
 def add_endpoints(app: QuartTrio, endpoints: Sequence[Endpoint], services: RestServices) -> None:
@@ -73,6 +90,7 @@ class _Dispatcher:
         self._answers = answers
         self._calls = 0
         self._calls_by_user: Counter[UserPk] = Counter()
+        self._calls_by_prefix: Counter[str] = Counter()
 
     async def view(self, **path: str) -> Response:
         """Check, call, answer. Raises ProtocolError, which the application answers as a problem."""
@@ -91,17 +109,10 @@ class _Dispatcher:
         address = request.remote_addr or ""
         device = await self._authenticate(address)
         if device is None:
-            return await self._answer(path, address, None)
-        user_pk = device.user_pk
-        if self._calls_by_user[user_pk] >= self._endpoint.concurrency_per_user_max:
-            raise ProtocolError("rate_limited", "too many calls of one user at a time", retry_after_ms=1_000)
-        self._calls_by_user[user_pk] += 1
-        try:
+            with _place(self._calls_by_prefix, address_prefix(address), self._endpoint.concurrency_per_address_max):
+                return await self._answer(path, address, None)
+        with _place(self._calls_by_user, device.user_pk, self._endpoint.concurrency_per_user_max):
             response = await self._answer(path, address, device)
-        finally:
-            self._calls_by_user[user_pk] -= 1
-            if not self._calls_by_user[user_pk]:
-                del self._calls_by_user[user_pk]
         if self._services.log.generation() != generation:
             # The device's row numbers belong to a log that is not there any more.
             raise Unavailable("the log has become another one during the request")
@@ -119,6 +130,7 @@ class _Dispatcher:
                 if services.admin is None:
                     raise ProtocolError("not_found")
                 await services.admin.authenticate(authorization, address=address)
+                g.is_proven = True
             return None
         try:
             principal = await services.tokens.authenticate(authorization)
@@ -128,6 +140,7 @@ class _Dispatcher:
             refused = error
         else:
             await self._count(f"user:{principal.user_pk}", services.policy.per_user)
+            g.is_proven = True
             if endpoint.capability is not None and endpoint.capability & ~principal.capabilities_at(
                 services.clock.now_ms()
             ):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from msgspec import Struct
 
 from keepstep.errors import ERRORS, ProtocolError
+from keepstep.rest.guard import BODY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -165,10 +166,14 @@ class Endpoint:
         capability: everything that the device must be able to do, else ``forbidden``; only for ``Access.DEVICE``.
         description: more than the summary, Markdown.
         example: one call.
-        body_bytes_max: largest body, bytes; only a path without parameters may ask for more than ``BODY_BYTES_MAX``.
+        body_bytes_max: largest body, bytes; only a path without parameters may ask for more than ``BODY_BYTES_MAX``,
+            and gets it of an administrator's endpoint only with the key.
+        body_timeout_s: for a body of more than ``BODY_BYTES_MAX`` to arrive, of an administrator's endpoint, seconds.
         timeout_s: for the handler, seconds; then ``unavailable``. Pieces of an answer come after it.
         concurrency_max: calls at the same time; above it ``unavailable``.
         concurrency_per_user_max: those of one user among them; above it ``rate_limited``.
+        concurrency_per_address_max: those of one address prefix among them, where anybody may call; above it
+            ``rate_limited``. ``None``: as many as in all.
         limited: whether calls are counted by the rate limiter.
         etag: whether answers carry an ``ETag``, by which ``If-None-Match`` is answered 304.
         idempotent: whether an ``Idempotency-Key`` makes a second call answer what the first one did.
@@ -191,9 +196,11 @@ class Endpoint:
     description: str = ""
     example: Example = field(default_factory=Example)
     body_bytes_max: int = BODY_BYTES_MAX
+    body_timeout_s: float = BODY_TIMEOUT_S
     timeout_s: float = REQUEST_TIMEOUT_S
     concurrency_max: int = CONCURRENCY_MAX
     concurrency_per_user_max: int = CONCURRENCY_PER_USER_MAX
+    concurrency_per_address_max: int | None = None
     limited: bool = True
     etag: bool = False
     idempotent: bool = False
@@ -204,6 +211,7 @@ class Endpoint:
         assert set(self.errors) <= ERRORS.keys(), f"{self.path}: an unknown error code"
         assert self.answers, f"{self.path} answers nothing"
         assert self.body_bytes_max <= BODY_BYTES_MAX or not self.parameters, f"{self.path}: body_bytes_max"
+        assert self.concurrency_per_address_max is None or self.access is Access.PUBLIC, f"{self.path}: concurrency"
         assert self.capability is None or self.access is Access.DEVICE, f"{self.path}: capability"
 
     @property
@@ -244,7 +252,13 @@ class Endpoint:
     @property
     def takes_body(self) -> bool:
         """Whether a body is looked at."""
-        return self.body_type is not None or self.binary_body is not None
+        return bool(self.body_content_types)
+
+    @property
+    def body_content_types(self) -> list[str]:
+        """Content types of the bodies that it takes."""
+        json = [] if self.body_type is None else [JSON]
+        return json if self.binary_body is None else [*json, self.binary_body.content_type]
 
 
 class BadRequest(ProtocolError):

@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import trio
+
+from keepstep.errors import ProtocolError
 
 BODIES_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bodies that are held at the same time, those of requests that are being answered included."""
@@ -38,6 +41,24 @@ Application = Callable[..., Awaitable[None]]
 """An ASGI application; frameworks type its three arguments each in their own way."""
 
 
+@dataclass(frozen=True, slots=True)
+class BodyLimit:
+    """What a body may be that is larger than anybody's.
+
+    Attributes:
+        bytes_max: largest one, bytes.
+        timeout_s: for it to arrive, from now on, seconds.
+    """
+
+    bytes_max: int
+    timeout_s: float
+
+
+async def _no_larger(_scope: Scope) -> BodyLimit:
+    """Nobody may send more. Raises ``too_large``."""
+    raise ProtocolError("too_large")
+
+
 class Guard:
     """Wraps an ASGI application.
 
@@ -46,6 +67,7 @@ class Guard:
         refuse: makes status, headers and body of a refusal from a code of the error table and a request id.
         make_id: makes the id of a request that brings none.
         body_bytes_max: largest body of a request, by its method and path.
+        larger_body: asked for a request whose body is larger, by its scope; raises ProtocolError where it may not be.
         headers: that every answer has, where the application has not given them another value.
         body_timeout_s: for a body to arrive.
         bodies_bytes_max: bodies at the same time.
@@ -60,6 +82,7 @@ class Guard:
         make_id: Callable[[], str],
         body_bytes_max: Callable[[str, str], int],
         headers: Mapping[str, str],
+        larger_body: Callable[[Scope], Awaitable[BodyLimit]] = _no_larger,
         body_timeout_s: float = BODY_TIMEOUT_S,
         bodies_bytes_max: int = BODIES_BYTES_MAX,
         requests_max: int = REQUESTS_MAX,
@@ -68,6 +91,7 @@ class Guard:
         self._refuse = refuse
         self._make_id = make_id
         self._body_bytes_max = body_bytes_max
+        self._larger_body = larger_body
         self._headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self._body_timeout_s = body_timeout_s
         self._bodies_bytes_max = bodies_bytes_max
@@ -97,6 +121,7 @@ class Guard:
         body = bytearray()
         refusal: str | None = None
         body_bytes_max = self._body_bytes_max(scope["method"], scope["path"])
+        may_grow = True
         try:
             with trio.move_on_after(self._body_timeout_s) as scope_of_body:
                 more = True
@@ -104,7 +129,17 @@ class Guard:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return
-                    refusal = refusal or self._refusal(len(body), len(message["body"]), body_bytes_max)
+                    size = len(body) + len(message["body"])
+                    if size > body_bytes_max and may_grow and refusal is None:
+                        may_grow = False
+                        try:
+                            larger = await self._larger_body(scope)
+                        except ProtocolError as error:
+                            refusal = error.code
+                        else:
+                            body_bytes_max = larger.bytes_max
+                            scope_of_body.deadline = trio.current_time() + larger.timeout_s
+                    refusal = refusal or self._refusal(size, len(message["body"]), body_bytes_max)
                     if refusal is None:
                         body += message["body"]
                         self._bodies_bytes += len(message["body"])
@@ -130,9 +165,9 @@ class Guard:
         finally:
             self._requests -= 1
 
-    def _refusal(self, held: int, added: int, body_bytes_max: int) -> str | None:
-        """Why a piece of a body is not taken in."""
-        if held + added > body_bytes_max:
+    def _refusal(self, size: int, added: int, body_bytes_max: int) -> str | None:
+        """Why a piece of a body is not taken in, with which it would have that size."""
+        if size > body_bytes_max:
             return "too_large"
         return "unavailable" if self._bodies_bytes + added > self._bodies_bytes_max else None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from keepstep.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from keepstep.interfaces import RateState
+    from keepstep.access import RateState
 
 API_VERSION: Final = "1"
 VERSION_HEADER: Final = "Keepstep-Version"

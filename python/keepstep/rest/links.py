@@ -17,6 +17,8 @@ WAIT_S_MAX: Final = 15
 """Longest wait for a message, seconds: below a request's own time."""
 CONCURRENCY_MAX: Final = 256
 """Readers that wait at the same time."""
+CONCURRENCY_PER_ADDRESS_MAX: Final = 32
+"""Those of one address prefix, so that no stranger takes all places: a household links few devices at a time."""
 ADDRESS_CHARACTERS_MAX: Final = 64
 
 LinkId = Annotated[
@@ -166,6 +168,7 @@ ENDPOINTS: Final = (
         query_type=LinkWait,
         errors=("not_found",),
         concurrency_max=CONCURRENCY_MAX,
+        concurrency_per_address_max=CONCURRENCY_PER_ADDRESS_MAX,
         example=Example(path=_EXAMPLE_PLACE, query={"wait_s": 15}, answer={"message": "AQID", "address": "192.0.2.1"}),
     ),
 )

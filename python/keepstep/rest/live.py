@@ -158,7 +158,7 @@ ENDPOINTS: Final = (
         answers={200: Binary(CONTENT_TYPE, "Server-sent events")},
         query_type=LiveQuery,
         request_headers={"Last-Event-ID": "The seq of the last event the client has; goes before `after`"},
-        errors=("unknown_stream", "unknown_position", "limit_exceeded"),
+        errors=("unknown_stream", "unknown_position", "pruned", "limit_exceeded"),
         capability=Capability.SUBSCRIBE,
         example=Example(query={"stream": "notes/kitchen", "after": 17}),
     ),

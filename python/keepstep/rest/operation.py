@@ -30,6 +30,7 @@ from keepstep.validation import format_base64url
 if TYPE_CHECKING:
     from keepstep.administration import AuditEntry, ListedInvite, ListedSession
     from keepstep.protocol.succession import Succession
+    from keepstep.telemetry import Metrics
 
 DAY_S: Final = 24 * 60 * 60
 NOTE_CHARACTERS_MAX: Final = 128
@@ -151,16 +152,18 @@ class ServerStatistics(AnswerBody, frozen=True, kw_only=True):
 
 
 class BackupState(AnswerBody, frozen=True, kw_only=True):
-    """The newest backup that this server made."""
+    """The newest backup that this server made, and the newest that it restored and verified; null: none yet."""
 
     at_ms: Milliseconds
+    verified_at_ms: Milliseconds | None
 
 
 class RetentionState(AnswerBody, frozen=True, kw_only=True):
     """What this server removes, and whether it makes backups.
 
-    `events_days`: how long events are kept; null: for ever. `audit_days`: how long calls of administrators are.
-    `backup`: null where this server makes none; back up its database by other means then.
+    `events_days`: how long events are kept unless the account or the stream says shorter; null: for ever. `audit_days`:
+    how long calls of administrators are. `backup`: null where this server has made none; back up its database by other
+    means then.
     """
 
     events_days: int | None
@@ -310,7 +313,20 @@ async def _statistics(call: Call[NoParameters, NoParameters, None]) -> Reply:
 
 
 async def _retention(call: Call[NoParameters, NoParameters, None]) -> Reply:
-    return Reply(RetentionState(events_days=None, audit_days=call.services.policy.audit_retention_days, backup=None))
+    policy = call.services.policy
+    at_ms = _counted_at_ms(call.services.metrics, "keepstep_backup_last_timestamp_seconds")
+    backup = None
+    if at_ms is not None:
+        verified_at_ms = _counted_at_ms(call.services.metrics, "keepstep_backup_verified_timestamp_seconds")
+        backup = BackupState(at_ms=at_ms, verified_at_ms=verified_at_ms)
+    return Reply(
+        RetentionState(events_days=policy.retention_days, audit_days=policy.audit_retention_days, backup=backup)
+    )
+
+
+def _counted_at_ms(metrics: Metrics, name: str) -> int | None:
+    """The moment that a metric holds; ``None`` where it has not come."""
+    return int((metrics.registry.get_sample_value(name) or 0) * 1000) or None
 
 
 async def _keys(call: Call[NoParameters, NoParameters, None]) -> Reply:
@@ -517,7 +533,7 @@ _SERVER: Final = (
         access=Access.ADMIN,
         summary="Make the server's next identity key and announce it",
         description=(
-            "Devices are told after the next start, and find it at `GET /api/v1/server` from then on; at the first "
+            "Connected devices are told at once, others when they connect or at `GET /api/v1/server`; at the first "
             "start from `from_ms` on it takes the old one's place."
         ),
         handler=_announce,

@@ -38,14 +38,20 @@ def problem(error: ProtocolError, request_id: str) -> tuple[int, dict[str, str],
     return row.http_status, headers, msgspec.json.encode(document)
 
 
-def http_problem(status: int, request_id: str) -> tuple[int, dict[str, str], bytes]:
-    """The same for what HTTP itself has a status for (404, 405, 415); RFC 9457 section 4.2.1."""
+def http_problem(status: int, request_id: str, *, detail: str = "") -> tuple[int, dict[str, str], bytes]:
+    """The same for what HTTP itself has a status for (404, 405, 415); RFC 9457 section 4.2.1.
+
+    Args:
+        status: of HTTP.
+        request_id: of the request.
+        detail: what would be right, in words that name nothing of the server; empty where the status says it all.
+    """
     document = {
         "type": "about:blank",
         "title": http.HTTPStatus(status).phrase,
         "status": status,
         "request_id": request_id,
-    }
+    } | ({"detail": detail} if detail else {})
     return status, {"content-type": CONTENT_TYPE}, msgspec.json.encode(document)
 
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from keepstep.access import AdminAccess, RateLimiter, RatePolicy, TokenAuthentication
+    from keepstep.account_intake import AccountIntake
     from keepstep.admin import Cuts
     from keepstep.administration import Administration, ServerKeys
     from keepstep.heads import HeadSigner
     from keepstep.identity import Identity
-    from keepstep.interfaces import (
-        Accounts,
-        AdminAccess,
-        Clock,
-        EventLog,
-        Randomness,
-        RateLimiter,
-        RatePolicy,
-        TokenAuthentication,
-    )
+    from keepstep.interfaces import Accounts, Clock, EventLog, Randomness
     from keepstep.links import Links
     from keepstep.presence import Presences
     from keepstep.publish import Publisher
@@ -41,7 +34,6 @@ class ServerInfo:
         device_url: where devices connect, without the key.
         registration: who may make an account.
         unsafe: whether it was told to go on although commits are not durable.
-        announcements: of successors of the identity key, encoded, the oldest first (protocol.md section 1).
     """
 
     version: str
@@ -50,7 +42,6 @@ class ServerInfo:
     device_url: str
     registration: Literal["open", "invite", "closed"]
     unsafe: bool
-    announcements: tuple[bytes, ...] = ()
 
     @property
     def pinned_url(self) -> str:
@@ -71,6 +62,8 @@ class RestPolicy:
         page_events_max: events in one page.
         page_bytes_max: bytes of one page; one event above it still goes.
         audit_retention_days: how long calls of administrators stay recorded.
+        bytes_per_user_max: what an account without a quota of its own may store; ``None`` for no bound.
+        retention_days: how long events stay on this server in general; ``None``: for ever.
     """
 
     per_user: RatePolicy
@@ -81,11 +74,13 @@ class RestPolicy:
     page_events_max: int
     page_bytes_max: int
     audit_retention_days: int
+    bytes_per_user_max: int | None = None
+    retention_days: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class RestServices:
-    """What REST needs of the rest of the server.
+    """What REST needs of the rest of the server; ``info``, ``policy`` and ``admin`` are replaced when settings change.
 
     Attributes:
         info: what the server tells of itself.
@@ -111,6 +106,8 @@ class RestServices:
         administration: users, sessions, invites, the audit trail, for administrators.
         cuts: ends sessions that were cut; told to look at once.
         server_keys: the successor of the identity key.
+        announcements: of successors of the identity key, encoded, the oldest first (protocol.md section 1).
+        account_intake: takes accounts of other servers in.
         admin: who may administer; ``None``: nobody, and no administration endpoint is there.
     """
 
@@ -137,4 +134,6 @@ class RestServices:
     administration: Administration
     cuts: Cuts
     server_keys: ServerKeys
+    announcements: Callable[[], Sequence[bytes]]
+    account_intake: AccountIntake
     admin: AdminAccess | None = None

@@ -1,7 +1,9 @@
 """REST on sockets: Hypercorn's HTTP, behind an accept loop of ours that counts connections.
 
 Hypercorn accepts without bound and keeps an idle connection for a while; each costs a file descriptor, and devices and
-the database need theirs. A connection above the cap is closed as it comes.
+the database need theirs. A connection above the cap is closed as it comes. TLS and the PROXY protocol are the same as
+for devices (``entrance``); a connection is a stranger's until it has come through them, and counts in its network's
+share.
 """
 
 from __future__ import annotations
@@ -19,12 +21,17 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import wrap_app
 
+from keepstep.entrance import peer_address
+from keepstep.errors import ProtocolError
 from keepstep.listening import BACKLOG
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from hypercorn.typing import LifespanState
+
+    from keepstep.admission import Admission
+    from keepstep.entrance import Entrance
 
 KEEP_ALIVE_S: Final = 15.0
 """How long an idle REST connection, or one whose request's head does not come, is kept."""
@@ -34,28 +41,34 @@ GRACE_S: Final = 2.0
 """How long REST requests under way may take when the server goes down."""
 SEND_TIMEOUT_MS: Final = 10_000
 """Hypercorn shields its sends without a deadline; the kernel drops a client that takes nothing for this long."""
+_ADDRESS: Final = "keepstep.address"
+"""What a connection's address is called in the state that Hypercorn hands to every request on it."""
 
 
 class RestServer:
     """Serves an ASGI application on sockets.
 
     Args:
-        application: the one to serve.
-        connections_max: open at the same time; one more is closed at once.
-        on_refused: called for each that is.
-
-    Attributes:
-        connections: open now.
+        application: the one to serve; its requests have the client's address, also behind a proxy.
+        admission: who may open a socket; one more is closed at once.
+        entrance: what comes before HTTP.
+        entrance_timeout_s: how long that may take, from the accepted connection on.
     """
 
     def __init__(
-        self, application: Callable[..., object], *, connections_max: int, on_refused: Callable[[], None]
+        self,
+        application: Callable[..., Awaitable[object]],
+        *,
+        admission: Admission,
+        entrance: Entrance,
+        entrance_timeout_s: float,
     ) -> None:
-        self._connections_max = connections_max
-        self._on_refused = on_refused
+        self._admission = admission
+        self._entrance = entrance
+        self._entrance_timeout_s = entrance_timeout_s
         self._config = _config()
-        self._application = wrap_app(application, self._config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
-        self.connections = 0
+        behind_proxies = _with_client_address(application, entrance)
+        self._application = wrap_app(behind_proxies, self._config.wsgi_max_body_size, "asgi")  # type: ignore[arg-type]
 
     async def serve(
         self,
@@ -91,16 +104,38 @@ class RestServer:
             await lifespan.wait_for_shutdown()
             background.cancel_scope.cancel()
 
-    async def _connection(self, context: WorkerContext, state: LifespanState, stream: Any) -> None:
-        if self.connections >= self._connections_max:
-            self._on_refused()
-            await stream.aclose()
-            return
-        self.connections += 1
-        try:
-            await TCPServer(self._application, self._config, context, ConnectionState(state.copy()), stream)
-        finally:
-            self.connections -= 1
+    async def _connection(self, context: WorkerContext, state: LifespanState, stream: trio.SocketStream) -> None:
+        deadline_s = trio.current_time() + self._entrance_timeout_s
+        async with stream:
+            address = peer_address(stream)
+            if address is None:
+                return
+            try:
+                place = self._admission.enter(address)
+            except ProtocolError:
+                return
+            with place:
+                entered = await self._entrance.enter(stream, address, place, deadline_s=deadline_s)
+                if entered is None:
+                    return
+                place.authenticated()  # what is asked and by whom is counted call by call from here on
+                http: Any = entered[0]
+                own_state = ConnectionState({**state, _ADDRESS: entered[1]})
+                await TCPServer(self._application, self._config, context, own_state, http)
+
+
+def _with_client_address(
+    application: Callable[..., Awaitable[object]], entrance: Entrance
+) -> Callable[..., Awaitable[object]]:
+    """The application, told of each request who sent it instead of whose connection it came on."""
+
+    async def call(scope: Any, receive: object, send: object) -> object:
+        if scope["type"] in ("http", "websocket"):
+            address = entrance.client_address(scope["state"].pop(_ADDRESS), scope["headers"])
+            scope["client"] = (address, 0)
+        return await application(scope, receive, send)
+
+    return call
 
 
 def _listen(sockets: list[socket.socket]) -> list[trio.SocketListener]:

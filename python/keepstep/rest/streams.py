@@ -36,13 +36,19 @@ class Author(AnswerBody, frozen=True, kw_only=True):
 
 
 class Stream(AnswerBody, frozen=True, kw_only=True):
-    """A stream: its policy, how long what is in it is kept, and its head."""
+    """A stream: its policy, how long what is in it is kept, its head, and the bytes that it takes and may take.
+
+    Its events begin after `tail`; null: with the first one.
+    """
 
     stream: StreamName
     policy: PolicyName
     retention_class: RetentionName
     ttl_max_s: int | None
     head: StreamPosition
+    tail: StreamPosition | None
+    stored_bytes: Seq
+    stream_bytes_max: Seq | None
 
 
 class StreamDetail(Stream, frozen=True, kw_only=True):
@@ -94,6 +100,9 @@ def _stream(info: StreamInfo) -> Stream:
         retention_class=RETENTION_NAMES[info.retention_class],
         ttl_max_s=info.ttl_max_s,
         head=position(info.head),
+        tail=None if info.tail is None else position(info.tail),
+        stored_bytes=info.stored_bytes,
+        stream_bytes_max=info.bytes_max,
     )
 
 
@@ -121,6 +130,9 @@ async def _one_stream(call: Call[StreamPath, NoParameters, None]) -> Reply:
         retention_class=shown.retention_class,
         ttl_max_s=shown.ttl_max_s,
         head=shown.head,
+        tail=shown.tail,
+        stored_bytes=shown.stored_bytes,
+        stream_bytes_max=shown.stream_bytes_max,
         signed_head=SignedHead(head=format_base64url(head), sig=format_base64url(sig)),
         author=Author(last_n=last_n, last_hash=last_hash.hex()),
     )
@@ -135,6 +147,9 @@ _EXAMPLE: Final = {
     "retention_class": "standard",
     "ttl_max_s": None,
     "head": EXAMPLE_POSITION,
+    "tail": None,
+    "stored_bytes": 4096,
+    "stream_bytes_max": None,
 }
 _EXAMPLE_DETAIL: Final = _EXAMPLE | {
     "signed_head": {"head": "lwHEIA", "sig": "q6urq6urq6s"},

@@ -22,10 +22,11 @@ class Live(AnswerBody, frozen=True, kw_only=True):
 
 
 class Ready(AnswerBody, frozen=True, kw_only=True):
-    """Whether devices should be sent here."""
+    """Whether devices should be sent here. `disk` is `low` while publishing waits for room and all else goes on."""
 
     status: Literal["ready", "not_ready"]
     database: Literal["ok", "away"]
+    disk: Literal["ok", "low"]
     draining: bool
     unsafe: bool
 
@@ -53,6 +54,7 @@ async def _ready(call: Simple) -> Reply:
     answer = Ready(
         status="ready" if is_ready else "not_ready",
         database=database,
+        disk="low" if services.publisher.waits_for_room else "ok",
         draining=draining,
         unsafe=services.info.unsafe,
     )
@@ -73,7 +75,7 @@ async def _server(call: Simple) -> Reply:
             server_key=info.server_key.hex(),
             device_url=info.pinned_url,
             registration=info.registration,
-            server_key_announcements=[format_base64url(each) for each in info.announcements],
+            server_key_announcements=[format_base64url(each) for each in call.services.announcements()],
         )
     )
 
@@ -99,7 +101,7 @@ ENDPOINTS: Final = (
         summary="Whether devices should be sent here",
         handler=_ready,
         answers={200: Ready, 503: Ready},
-        example=Example(answer={"status": "ready", "database": "ok", "draining": False, "unsafe": False}),
+        example=Example(answer={"status": "ready", "database": "ok", "disk": "ok", "draining": False, "unsafe": False}),
         concurrency_max=_CORE_REQUESTS_MAX,
         limited=False,
     ),

@@ -12,6 +12,7 @@ from keepstep.rest import (
     deletion,
     events,
     export,
+    importing,
     links,
     live,
     operation,
@@ -50,6 +51,7 @@ ENDPOINTS: Final[tuple[Endpoint, ...]] = (
     *publishing.ENDPOINTS,
     *snapshots.ENDPOINTS,
     *admin.ENDPOINTS,
+    *importing.ENDPOINTS,
     *operation.ENDPOINTS,
     *documentation_endpoints(document),
 )

@@ -20,6 +20,7 @@ use keepstep_core::hash::{Hash, blake3, event_hash};
 use keepstep_core::head::StreamHead;
 use keepstep_core::ingest::{Plan, Submission, ingest};
 use keepstep_core::msgpack::{write_binary, write_integer};
+use keepstep_core::rooms::Rooms;
 use sha2::{Digest, Sha512};
 use zeroize::Zeroizing;
 
@@ -183,7 +184,7 @@ fn bench_ingest(criterion: &mut Criterion) {
             .collect();
         let run = |submissions: Vec<Submission>| {
             let plan = Plan::new(&submissions);
-            ingest(&submissions, &plan, heads.clone(), NOW_MS).unwrap()
+            ingest(&submissions, &plan, heads.clone(), Rooms::default(), NOW_MS).unwrap()
         };
         group.throughput(Throughput::Elements(devices as u64 * events));
         let name = |what| BenchmarkId::new(what, format!("{devices} devices, {events} events each"));

@@ -22,6 +22,8 @@ pub enum Error {
     UnknownStream,
     /// The stream does not hold a position that the event names.
     UnknownPosition,
+    /// The event would bring a stream or an account above its bound of bytes.
+    QuotaExceeded(&'static str),
     /// A time in the event is too far in the future.
     Unprocessable(&'static str),
     /// The caller broke the documented contract; never caused by a peer.
@@ -43,6 +45,7 @@ impl Error {
             Self::Forbidden => "forbidden",
             Self::UnknownStream => "unknown_stream",
             Self::UnknownPosition => "unknown_position",
+            Self::QuotaExceeded(_) => "quota_exceeded",
             Self::Unprocessable(_) => "unprocessable",
             Self::Argument(_) => "internal",
         }
@@ -54,6 +57,7 @@ impl Error {
             Self::Malformed(detail)
             | Self::TooLarge(detail)
             | Self::Unsupported(detail)
+            | Self::QuotaExceeded(detail)
             | Self::Unprocessable(detail)
             | Self::Argument(detail) => detail,
             Self::BadSignature => "the signature does not verify",

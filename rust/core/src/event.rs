@@ -94,6 +94,13 @@ pub struct Bytes<'a> {
     pub trace: Option<&'a [u8]>,
 }
 
+impl Bytes<'_> {
+    /// What the row counts in `streams.stored_bytes`: header, signature and payload.
+    pub fn stored(&self) -> u64 {
+        (self.header.len() + self.signature.len() + self.payload.map_or(0, <[u8]>::len)) as u64
+    }
+}
+
 /// The events of one publish message.
 pub struct Events {
     raw: Arc<[u8]>,

@@ -67,6 +67,10 @@ pub struct StreamHead {
     pub policy: Policy,
     /// The longest life of an application event, seconds.
     pub ttl_max_s: Option<u64>,
+    /// The most bytes that the rows may hold, as the policy says.
+    pub bytes_max: Option<u64>,
+    /// What the rows hold at most: payloads that went since this head was loaded are still in it.
+    pub stored_bytes: u64,
     /// The last sequence number, 0 for none.
     pub seq: u64,
     /// The chain there.
@@ -98,6 +102,8 @@ impl StreamHead {
             retention_class,
             policy: Policy::Append,
             ttl_max_s: None,
+            bytes_max: None,
+            stored_bytes: 0,
             seq: 0,
             chain: chain_0(user_key, name),
             received_at_ms: 0,

@@ -57,6 +57,16 @@ impl Kind {
         matches!(self, Self::Snapshot | Self::Confirm | Self::Erase)
     }
 
+    /// Whether it lives in `$devices` or `$keys`.
+    pub const fn is_reserved(self) -> bool {
+        matches!(self, Self::Account | Self::Keys)
+    }
+
+    /// Whether it bounds, empties or vouches for a stream and holds nothing of the application.
+    pub const fn is_control(self) -> bool {
+        matches!(self, Self::Policy | Self::Confirm | Self::Erase)
+    }
+
     fn from_number(number: u64) -> Result<Self> {
         match number {
             0 => Ok(Self::Application),

@@ -15,6 +15,7 @@ use crate::hash::{Hash, chain_0, chain_next};
 use crate::head::{AUTHORS_PACKED_MAX, Author, StreamHead, TIME_MS_MAX};
 use crate::header::{Base, Kind};
 use crate::policy::{Policy, Rules};
+use crate::rooms::{Rooms, check_stream};
 use crate::run::{Run, WireRow};
 
 /// How far in the future an event's own times may be, milliseconds (protocol.md section 3).
@@ -170,6 +171,7 @@ pub fn ingest(
     submissions: &[Submission],
     plan: &Plan,
     heads: Vec<Option<Arc<StreamHead>>>,
+    mut rooms: Rooms,
     now_ms: u64,
 ) -> Result<Ingested> {
     if now_ms > TIME_MS_MAX {
@@ -182,7 +184,7 @@ pub fn ingest(
         let mut answers = Answers::default();
         for (index, good) in verdicts.into_iter().enumerate() {
             let source = Source { submission, place, index, good };
-            source.decide(&plan.slots[place], &mut walks, now_ms, &mut answers);
+            source.decide(&plan.slots[place], &mut walks, &mut rooms, now_ms, &mut answers);
         }
         results.push(answers.joined);
     }
@@ -268,7 +270,14 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn decide(&self, slots: &[usize], walks: &mut [Option<Walk>], now_ms: u64, answers: &mut Answers) {
+    fn decide(
+        &self,
+        slots: &[usize],
+        walks: &mut [Option<Walk>],
+        rooms: &mut Rooms,
+        now_ms: u64,
+        answers: &mut Answers,
+    ) {
         let event = match self.submission.events.parsed(self.index) {
             Ok(event) => event,
             Err(error) => return answers.joined.push(Answer::Refused(error)),
@@ -297,7 +306,15 @@ impl Source<'_> {
         if let Some(conflict) = walk.conflict(author, event) {
             return answers.joined.push(conflict);
         }
-        walk.append(author, event, (self.place, self.index));
+        let (user_pk, bytes) = (self.submission.user_pk, self.submission.events.bytes(self.index).stored());
+        if !rooms.essential
+            && let Err(error) = check_stream(walk.rules.bytes_max, walk.stored_bytes, event.kind, bytes)
+                .and_then(|()| rooms.check(user_pk, event.kind, bytes))
+        {
+            return answers.joined.push(Answer::Refused(error));
+        }
+        rooms.take(user_pk, event.kind, bytes);
+        walk.append(author, event, (self.place, self.index), bytes);
         answers.push_new(slot, walk.seq, walk.received_at_ms, walk.chain);
     }
 
@@ -354,6 +371,8 @@ struct Walk {
     chain_0: Option<Hash>,
     /// As the last policy event says, also one of this batch.
     rules: Rules,
+    /// As in `StreamHead`, with what is new.
+    stored_bytes: u64,
     /// Those that sent something in this batch.
     authors: Vec<AuthorWalk>,
     rows: Vec<Row>,
@@ -362,8 +381,10 @@ struct Walk {
 impl Walk {
     fn new(old: Arc<StreamHead>, now_ms: u64) -> Self {
         let (seq, chain, received_at_ms) = (old.seq, old.chain, old.received_at_ms.max(now_ms));
-        let rules = Rules { policy: old.policy, retention_class: old.retention_class, ttl_max_s: old.ttl_max_s };
-        Self { old, seq, chain, received_at_ms, chain_0: None, rules, authors: Vec::new(), rows: Vec::new() }
+        let StreamHead { policy, retention_class, ttl_max_s, bytes_max, stored_bytes, .. } = *old;
+        let rules = Rules { policy, retention_class, ttl_max_s, bytes_max };
+        let (authors, rows) = (Vec::new(), Vec::new());
+        Self { old, seq, chain, received_at_ms, chain_0: None, rules, stored_bytes, authors, rows }
     }
 
     fn author(&mut self, device_pk: i64) -> usize {
@@ -461,10 +482,11 @@ impl Walk {
         (!at_head).then_some(Answer::Conflict { head_seq: self.seq, head_chain: self.chain })
     }
 
-    fn append(&mut self, author: usize, event: &Parsed, source: (usize, usize)) {
+    fn append(&mut self, author: usize, event: &Parsed, source: (usize, usize), bytes: u64) {
         if let Some(rules) = event.rules {
             self.rules = rules;
         }
+        self.stored_bytes = self.stored_bytes.saturating_add(bytes);
         self.seq += 1;
         self.chain = chain_next(&self.chain, self.seq, self.received_at_ms, &event.hash);
         let AuthorWalk { now, rows, .. } = &mut self.authors[author];
@@ -549,6 +571,8 @@ impl Walk {
             retention_class: self.rules.retention_class,
             policy: self.rules.policy,
             ttl_max_s: self.rules.ttl_max_s,
+            bytes_max: self.rules.bytes_max,
+            stored_bytes: self.stored_bytes,
             seq: self.seq,
             chain: self.chain,
             received_at_ms: self.received_at_ms,

@@ -18,6 +18,7 @@ pub mod header;
 pub mod ingest;
 pub mod msgpack;
 pub mod policy;
+pub mod rooms;
 pub mod run;
 
 pub use error::{Error, Result};

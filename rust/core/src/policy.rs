@@ -55,6 +55,8 @@ pub struct Rules {
     pub retention_class: i16,
     /// The longest life of an application event, seconds; `None` where it may live for ever.
     pub ttl_max_s: Option<u64>,
+    /// The most bytes that the stream's rows may hold; `None` where it has no bound of its own.
+    pub bytes_max: Option<u64>,
 }
 
 impl Rules {
@@ -71,7 +73,7 @@ impl Rules {
         let policy = reader.integer()?;
         let retention_class = reader.integer()?;
         let ttl_max_s = reader.optional_integer()?;
-        let stream_bytes_max = reader.optional_integer()?;
+        let bytes_max = reader.optional_integer()?;
         reader.end()?;
         if ttl_max_s.is_some_and(|ttl_s| !(1..=TTL_S_MAX).contains(&ttl_s)) {
             return Err(Error::Malformed("the longest ttl is not in 1 s to 100 years"));
@@ -80,11 +82,8 @@ impl Rules {
         if retention_class > RETENTION_CLASS_MAX {
             return Err(Error::Unsupported("no such retention class"));
         }
-        if stream_bytes_max.is_some() {
-            return Err(Error::Unsupported("this version does not bound the bytes of one stream"));
-        }
         let retention_class =
             i16::try_from(retention_class).map_err(|_| Error::Unsupported("no such retention class"))?;
-        Ok(Self { policy, retention_class, ttl_max_s })
+        Ok(Self { policy, retention_class, ttl_max_s, bytes_max })
     }
 }

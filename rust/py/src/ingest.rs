@@ -1,12 +1,13 @@
 //! Heads, runs, and the one call that takes a batch to what is stored and sent.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use keepstep_core::copy;
 use keepstep_core::head::{Author, StreamHead as CoreHead};
 use keepstep_core::ingest::{Answer, Ingested as CoreIngested, Keyed, Plan, ingest as core_ingest};
 use keepstep_core::policy::Policy;
+use keepstep_core::rooms::Rooms;
 use keepstep_core::run::Run as CoreRun;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::prelude::*;
@@ -38,8 +39,8 @@ impl StreamHead {
 
     #[staticmethod]
     #[pyo3(signature = (
-        *, user_pk, stream_pk, name, retention_class, policy = 0, ttl_max_s = None, seq, chain, received_at_ms, auth_epoch,
-        authors_packed, authors = Vec::new()
+        *, user_pk, stream_pk, name, retention_class, policy = 0, ttl_max_s = None, bytes_max = None, stored_bytes = 0, seq,
+        chain, received_at_ms, auth_epoch, authors_packed, authors = Vec::new()
     ))]
     #[allow(clippy::too_many_arguments)] // keyword-only, as the stub documents them
     fn load(
@@ -50,6 +51,8 @@ impl StreamHead {
         retention_class: i16,
         policy: u64,
         ttl_max_s: Option<u64>,
+        bytes_max: Option<u64>,
+        stored_bytes: u64,
         seq: u64,
         chain: Input,
         received_at_ms: u64,
@@ -70,6 +73,8 @@ impl StreamHead {
             retention_class,
             policy: Policy::from_number(policy).ok_or_else(|| PyValueError::new_err("no such policy"))?,
             ttl_max_s,
+            bytes_max,
+            stored_bytes,
             seq,
             chain: chain.array("a chain")?,
             received_at_ms,
@@ -108,6 +113,20 @@ impl StreamHead {
     #[getter]
     fn ttl_max_s(&self) -> Option<u64> {
         self.0.ttl_max_s
+    }
+
+    #[getter]
+    fn bytes_max(&self) -> Option<u64> {
+        self.0.bytes_max
+    }
+
+    #[getter]
+    fn stored_bytes(&self) -> u64 {
+        self.0.stored_bytes
+    }
+
+    fn with_stored_bytes(&self, stored_bytes: u64) -> Self {
+        Self(Arc::new(CoreHead { stored_bytes, ..CoreHead::clone(&self.0) }))
     }
 
     #[getter]
@@ -240,11 +259,8 @@ impl Ingested {
 
     #[getter]
     fn changed_policies(&self) -> Vec<StreamHead> {
-        let changed = self
-            .0
-            .moved
-            .iter()
-            .filter(|moved| (moved.old.policy, moved.old.ttl_max_s) != (moved.new.policy, moved.new.ttl_max_s));
+        let rules = |head: &CoreHead| (head.policy, head.ttl_max_s, head.bytes_max);
+        let changed = self.0.moved.iter().filter(|moved| rules(&moved.old) != rules(&moved.new));
         changed.map(|moved| StreamHead(Arc::clone(&moved.new))).collect()
     }
 
@@ -325,12 +341,14 @@ fn refused<'py>(py: Python<'py>, code: &str, detail: Option<(u64, &[u8; 32])>) -
 }
 
 #[pyfunction]
-#[pyo3(signature = (submissions, heads, *, now_ms))]
+#[pyo3(signature = (submissions, heads, *, now_ms, rooms = HashMap::new(), essential = false))]
 pub(crate) fn ingest(
     py: Python<'_>,
     submissions: Vec<Py<Submission>>,
     heads: &Bound<'_, PyMapping>,
     now_ms: u64,
+    rooms: HashMap<i64, i64>,
+    essential: bool,
 ) -> PyResult<Ingested> {
     let submissions: Vec<_> = submissions.iter().map(|submission| submission.get().core.clone()).collect();
     let plan = Plan::new(&submissions);
@@ -343,5 +361,6 @@ pub(crate) fn ingest(
             Err(error) => Err(error),
         })
         .collect::<PyResult<_>>()?;
-    py.detach(|| core_ingest(&submissions, &plan, heads, now_ms)).or_raise(py).map(Ingested)
+    let rooms = Rooms { by_user: rooms, essential };
+    py.detach(|| core_ingest(&submissions, &plan, heads, rooms, now_ms)).or_raise(py).map(Ingested)
 }

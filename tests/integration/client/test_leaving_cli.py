@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from keepstep.account_file import AccountFile
 from keepstep.account_import import import_account
-from keepstep.client import cli, crypto, rest
+from keepstep.admin_cli import admin
+from keepstep.client import account_cli, cli, crypto, rest
 from keepstep.client.http import Response
 from keepstep.client.leaving_cli import delete_account, export_account
 from keepstep.client.rest import RestClient
@@ -21,7 +22,7 @@ from keepstep.errors import ClientError, ProtocolError
 from keepstep.memory import MemoryAccounts, MemoryDatabase, MemoryLog
 from keepstep.protocol.receipt import verify_receipt
 from tests.support.device_server import CHEAP, PASSPHRASE
-from tests.support.server_thread import ServerAddress
+from tests.support.server_thread import ServerAddress, server_in_thread
 
 
 @pytest.fixture(autouse=True)
@@ -133,3 +134,30 @@ def test_an_account_stays_where_its_receipt_cannot_be_kept(tmp_path: Path, monke
     result = CliRunner().invoke(delete_account, ["--receipt", str(tmp_path / "receipt")], input="y\n")
     assert isinstance(result.exception, ProtocolError)
     assert not (tmp_path / "receipt").exists()
+
+
+def test_a_device_is_moved_by_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who names the other server's key, or confirms the one that is shown; what it publishes next is there."""
+    key = "correct-horse-battery-staple-0123456789"
+    monkeypatch.setenv("ADMIN_API_KEY", key)
+    file = tmp_path / "account.keepstep"
+    assert export(file).exit_code == 0
+
+    def run(*arguments: str, answer: str = "") -> Result:
+        return CliRunner().invoke(account_cli.commands, arguments, input=answer)
+
+    with server_in_thread(tmp_path / "there", admin_api_key=key) as there:
+        pinned = f"{there.rest_url}#{there.device_url.partition('#')[2]}"
+        missing = run("device", "move", pinned, "--yes")
+        assert "import its account there first" in str(missing.exception)
+        read_in = CliRunner().invoke(admin, ["--server", there.rest_url, "import-account", str(file)])
+        assert read_in.exit_code == 0, read_in
+        assert "names the server's key" in str(run("device", "move", there.rest_url, "--yes").exception)
+        assert run("device", "move", there.rest_url, answer="n\n").exit_code == 1
+        moved = run("device", "move", pinned, answer="y\n")
+        assert moved.exit_code == 0, moved
+        assert pinned.partition("#")[2] in moved.output
+        published = run("publish", "notes", "there")
+        assert published.output == "notes #2\n", published
+        again = run("recover", str(file), "--name", "new", "--moved", "--server", there.rest_url)
+        assert "name the server and its key" in str(again.exception)

@@ -1,4 +1,4 @@
-"""PostgreSQL as these tests need it: a database with controls, and one behind a breakable connection."""
+"""PostgreSQL as these tests need it: with controls, behind a breakable connection, with everything in it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,36 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
+from keepstep.archive.store import S3Access
+from tests.support.archives import ACCESS, BUCKET, Archives, s3_server
 from tests.support.database import temporary_directory
 from tests.support.logs import PostgresPlace
+from tests.support.populated import Populated, populate
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.database import DatabaseServer
+
+
+@pytest.fixture(scope="session")
+def populated(migrated_server: DatabaseServer) -> Iterator[tuple[str, Populated]]:
+    """The name of the database that is copied, and what is in it."""
+    with migrated_server.database() as url:
+        place = PostgresPlace(url, migrated_server.admin_url)
+        contents = trio.run(populate, place)
+        place.close()
+        yield place.name, contents
+
+
+@pytest.fixture
+def populated_url(migrated_server: DatabaseServer, populated: tuple[str, Populated]) -> Iterator[str]:
+    """URL of a copy of it."""
+    with migrated_server.database(populated[0]) as url:
+        yield url
 
 
 @pytest.fixture
@@ -30,3 +53,25 @@ def proxy(database_url: str) -> Iterator[Proxy]:
         proxy = Proxy(database_url, folder)
         yield proxy
         proxy.close()
+
+
+@pytest.fixture(scope="module")
+def s3_url() -> Iterator[str]:
+    """An S3 API."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["directory", "s3"])
+def archives(request: pytest.FixtureRequest, place: PostgresPlace, tmp_path: Path) -> Archives:
+    """An empty archive of either kind."""
+    if request.param == "directory":
+        return Archives(place, str(tmp_path / "archive"))
+    url = request.getfixturevalue("s3_url")
+    return Archives(place, f"s3://{BUCKET}/{place.name}", S3Access(endpoint=url, **ACCESS))
+
+
+@pytest.fixture
+def kept(place: PostgresPlace, tmp_path: Path) -> Archives:
+    """An empty archive in a directory."""
+    return Archives(place, (tmp_path / "archive").as_uri())

@@ -125,6 +125,14 @@ async def test_another_kind_of_address_is_told_plainly(url: str) -> None:
         await request("GET", url)
 
 
+def test_the_port_of_devices_is_told_from_that_of_rest() -> None:
+    """It answers 400 without a word; a problem of REST always has a body."""
+    with pytest.raises(ClientError, match="port of devices"):
+        raise_for_problem(Response(400, "", b""))
+    with pytest.raises(ClientError, match="status 400"):
+        raise_for_problem(Response(400, "text/html", b"<p>"))
+
+
 async def test_a_server_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a time in all, whatever it does in it."""
     monkeypatch.setattr(http, "REQUEST_TIMEOUT_S", 0)

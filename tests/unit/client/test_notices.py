@@ -10,7 +10,9 @@ from keepstep.client.notices import describe_notice
 PHONE = DeviceInfo(b"p" * 16, "phone", Capability.PUBLISH, 0, 0, None)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in NoticeKind if kind is not NoticeKind.NO_CHECKPOINT])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in NoticeKind if kind not in (NoticeKind.NO_CHECKPOINT, NoticeKind.RESTORED)]
+)
 def test_a_notice_names_the_device(kind: NoticeKind) -> None:
     """By its name, or by its id where the name does not open."""
     notice = Notice(kind, 1_760_000_000_000, PHONE.device_id, 1_760_086_400_000)

@@ -55,10 +55,11 @@ async def test_a_policy_is_an_event_that_subscriptions_pass_over(
 ) -> None:
     """Seqs go on: what an application reads has a gap there."""
     async with opened(server, server.new_user(tmp_path)) as laptop:
-        await (await laptop.set_policy(STREAM, Policy.FORK, ttl_max_s=60)).accepted()
+        await (await laptop.set_policy(STREAM, Policy.FORK, ttl_max_s=60, stream_bytes_max=9_000)).accepted()
         await (await laptop.publish(STREAM, b"1", ttl_s=60)).accepted()
         payload = decode_policy(server.streams[STREAM].rows[0][5] or b"")
         assert (payload.policy, payload.ttl_max_s, header(server, 1).kind) == (Policy.FORK, 60, Kind.POLICY)
+        assert payload.stream_bytes_max == 9_000
         (event,) = await read(laptop, 1)
         assert (event.seq, event.data, event.concurrent_with) == (2, b"1", (1, 1))
 

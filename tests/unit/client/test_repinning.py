@@ -34,6 +34,13 @@ def test_announcements_lead_from_key_to_key() -> None:
     assert successor(KEYS[0], []) == KEYS[0]
 
 
+def test_the_next_key_but_one_waits_until_the_server_shows_it() -> None:
+    """A device that was away over one change finds the next one announced already; on it would find nobody."""
+    told = [step(0, 1), step(1, 2)]
+    assert [successor(KEYS[0], told, shown=shown) for shown in KEYS[:3]] == KEYS[:3]
+    assert successor(KEYS[0], told, shown=KEYS[3]) == KEYS[0]
+
+
 def test_what_the_pinned_key_did_not_sign_leads_nowhere() -> None:
     """An impostor's announcement, in another's name or in its own."""
     signed, old_sig, new_sig = step(0, 1)
@@ -55,9 +62,11 @@ def test_an_old_key_is_left_when_its_time_is_over() -> None:
         b"",
         b"[]",
         b"{}",
-        b'{"server_key_announcements": ["!"]}',
-        b'{"server_key_announcements": ["AAAA"]}',
-        b'{"server_key_announcements": ["' + b"A" * 1000 + b'"]}',
+        b'{"server_key": "00", "server_key_announcements": []}',
+        *(
+            b'{"server_key": "%064d", "server_key_announcements": ["%s"]}' % (0, each)
+            for each in (b"!", b"AAAA", b"A" * 1000)
+        ),
     ],
 )
 async def test_what_is_no_server_announces_nothing(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
@@ -76,8 +85,9 @@ async def test_a_server_tells_its_announcements(monkeypatch: pytest.MonkeyPatch)
     told = step(0, 1)
 
     async def answer(*_: Any, **__: Any) -> Response:
-        body = f'{{"server_key_announcements": ["{format_base64url(encode_announcement(told))}"]}}'
+        announced = format_base64url(encode_announcement(told))
+        body = f'{{"server_key": "{KEYS[0].hex()}", "server_key_announcements": ["{announced}"]}}'
         return Response(200, "application/json", body.encode())
 
     monkeypatch.setattr(repinning, "request", answer)
-    assert await read_announcements("http://here") == [told]
+    assert await read_announcements("http://here") == (KEYS[0], [told])

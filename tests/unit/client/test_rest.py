@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
@@ -13,9 +13,14 @@ from keepstep.client.http import Response
 from keepstep.client.rest import RestClient, decode_answer
 from keepstep.errors import ClientError, ProtocolError
 from keepstep.protocol.receipt import verify_receipt
-from tests.support.events import DeviceFixture, UserFixture
-from tests.support.parts import SERVER_KEY
+from keepstep.protocol.succession import announce, encode_announcement
+from keepstep.validation import format_base64url
+from tests.support.events import DeviceFixture, UserFixture, seed
+from tests.support.parts import SERVER_KEY, SERVER_SECRET
 from tests.support.rest_wire import identity_of, wired
+
+if TYPE_CHECKING:
+    from keepstep.protocol.succession import Announcement
 
 ACCOUNT: Final = "/api/v1/account"
 
@@ -82,6 +87,39 @@ async def test_a_server_that_is_away_is_not_taken_for_a_refusal(monkeypatch: pyt
         assert wire.asked[2:] == ["refresh", "refresh"]
 
 
+async def test_a_client_goes_on_to_the_next_server_key_that_the_pinned_one_announced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By what the device has read, and by what REST announces; the device pins it. Nobody else's key will do."""
+    old_secret = seed("old server")
+    announcement = announce(crypto, old_secret=old_secret, new_secret=SERVER_SECRET, from_ms=0, until_ms=1)
+    other = announce(crypto, old_secret=seed("other"), new_secret=SERVER_SECRET, from_ms=0, until_ms=1)
+    async with wired(monkeypatch) as (wire, phone, environment):
+        identity = identity_of(phone, server_key=crypto.ed25519_public(old_secret))
+
+        def tell(*told: Announcement) -> None:
+            announced = [format_base64url(encode_announcement(each)) for each in told]
+            body = json.dumps({"server_key": SERVER_KEY.hex(), "server_key_announcements": announced})
+            wire.answers["/api/v1/server"] = Response(200, "application/json", body.encode())
+
+        tell(other)
+        with pytest.raises(ClientError, match="another server than the one"):
+            await RestClient(identity, environment=environment).access_token()
+        pinned: list[bytes] = []
+
+        async def repinned(server_key: bytes) -> None:
+            pinned.append(server_key)
+
+        reader = RestClient(identity, environment=environment)
+        reader.follow_server(lambda: [announcement], repinned)
+        assert await reader.access_token()
+        tell(other, announcement)
+        assert await RestClient(identity, environment=environment).access_token()
+        assert pinned == [SERVER_KEY]
+        receipt, sig = await reader.delete_account()
+        verify_receipt(crypto, SERVER_KEY, receipt, sig)
+
+
 async def test_a_device_that_is_not_known_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """One answer, whatever the reason."""
     async with wired(monkeypatch) as (_, phone, environment):
@@ -101,7 +139,7 @@ async def test_another_server_gets_no_signature(monkeypatch: pytest.MonkeyPatch)
         wire.answers["/api/v1/auth/challenge"] = answer
         with pytest.raises(ClientError, match="KEEPSTEP_PUBLIC_REST_URL"):
             await RestClient(identity_of(phone), environment=environment).access_token()
-        assert wire.asked == ["challenge", "challenge"]
+        assert wire.asked == ["challenge", "server", "challenge"]
 
 
 async def test_signing_out_ends_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ import pytest
 from trio.testing import MockClock
 
 from keepstep.client import ClientError, Device, ProtocolError, Subscription, open_device
-from keepstep.client import snapshots as snapshots_module
 from keepstep.client.http import Response
 from keepstep.client.outbox import PAYLOAD_BYTES_MAX, Draft
 from keepstep.model import Kind, Position
@@ -38,8 +37,6 @@ def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
     listing = Listing()
 
     class MemoryRest:
-        def __init__(self, *_: Any, **__: Any) -> None: ...
-
         async def request(self, _method: str, path: str) -> Response:
             assert path == f"/api/v1/snapshots?stream={STREAM}"
             if listing.problem is not None:
@@ -51,7 +48,7 @@ def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
                 found.append({"covers": at, "confirmed": {"seq": 1}})
             return Response(200, "application/json", msgspec.json.encode({"snapshots": found}))
 
-    monkeypatch.setattr(snapshots_module, "RestClient", MemoryRest)
+    monkeypatch.setattr(Device, "_rest_client", lambda _device: MemoryRest())
     return listing
 
 

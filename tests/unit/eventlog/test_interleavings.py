@@ -19,6 +19,7 @@ from keepstep.eventlog.append import Appending
 from keepstep.eventlog.devices import DeviceCache
 from keepstep.eventlog.genesis import create_account
 from keepstep.eventlog.heads import HeadCache
+from keepstep.eventlog.rooms import ByteRooms
 from keepstep.eventlog.store import OutcomeUnknown
 from keepstep.memory import MemoryDatabase
 from keepstep.memory.database import UserRow
@@ -82,7 +83,9 @@ class Node:
             store=MemoryStore(self.database, probe),
             heads=self.heads,
             devices=self.devices,
+            rooms=ByteRooms(),
             streams_per_user_max=100,
+            bytes_per_user_max=None,
             batch=[submission(device, event) for event in events],
             now_ms=NOW_MS,
             change=change,

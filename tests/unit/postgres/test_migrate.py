@@ -13,8 +13,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from keepstep.errors import StartupError
-from keepstep.postgres import migrate
-from keepstep.postgres.migrate import Migration, Status, down, read_migrations, status, up
+from keepstep.postgres import migrate, migrationfiles
+from keepstep.postgres.migrate import Status, check, down, status, up
+from keepstep.postgres.migrationfiles import Migration, read_migrations
 
 WAIT_S = 10
 """Bound on every wait here; they take milliseconds."""
@@ -78,9 +79,10 @@ def test_files_become_migrations(migrations: tuple[Migration, ...]) -> None:
     ]
 
 
-def test_the_checksum_is_of_the_up_file(migrations: tuple[Migration, ...]) -> None:
-    """SHA-256, as sha256sum prints it; a down file may be mended later."""
+def test_the_checksums_are_of_the_files(migrations: tuple[Migration, ...]) -> None:
+    """SHA-256, as sha256sum prints it, of each of the two."""
     assert migrations[0].checksum == "2a6033ad1bae1e7aa7c27ac7a327a1950f01074da10d563fe2849e650b3a2386"
+    assert migrations[0].down_checksum == "328fd0a5aea43e632fb0430ef84d4c03f5bfa2177de6e381c842479cc2e1982a"
 
 
 def test_other_files_do_not_matter(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_other_files_do_not_matter(tmp_path: Path) -> None:
         ({"0001_notes.up.sql": "START TRANSACTION;"}, "must not begin or end transactions"),
         ({"0001_notes.up.sql": "-- compatible-with: 2\nSELECT 1;"}, "compatible-with must be from 1 to 1"),
         ({"0001_notes.up.sql": "-- compatible-with: 0\nSELECT 1;"}, "compatible-with must be from 1 to 1"),
-        ({"0001_notes.up.sql": "x" * (migrate.FILE_BYTES_MAX + 1)}, "it has 1048577 bytes"),
+        ({"0001_notes.up.sql": "x" * (migrationfiles.FILE_BYTES_MAX + 1)}, "it has 1048577 bytes"),
     ],
 )
 def test_files_that_are_not_what_they_should_be_are_refused(
@@ -358,6 +360,44 @@ def test_a_newer_schema_that_is_compatible_is_left_as_it_is(
     up(empty_database_url, to=2, migrations=migrations)
     assert up(empty_database_url, migrations=migrations[:1]) == []
     assert [row.problem for row in status(empty_database_url, migrations=migrations[:1])] == ["", ""]
+
+
+def test_a_down_file_edited_after_its_version_was_applied_is_not_run(
+    empty_database_url: str, migrations: tuple[Migration, ...], tmp_path: Path
+) -> None:
+    """Going up and starting do not need it and go on; status shows it."""
+    up(empty_database_url, to=2, migrations=migrations)
+    edited = read(tmp_path / "migrations", FILES | {"0001_notes.down.sql": "SELECT 1;"})
+    with pytest.raises(StartupError, match="nothing was changed\n  0001: its down file changed after it was applied"):
+        down(empty_database_url, to=0, migrations=edited)
+    assert [bool(row.problem) for row in status(empty_database_url, migrations=edited)] == [True, False, False]
+    assert versions(up(empty_database_url, migrations=edited)) == [3]
+
+
+def test_a_version_table_of_an_earlier_keepstep_is_taken_over(
+    empty_database_url: str, migrations: tuple[Migration, ...], tmp_path: Path
+) -> None:
+    """It knew no checksums of down files: nothing is said about those of what it applied."""
+    up(empty_database_url, to=1, migrations=migrations)
+    execute(empty_database_url, "ALTER TABLE schema_version DROP down_checksum")
+    assert [row.problem for row in status(empty_database_url, migrations=migrations)] == ["", "", ""]
+    assert versions(up(empty_database_url, migrations=migrations)) == [2, 3]
+    assert execute(empty_database_url, "SELECT version FROM schema_version WHERE down_checksum IS NULL") == [(1,)]
+    edited = read(tmp_path / "migrations", FILES | {"0001_notes.down.sql": "DROP TABLE notes CASCADE;"})
+    assert versions(down(empty_database_url, to=0, migrations=edited)) == [3, 2, 1]
+
+
+def test_a_check_passes_where_nothing_is_pending(empty_database_url: str, migrations: tuple[Migration, ...]) -> None:
+    """It changes nothing; a newer schema that is compatible is none of its business."""
+    with pytest.raises(StartupError, match=r"3 migrations are pending, from 0001_notes to 0003_length, .* migrate up"):
+        check(empty_database_url, migrations=migrations)
+    assert execute(empty_database_url, "SELECT to_regclass('schema_version')") == [(None,)]
+    up(empty_database_url, to=2, migrations=migrations)
+    check(empty_database_url, migrations=migrations[:2])
+    check(empty_database_url, migrations=migrations[:1])
+    up(empty_database_url, migrations=migrations)
+    with pytest.raises(StartupError, match="0003: unknown to this keepstep, which is older than the database"):
+        check(empty_database_url, migrations=migrations[:2])
 
 
 def test_a_newer_schema_is_never_taken_down(empty_database_url: str, migrations: tuple[Migration, ...]) -> None:

@@ -21,13 +21,14 @@ DEVICE = DeviceFixture(UserFixture("ada"), "phone")
 @pytest.mark.parametrize("policy", list(Policy))
 @pytest.mark.parametrize("retention_class", list(RetentionClass))
 @pytest.mark.parametrize("ttl_max_s", [None, 1, TTL_S_MAX])
+@pytest.mark.parametrize("bytes_max", [None, 0, 2**62])
 def test_a_policy_goes_through_its_bytes(
-    policy: Policy, retention_class: RetentionClass, ttl_max_s: int | None
+    policy: Policy, retention_class: RetentionClass, ttl_max_s: int | None, bytes_max: int | None
 ) -> None:
     """Five fields in a fixed order."""
-    payload = encode_policy(policy, retention_class=retention_class, ttl_max_s=ttl_max_s)
-    assert msgspec.msgpack.decode(payload) == [1, policy, retention_class, ttl_max_s, None]
-    assert decode_policy(payload) == PolicyPayload(policy, retention_class, ttl_max_s, None)
+    payload = encode_policy(policy, retention_class=retention_class, ttl_max_s=ttl_max_s, stream_bytes_max=bytes_max)
+    assert msgspec.msgpack.decode(payload) == [1, policy, retention_class, ttl_max_s, bytes_max]
+    assert decode_policy(payload) == PolicyPayload(policy, retention_class, ttl_max_s, bytes_max)
 
 
 def extension_code(payload: bytes) -> str:
@@ -55,7 +56,8 @@ def code(payload: bytes) -> str:
         ([2, 0, 1, None, None], "unsupported"),
         ([1, 4, 1, None, None], "unsupported"),
         ([1, 0, 2, None, None], "unsupported"),
-        ([1, 0, 1, None, 1000], "unsupported"),
+        ([1, 0, 1, None, 1000], "accepted"),
+        ([1, 0, 1, None, -1], "malformed"),
         ([1, 0, 1, 0, None], "malformed"),
         ([1, 0, 1, TTL_S_MAX + 1, None], "malformed"),
         ([1, 0, 1, None], "malformed"),

@@ -9,7 +9,8 @@ import pytest
 from keepstep.errors import ProtocolError
 from keepstep.model import Capability, Kind, Position
 from keepstep.protocol import reader as reader_module
-from keepstep.protocol.reader import BehindDevices, decode_state, state_at
+from keepstep.protocol.reader import BehindDevices
+from keepstep.protocol.streamstate import decode_state, state_at
 from keepstep.protocol.verified import Problem, VerifiedEvent
 from tests.support.events import NOW_MS, seed
 from tests.support.scripted_log import ScriptedStream, ScriptedUser, follow, lie, make_device, replaced, two_authors

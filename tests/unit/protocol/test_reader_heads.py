@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from keepstep.model import Position
-from keepstep.protocol.reader import state_at
+from keepstep.protocol.streamstate import state_at
 from keepstep.protocol.witness import HEADS_MAX
 from tests.support.events import seed
 from tests.support.scripted_log import follow, lie, two_authors

@@ -9,8 +9,9 @@ import pytest
 from keepstep.model import Capability, Kind, Policy, Position, inbox_of
 from keepstep.protocol import missing as missing_module
 from keepstep.protocol.policy import encode_policy
-from keepstep.protocol.reader import StreamVerifier, decode_state, state_at
+from keepstep.protocol.reader import StreamVerifier
 from keepstep.protocol.snapshot import encode_confirm, encode_erase, encode_snapshot
+from keepstep.protocol.streamstate import decode_state, state_at
 from keepstep.protocol.verified import Problem, VerifiedEvent
 from tests.support.events import FULL, NOW_MS
 from tests.support.scripted_log import ScriptedStream, ScriptedUser, follow, make_device

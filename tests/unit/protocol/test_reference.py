@@ -19,6 +19,7 @@ from keepstep.protocol import (
     linking,
     messages,
     receipt,
+    rewind,
     succession,
     transcript,
 )
@@ -53,8 +54,18 @@ CONTEXTS: Final = [
     *(transcript.TH1_CONTEXT, transcript.TH2_CONTEXT, transcript.TH3_CONTEXT),
     *(transcript.SERVER_AUTH_PREFIX, transcript.DEVICE_AUTH_PREFIX, transcript.HANDSHAKE_INFO, transcript.SESSION_INFO),
     *(event.EVENT_PREFIX, chain.EVENT_HASH_CONTEXT, chain.CHAIN_0_CONTEXT, chain.CHAIN_CONTEXT, chain.HEAD_PREFIX),
-    *(account_payloads.ROOT_PREFIX, account_payloads.NEXT_ROOT_CONTEXT, succession.SERVER_KEY_PREFIX),
-    *(receipt.RECEIPT_PREFIX, challenge.REST_AUTH_PREFIX, crypto.REKEY_INFO, "keepstep/v1/content-key"),
+    *(
+        account_payloads.ROOT_PREFIX,
+        account_payloads.NEXT_ROOT_CONTEXT,
+        succession.SERVER_KEY_PREFIX,
+    ),
+    *(
+        rewind.REWIND_PREFIX,
+        receipt.RECEIPT_PREFIX,
+        challenge.REST_AUTH_PREFIX,
+        crypto.REKEY_INFO,
+        "keepstep/v1/content-key",
+    ),
     *(linking.COMMIT_CONTEXT, linking.TH1_CONTEXT, linking.TH2_CONTEXT, linking.TH3_CONTEXT, linking.CODE_CONTEXT),
     *(linking.KEYS_INFO, linking.DEVICE_PREFIX, livesealing.PRESENCE_LABEL, livesealing.SIGNAL_LABEL),
 ]

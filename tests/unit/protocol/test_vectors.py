@@ -10,7 +10,7 @@ from keepstep import _keepstep
 from keepstep.client import crypto
 from keepstep.client.payload import ContentKey, Place, content_epoch_of, key_name, open_payload, padded_length
 from keepstep.errors import ProtocolError
-from keepstep.protocol import chain, event, transcript
+from keepstep.protocol import chain, event, rewind, transcript
 from keepstep.protocol.account import AccountEvent, AccountLog
 from keepstep.protocol.account_payloads import decode_account, next_root_hash
 from keepstep.protocol.codec import encode
@@ -225,6 +225,20 @@ def test_heads_are_the_vectors(vector: dict[str, Any], primitives: Primitives) -
     assert chain.encode_head(head) == data
     assert chain.sign_head(primitives, secret, head) == (data, sig)
     assert chain.verify_head(primitives, server_key, (data, sig)) == head
+
+
+@BOTH
+@cases("rewind.json")
+def test_rewinds_are_the_vectors(vector: dict[str, Any], primitives: Primitives) -> None:
+    """A rewind is encoded, signed and verified as in the vector, and is nothing under another signature."""
+    user_key, at, secret, server_key, data, sig = unhex(
+        vector, "user_key", "chain", "server_secret", "server_key", "rewind", "sig"
+    )
+    signed = rewind.Rewind(user_key, vector["stream"], vector["epoch"], vector["seq"], at)
+    assert rewind.sign_rewind(primitives, secret, signed) == (data, sig)
+    assert rewind.verify_rewind(primitives, server_key, (data, sig)) == signed
+    with pytest.raises(ProtocolError, match="bad_signature"):
+        rewind.verify_rewind(primitives, server_key, (data[:-1] + bytes([data[-1] ^ 1]), sig))
 
 
 CONTROLS: Final = load("controls.json")

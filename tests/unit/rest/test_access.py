@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
+from keepstep.access import RatePolicy
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.interfaces import RatePolicy
 from keepstep.model import Capability
 from keepstep.rest.headers import EVERY_ANSWER
 from tests.support.events import DeviceFixture

@@ -11,7 +11,8 @@ import pytest
 import structlog
 
 from keepstep import keys
-from keepstep.admin import DAY_MS, AdminKey
+from keepstep.admin import AdminKey
+from keepstep.cleanup import DAY_MS
 from keepstep.protocol.messages import ResultAccepted
 from keepstep.rest import admin, operation
 from keepstep.rest.endpoints import Access
@@ -90,7 +91,9 @@ async def test_users_are_listed_page_by_page() -> None:
             "disabled_at_ms": None,
             "devices": 1,
             "streams": 2,
-            "quota": {"streams_max": None, "devices_max": None},
+            "stored_bytes": 0,
+            "reserved_bytes": answer["users"][0]["reserved_bytes"],
+            "quota": {"streams_max": None, "devices_max": None, "bytes_max": None, "retention_days": None},
         }
         assert (await here.http.get("/admin/users", params={"cursor": "_" * 40})).json()["users"] == []
         assert (await here.http.get(f"/admin/users/{NOBODY}")).json()["code"] == "not_found"
@@ -111,13 +114,13 @@ async def test_a_user_is_disabled_and_enabled() -> None:
         assert (await here.http.patch(path, json={})).status_code == 400
 
 
-async def test_a_quota_bounds_streams_and_devices() -> None:
+async def test_a_quota_bounds_streams_devices_and_bytes() -> None:
     """What is there stays; the next one is refused, until the quota is lifted."""
     parts = Parts()
     (phone,) = await parts.register("alice", "phone")
     path = f"/admin/users/{phone.user.user_key.hex()}/quota"
     async with administrated(parts) as here, parts.running() as nursery:
-        quota = {"streams_max": 3, "devices_max": 1}
+        quota = {"streams_max": 3, "devices_max": 1, "bytes_max": 1_000, "retention_days": None}
         assert (await here.http.put(path, json=quota)).json() == quota
         session = await parts.connect(nursery, phone)
         assert isinstance((await session.publish(phone.event("first")))[0], ResultAccepted)
@@ -127,7 +130,11 @@ async def test_a_quota_bounds_streams_and_devices() -> None:
         enrolment, _ = phone.enrol(DeviceFixture(phone.user, "laptop"))
         for event in (refused, enrolment):
             assert (await session.publish(event))[0].code == "quota_exceeded"
+        last = phone.authored["first"]
+        assert (await session.publish(phone.event("first", b"x" * 1_000)))[0].code == "quota_exceeded"
+        phone.authored["first"] = last
         assert (await here.http.put(path, json={"streams_max": None, "devices_max": None})).status_code == 200
+        assert isinstance((await session.publish(phone.event("first", b"x" * 1_000)))[0], ResultAccepted)
         for event in (refused, enrolment):
             assert isinstance((await session.publish(event))[0], ResultAccepted)
 
@@ -271,6 +278,18 @@ async def test_statistics_and_retention_say_what_is() -> None:
         }
         retention = (await here.http.get("/admin/retention")).json()
         assert retention == {"events_days": None, "audit_days": 365, "backup": None}
+
+
+async def test_retention_says_what_is_removed_and_what_was_backed_up() -> None:
+    """As it is configured, and as this server's own backups went."""
+    async with administrated(retention_days=90) as here:
+        here.parts.metrics.backup_last_timestamp.set(NOW_MS / 1000)
+        backup = {"at_ms": NOW_MS, "verified_at_ms": None}
+        expected = {"events_days": 90, "audit_days": 365, "backup": backup}
+        assert (await here.http.get("/admin/retention")).json() == expected
+        here.parts.metrics.backup_verified_timestamp.set(NOW_MS / 1000 - 60)
+        backup["verified_at_ms"] = NOW_MS - 60_000
+        assert (await here.http.get("/admin/retention")).json() == expected
 
 
 async def test_the_next_server_key_is_announced_once(tmp_path: Path) -> None:

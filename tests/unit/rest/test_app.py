@@ -19,6 +19,7 @@ from keepstep.memory import MemoryDatabase, MemoryMaintenance
 from keepstep.protocol.chain import verify_head
 from keepstep.rest.endpoints import BODY_BYTES_MAX
 from keepstep.rest.readiness import Readiness
+from keepstep.telemetry import STRANGERS_LINES_MAX, STRANGERS_LINES_S
 from tests.support.events import DeviceFixture, UserFixture
 from tests.support.parts import SERVER_KEY, TestClock
 from tests.support.rest import Site, site
@@ -54,7 +55,7 @@ async def test_a_ready_server_says_so() -> None:
     async with site() as here:
         answer = await here.http.get("/health/ready")
         assert answer.status_code == 200
-        assert answer.json() == {"status": "ready", "database": "ok", "draining": False, "unsafe": False}
+        assert answer.json() == {"status": "ready", "database": "ok", "disk": "ok", "draining": False, "unsafe": False}
 
 
 async def test_a_server_without_its_database_is_not_ready() -> None:
@@ -216,10 +217,33 @@ async def test_a_registration_that_takes_too_long_may_be_tried_again(autojump_cl
 
 
 async def test_a_registration_says_what_it_is() -> None:
-    """Another content type is not looked at."""
+    """Another content type is not looked at; the answer names the one that is."""
     async with site() as here:
         answer = await here.http.post("/api/v1/accounts", content=genesis_body()[1])
         assert (answer.status_code, answer.json()["title"]) == (415, "Unsupported Media Type")
+        assert answer.json()["detail"] == "Content-Type has to be application/msgpack"
+        assert answer.headers["accept-post"] == "application/msgpack"
+
+
+async def test_strangers_do_not_fill_the_log() -> None:
+    """So many lines of those who prove nobody, then how many more there were; a device's requests are all there."""
+    async with site() as here:
+        (phone,) = await here.parts.register("alice", "phone")
+        token = await here.token(phone)
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(STRANGERS_LINES_MAX + 5):
+                await here.http.get("/no/such/path")
+            for _ in range(2):
+                assert (await here.http.get("/api/v1/account", headers=token)).status_code == 200
+            here.parts.clock.monotonic_s = lambda: trio.current_time() + STRANGERS_LINES_S  # type: ignore[method-assign]
+            await here.http.get("/no/such/path")
+        requests = [line for line in lines if line["event"] == "rest_request"]
+        assert [line["status"] for line in requests if "status" in line] == [404] * STRANGERS_LINES_MAX + [
+            200,
+            200,
+            404,
+        ]
+        assert [line["count"] for line in requests if "count" in line] == [5]
 
 
 # -- what goes wrong ------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class Admins:
         self.audited: list[tuple[str, dict[str, str], int]] = []
 
     async def authenticate(self, authorization: str | None, *, address: str) -> None:
-        """See ``interfaces.AdminAccess``."""
+        """See ``access.AdminAccess``."""
         assert address
         if authorization != "Bearer the key":
             raise ProtocolError("invalid_token")
@@ -54,7 +54,7 @@ class Admins:
     async def audit(
         self, operation: str, target: Mapping[str, str], *, status: int, address: str, request_id: str
     ) -> None:
-        """See ``interfaces.AdminAccess``."""
+        """See ``access.AdminAccess``."""
         assert address
         assert request_id
         self.audited.append((operation, dict(target), status))

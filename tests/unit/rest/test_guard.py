@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from keepstep.rest.guard import REQUEST_ID, Guard, Message
+from keepstep.errors import ProtocolError
+from keepstep.rest.guard import REQUEST_ID, BodyLimit, Guard, Message, Scope
 from keepstep.rest.problems import refusal
 
 
@@ -131,6 +132,43 @@ async def test_a_disconnect_waits_until_the_answer_is_finished() -> None:
 
     await guard(application)({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
     assert order == ["sent", "http.disconnect"]
+
+
+async def test_a_larger_body_is_taken_where_it_may_be() -> None:
+    """Asked once, when it is larger than anybody's; with a bound and a time of its own."""
+    asked: list[str] = []
+
+    async def larger(scope: Scope) -> BodyLimit:
+        asked.append(scope["path"])
+        return BodyLimit(bytes_max=20, timeout_s=60)
+
+    for parts, status in (((b"01234567", b"89012345", b"0123"), 200), ((b"0123456789", b"01234567890"), 413)):
+        exchange = Exchange(*parts)
+        await guard(larger_body=larger)(exchange.scope, exchange.receive, exchange.send)
+        assert exchange.status == status
+    assert asked == ["/", "/"]
+
+
+async def test_a_larger_body_has_more_time(autojump_clock: trio.testing.MockClock) -> None:
+    """From when it is allowed on."""
+
+    async def larger(_scope: Scope) -> BodyLimit:
+        return BodyLimit(bytes_max=20, timeout_s=60)
+
+    exchange = Exchange(b"0123456789", b"0", complete=False)
+    await guard(larger_body=larger)(exchange.scope, exchange.receive, exchange.send)
+    assert (exchange.status, trio.current_time()) == (408, 60)
+
+
+async def test_who_may_not_send_a_larger_body_is_told_why() -> None:
+    """The refusal is the asked one's."""
+
+    async def larger(_scope: Scope) -> BodyLimit:
+        raise ProtocolError("invalid_token")
+
+    exchange = Exchange(b"0123456789", b"0")
+    await guard(larger_body=larger)(exchange.scope, exchange.receive, exchange.send)
+    assert exchange.status == 401
 
 
 async def test_a_body_above_the_limit_is_refused_after_its_end() -> None:

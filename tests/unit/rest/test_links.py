@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import httpx
 import pytest
 import trio
 import trio.testing
 
-from keepstep.links import CLEAN_UP_ROWS_MAX, LINK_LIFETIME_MS, LINKS_PER_USER_MAX, LinkMessage, Links, Side
+from keepstep.links import LINK_LIFETIME_MS, LINKS_PER_USER_MAX, LinkMessage, Links, Side
 from keepstep.memory import MemoryLinks
 from keepstep.model import Capability
 from keepstep.protocol.linking import MESSAGE_BYTES_MAX
+from keepstep.rest.links import CONCURRENCY_PER_ADDRESS_MAX
 from keepstep.validation import format_base64url
 from tests.support.events import NOW_MS, DeviceFixture
 from tests.support.rest import Site, site
-
-if TYPE_CHECKING:
-    import httpx
 
 ID: Final = "00112233445566778899aabbccddeeff"
 PATH: Final = f"/api/v1/links/{ID}"
@@ -51,6 +50,28 @@ async def test_two_sides_talk_through_a_link() -> None:
         assert read.json()["address"]
         assert (await write(here, "BAUG", "trusted/0")).status_code == 204
         assert (await here.http.get(f"{PATH}/trusted/0")).json()["message"] == "BAUG"
+
+
+async def test_one_network_does_not_take_every_place_to_wait(autojump_clock: trio.testing.MockClock) -> None:
+    """So many readers of one address prefix wait at a time; the next one is asked to come again, others are not."""
+    async with site() as here:
+        await begun(here)
+        statuses: list[int] = []
+
+        async def wait(http: httpx.AsyncClient) -> None:
+            statuses.append((await http.get(f"{PATH}/new/0", params={"wait_s": 15})).status_code)
+
+        application = here.http._transport.app  # type: ignore[attr-defined]
+        transport = httpx.ASGITransport(app=application, client=("192.0.2.7", 1))
+        async with trio.open_nursery() as nursery, httpx.AsyncClient(transport=transport, base_url="http://x") as other:
+            for _ in range(CONCURRENCY_PER_ADDRESS_MAX):
+                nursery.start_soon(wait, here.http)
+            await trio.testing.wait_all_tasks_blocked()
+            refused = await here.http.get(f"{PATH}/new/0")
+            assert (code(refused), refused.headers["retry-after"]) == ((429, "rate_limited"), "1")
+            assert (await other.get(f"{PATH}/new/0")).status_code == 204
+        assert statuses == [204] * CONCURRENCY_PER_ADDRESS_MAX
+        assert (await here.http.get(f"{PATH}/new/0")).status_code == 204
 
 
 async def test_the_first_message_in_a_place_stays() -> None:
@@ -110,29 +131,10 @@ async def test_a_link_that_is_over_is_not_found() -> None:
         assert code(await here.http.get("/api/v1/links/ffffffffffffffffffffffffffffffff/new/0")) == (404, "not_found")
         here.parts.clock.at_ms += LINK_LIFETIME_MS
         assert code(await write(here, "AQID")) == (404, "not_found")
-        await here.services.links.clean_up()
+        await MemoryLinks(here.parts.database).clean_up(now_ms=here.parts.clock.now_ms(), rows_max=9)
         await here.http.put(PATH, headers=headers)
         assert (await here.http.delete(PATH, headers=headers)).status_code == 204
         assert code(await here.http.get(f"{PATH}/new/0")) == (404, "not_found")
-
-
-async def test_many_links_that_are_over_are_removed_in_steps() -> None:
-    """Until none is left."""
-
-    class Counted(MemoryLinks):
-        """Says that there is more, twice."""
-
-        calls = 0
-
-        async def clean_up(self, *, now_ms: int, rows_max: int) -> int:
-            self.calls += 1
-            await super().clean_up(now_ms=now_ms, rows_max=rows_max)
-            return CLEAN_UP_ROWS_MAX if self.calls < 3 else 0
-
-    async with site() as here:
-        store = Counted(here.parts.database)
-        await Links(store, here.parts.clock).clean_up()
-        assert store.calls == 3
 
 
 async def test_links_of_one_user_are_bounded() -> None:

@@ -52,13 +52,17 @@ async def test_an_account_says_whose_it_is() -> None:
     async with site() as here:
         phone, token = await alice(here, "phone", "laptop")
         answer = await get(here, "account", token)
-        head = (await here.parts.log.stream((await here.parts.principal(phone)).user_pk, "$devices")).head
+        principal = await here.parts.principal(phone)
+        head = (await here.parts.log.stream(principal.user_pk, "$devices")).head
         assert answer.json() == {
             "user_id": phone.user.user_key.hex(),
             "device_id": format_device_id(phone.device_id),
             "capabilities": ["publish", "subscribe", "manage"],
             "devices": 2,
             "devices_head": {"seq": head.seq, "chain": head.chain.hex()},
+            "stored_bytes": 0,
+            "bytes_max": None,
+            "reserved_bytes": (await here.parts.log.stream(principal.user_pk, "$devices")).stored_bytes,
         }
 
 
@@ -96,6 +100,7 @@ async def test_one_device_is_as_it_was_enrolled() -> None:
             "manage_from_ms": 0,
             "revoked_at_ms": None,
             "revoked_seq": None,
+            "last_seen_ms": None,
         }
         missing = await get(here, f"devices/{format_device_id(bobs.device_id)}", token)
         assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
@@ -155,6 +160,9 @@ async def test_one_stream_says_where_it_and_its_reader_stand(name: str) -> None:
             "retention_class": answer["retention_class"],
             "ttl_max_s": None,
             "head": {"seq": info.head.seq, "chain": info.head.chain.hex()},
+            "tail": None,
+            "stored_bytes": info.stored_bytes,
+            "stream_bytes_max": None,
             "author": {"last_n": last_n, "last_hash": last_hash.hex()},
         }
         head = verify_head(crypto, SERVER_KEY, (decoded(signed["head"]), decoded(signed["sig"])))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use keepstep_core::event::{Events, TRACE_BYTES_MAX};
 use keepstep_core::header::{Header, TTL_S_MAX};
 use keepstep_core::ingest::{Answer, Plan, ingest};
+use keepstep_core::rooms::Rooms;
 use proptest::prelude::*;
 
 use crate::support::{Device, Draft, NOW_MS, Signed, cases, id_at, new_stream, parse, publish, write_position};
@@ -233,7 +234,8 @@ fn a_stored_event_may_have_lost_its_payload() {
         assert_eq!((stored.bytes(0).payload, stored.payload_bytes()), (None, 0));
         let submissions = [device.submission(&Arc::new(stored))];
         let plan = Plan::new(&submissions);
-        let ingested = ingest(&submissions, &plan, vec![Some(new_stream(3, "notes"))], NOW_MS).unwrap();
+        let ingested =
+            ingest(&submissions, &plan, vec![Some(new_stream(3, "notes"))], Rooms::default(), NOW_MS).unwrap();
         assert!(matches!(ingested.results[0][..], [Answer::New { count: 1, .. }]));
         assert_eq!(ingested.moved[0].run.expires_at_ms, None);
     }

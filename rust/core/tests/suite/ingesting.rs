@@ -7,6 +7,7 @@ use keepstep_core::error::Error;
 use keepstep_core::hash::chain_next;
 use keepstep_core::head::{AUTHORS_PACKED_MAX, StreamHead, TIME_MS_MAX};
 use keepstep_core::ingest::{Answer, FUTURE_MS_MAX, Ingested, Plan, Submission, ingest};
+use keepstep_core::rooms::Rooms;
 
 use crate::support::{Device, Draft, NOW_MS, Signed, id_at, new_stream, parse};
 
@@ -17,7 +18,7 @@ fn run(submissions: &[Submission], heads: &[&Arc<StreamHead>]) -> Ingested {
         heads.iter().find(|head| (head.user_pk, &head.name) == (*user_pk, name)).map(|head| Arc::clone(head))
     };
     let heads = plan.streams.iter().map(find).collect();
-    ingest(submissions, &plan, heads, NOW_MS).unwrap()
+    ingest(submissions, &plan, heads, Rooms::default(), NOW_MS).unwrap()
 }
 
 fn one(device: &Device, events: &[Signed], heads: &[&Arc<StreamHead>]) -> Ingested {
@@ -275,8 +276,8 @@ fn authors_leave_the_row_when_there_are_too_many() {
 #[test]
 fn a_time_that_no_uuid_can_hold_is_the_callers_mistake() {
     let plan = Plan::new(&[]);
-    assert!(ingest(&[], &plan, Vec::new(), TIME_MS_MAX + 1).is_err());
-    assert!(ingest(&[], &plan, Vec::new(), TIME_MS_MAX).unwrap().results.is_empty());
+    assert!(ingest(&[], &plan, Vec::new(), Rooms::default(), TIME_MS_MAX + 1).is_err());
+    assert!(ingest(&[], &plan, Vec::new(), Rooms::default(), TIME_MS_MAX).unwrap().results.is_empty());
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod events;
 mod heads;
 mod ingesting;
 mod policies;
+mod quotas;
 mod records;
 mod runs;
 mod support;

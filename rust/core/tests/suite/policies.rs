@@ -8,19 +8,25 @@ use keepstep_core::head::StreamHead;
 use keepstep_core::ingest::{Answer, Ingested, Keyed, Moved, Plan, Submission, ingest};
 use keepstep_core::msgpack::write_integer;
 use keepstep_core::policy::{Policy, Rules};
+use keepstep_core::rooms::Rooms;
 use proptest::prelude::*;
 
 use crate::support::{Device, Draft, NOW_MS, Signed, cases, new_stream, parse, write_position};
 
 fn payload(policy: u64, retention_class: u64, ttl_max_s: Option<u64>) -> Vec<u8> {
+    bounded(policy, retention_class, ttl_max_s, None)
+}
+
+fn bounded(policy: u64, retention_class: u64, ttl_max_s: Option<u64>, bytes_max: Option<u64>) -> Vec<u8> {
     let mut output = vec![0x95, 1];
     write_integer(&mut output, policy);
     write_integer(&mut output, retention_class);
-    match ttl_max_s {
-        Some(ttl_s) => write_integer(&mut output, ttl_s),
-        None => output.push(0xc0),
+    for bound in [ttl_max_s, bytes_max] {
+        match bound {
+            Some(bound) => write_integer(&mut output, bound),
+            None => output.push(0xc0),
+        }
     }
-    output.push(0xc0);
     output
 }
 
@@ -50,7 +56,7 @@ impl Author {
     fn run(&self, events: &[Signed], head: &Arc<StreamHead>) -> Ingested {
         let submissions = [self.device.submission(&parse(events))];
         let plan = Plan::new(&submissions);
-        ingest(&submissions, &plan, vec![Some(Arc::clone(head))], NOW_MS).unwrap()
+        ingest(&submissions, &plan, vec![Some(Arc::clone(head))], Rooms::default(), NOW_MS).unwrap()
     }
 
     /// A new stream that begins with this policy.
@@ -76,7 +82,8 @@ fn own(n: u64) -> Vec<u8> {
 #[test]
 fn a_policy_is_what_its_payload_says() {
     let rules = Rules::decode(&payload(3, 0, Some(60))).unwrap();
-    assert_eq!(rules, Rules { policy: Policy::Latest, retention_class: 0, ttl_max_s: Some(60) });
+    assert_eq!(rules, Rules { policy: Policy::Latest, retention_class: 0, ttl_max_s: Some(60), bytes_max: None });
+    assert_eq!(Rules::decode(&bounded(0, 1, None, Some(9))).unwrap().bytes_max, Some(9));
     for number in 0..4 {
         assert_eq!(u64::from(Policy::from_number(number).unwrap().number()), number);
     }
@@ -92,8 +99,8 @@ fn a_policy_of_another_form_is_refused() {
         Rules::decode(&damaged).unwrap_err().code()
     };
     assert_eq!(
-        [with(0, 0x94), with(1, 2), with(2, 4), with(3, 2), with(4, 0), with(5, 9)],
-        ["malformed", "unsupported", "unsupported", "unsupported", "malformed", "unsupported"]
+        [with(0, 0x94), with(1, 2), with(2, 4), with(3, 2), with(4, 0), with(5, 0xc3)],
+        ["malformed", "unsupported", "unsupported", "unsupported", "malformed", "malformed"]
     );
     assert_eq!(Rules::decode(&[&good[..], &[0]].concat()).unwrap_err().code(), "malformed");
     assert_eq!(Rules::decode(&good[..5]).unwrap_err().code(), "malformed");
@@ -177,7 +184,7 @@ fn a_policy_takes_a_managing_device() {
     let events = parse(&[author.policy(1)]);
     let submissions = [Submission { capabilities: 3, ..author.device.submission(&events) }];
     let plan = Plan::new(&submissions);
-    let ingested = ingest(&submissions, &plan, vec![Some(new_stream(3, "notes"))], NOW_MS).unwrap();
+    let ingested = ingest(&submissions, &plan, vec![Some(new_stream(3, "notes"))], Rooms::default(), NOW_MS).unwrap();
     assert_eq!(ingested.results, [[Answer::Refused(Error::Forbidden)]]);
 }
 

@@ -1,0 +1,1 @@
+"""How settings are described, read, checked and explained; which there are is ``keepstep.config``."""

@@ -1,0 +1,144 @@
+"""Events that are gone, over real sockets, by a real server and its database: what a device that was away sees."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from keepstep.client import Device, EventsPruned, create_user, find_server, open_device
+from keepstep.eventlog.retention import DAY_MS, SNAPSHOT_DELAY_MS, RetentionRules
+from keepstep.postgres.pool import Database
+from keepstep.postgres.retention import PostgresRetention
+from keepstep.runtime import SystemClock, WorkerThreads
+from tests.support.device_server import CHEAP, PASSPHRASE
+from tests.support.server import RunningServer, running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+STREAM = "notes"
+NONE = RetentionRules(None)
+
+
+async def make_user(server: RunningServer, directory: Path) -> Path:
+    """A user with one device, the laptop."""
+    path = directory / "laptop.sqlite3"
+    await create_user(
+        await find_server(server.rest_url),
+        path=path,
+        name="laptop",
+        recovery_path=directory / "recovery.txt",
+        passphrase=PASSPHRASE,
+        cost=CHEAP,
+    )
+    return path
+
+
+async def write(device: Device, *texts: bytes) -> None:
+    """Publish, and wait until the server has it."""
+    for publication in await device.publish_many(STREAM, texts):
+        await publication.accepted()
+
+
+@contextmanager
+def retention_of(url: str) -> Iterator[PostgresRetention]:
+    """The clean-up of a server's database."""
+    database = Database(url, threads=WorkerThreads(), clock=SystemClock())
+    yield PostgresRetention(database)
+    database.close()
+
+
+async def prune(url: str, *, after_ms: int, rules: RetentionRules = NONE) -> int:
+    """Let everything go that goes so much later; how many events."""
+    events = 0
+    now_ms = SystemClock().now_ms() + after_ms
+    with retention_of(url) as retention:
+        while (step := await retention.advance_tail(now_ms=now_ms, rules=rules, events_max=3)) is not None:
+            events += step.to_seq - step.from_seq
+        await retention.drop_partitions(now_ms=now_ms)
+        while await retention.remove_rows(rows_max=2):
+            pass
+    return events
+
+
+async def test_a_device_that_was_away_is_told_what_is_gone(data_dir: Path, tmp_path: Path, database_url: str) -> None:
+    """It goes on after the gap and verifies what comes; so does one that reads the stream for the first time."""
+    async with (
+        running_server(data_dir, database_url=database_url) as server,
+        open_device(await make_user(server, tmp_path)) as laptop,
+    ):
+        await laptop.wait_until_ready()
+        await laptop.enrol(tmp_path / "phone.sqlite3", "phone")
+        await laptop.enrol(tmp_path / "watch.sqlite3", "watch")
+        await write(laptop, b"1", b"2")
+        async with open_device(tmp_path / "phone.sqlite3") as phone:
+            await phone.subscribe(STREAM)
+            await phone.wait_until_caught_up(STREAM)
+        await write(laptop, b"3", b"4", b"5")
+
+        assert await prune(database_url, after_ms=30 * DAY_MS, rules=RetentionRules(7)) == 5
+        await write(laptop, b"6")
+
+        async with open_device(tmp_path / "phone.sqlite3") as phone:
+            notes = await phone.subscribe(STREAM, after=0)
+            assert [(await anext(notes)).data for _ in range(2)] == [b"1", b"2"]
+            with pytest.raises(EventsPruned) as told:
+                await anext(notes)
+            assert (told.value.stream, told.value.first_seq, told.value.last_seq) == (STREAM, 3, 5)
+            event = await anext(notes)
+            assert (event.seq, event.data) == (6, b"6")
+            await write(phone, b"7")
+            assert (await anext(notes)).data == b"7"
+            assert await phone.alarms() == []
+        async with open_device(tmp_path / "watch.sqlite3") as watch:
+            notes = await watch.subscribe(STREAM)
+            with pytest.raises(EventsPruned) as told:
+                await anext(notes)
+            assert (told.value.first_seq, told.value.last_seq) == (1, 5)
+            assert [(await anext(notes)).data for _ in range(2)] == [b"6", b"7"]
+            assert await watch.alarms() == []
+        async with open_device(tmp_path / "watch.sqlite3") as watch:
+            notes = await watch.subscribe(STREAM, after=5)
+            assert (await anext(notes)).seq == 6
+
+
+async def test_devices_start_from_the_snapshot_that_stands_for_what_is_gone(
+    data_dir: Path, tmp_path: Path, database_url: str
+) -> None:
+    """One that was away as well as a new one; the snapshot is verified with what is left of the stream."""
+    async with (
+        running_server(data_dir, database_url=database_url) as server,
+        open_device(await make_user(server, tmp_path)) as laptop,
+    ):
+        await laptop.wait_until_ready()
+        for name in ("phone", "watch", "tablet"):
+            await laptop.enrol(tmp_path / f"{name}.sqlite3", name)
+        await write(laptop, b"1", b"2")
+        async with open_device(tmp_path / "tablet.sqlite3") as tablet:
+            await tablet.subscribe(STREAM)
+            await tablet.wait_until_caught_up(STREAM)
+        await write(laptop, b"3", b"4")
+        await laptop.wait_until_caught_up(STREAM)
+        written = await (await laptop.snapshot(STREAM, b"four")).accepted()
+        async with open_device(tmp_path / "phone.sqlite3") as phone:
+            await phone.wait_until_ready()
+            await phone.wait_until_caught_up(STREAM)
+            await (await phone.confirm(STREAM, written.seq or 0)).accepted()
+
+        assert await prune(database_url, after_ms=SNAPSHOT_DELAY_MS - DAY_MS) == 0
+        assert await prune(database_url, after_ms=SNAPSHOT_DELAY_MS + DAY_MS) == 4
+        await write(laptop, b"after")
+
+        async with open_device(tmp_path / "tablet.sqlite3") as tablet:
+            with pytest.raises(EventsPruned):
+                await anext(await tablet.subscribe(STREAM, after=2))
+        for name in ("watch", "tablet"):
+            async with open_device(tmp_path / f"{name}.sqlite3") as device:
+                notes = await device.subscribe(STREAM, start="snapshot")
+                assert notes.snapshot is not None, name
+                assert (notes.snapshot.state, notes.snapshot.covers.seq) == (b"four", 4)
+                assert (await anext(notes)).data == b"after"
+                assert await device.alarms() == []
