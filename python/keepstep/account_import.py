@@ -28,6 +28,7 @@ from keepstep.protocol.event import decode_header, encode_events
 from keepstep.protocol.messages import ResultAccepted, ResultError
 from keepstep.protocol.snapshot import ERASABLE
 from keepstep.publish import Publisher, PublishLimits
+from keepstep.replaying import ReplayClock
 from keepstep.telemetry import Metrics
 
 if TYPE_CHECKING:
@@ -61,21 +62,6 @@ class Imported:
     streams: int
     events: int
     stored: int
-
-
-class _ReplayClock:
-    """The time at which the next event was received."""
-
-    def __init__(self) -> None:
-        self.at_ms = 0
-
-    def now_ms(self) -> int:
-        """See ``interfaces.Clock``."""
-        return self.at_ms
-
-    def monotonic_s(self) -> float:
-        """See ``interfaces.Clock``."""
-        return trio.current_time()
 
 
 class _Cursor:
@@ -146,7 +132,7 @@ async def import_account(file: AccountFile, log: EventLog, accounts: Accounts, r
             server that keeps to the protocol wrote: what came before the event that is named may have been stored.
         Unavailable: the database is away, or the disk has no room; it may be repeated, and goes on where it was.
     """
-    clock = _ReplayClock()
+    clock = ReplayClock()
     registrations = Registrations("open", per_address_hour=1, per_hour=1, clock=clock)
     identity = Identity(log, accounts, registrations, clock, devices_per_user_max=DEVICES_MAX, room=room)
     limits = PublishLimits(
@@ -178,7 +164,7 @@ class _Replay:
         accounts: Accounts,
         identity: Identity,
         publisher: Publisher,
-        clock: _ReplayClock,
+        clock: ReplayClock,
     ) -> None:
         self._file = file
         self._user_key = file.begin.user_key

@@ -21,6 +21,7 @@ from keepstep.verify_cli import user_key_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from keepstep.archive.index import ArchiveTail, SegmentEntry
     from keepstep.archive.opening import Archive, ArchiveKeys
     from keepstep.config import Settings
     from keepstep.heads import HeadSigner
@@ -45,17 +46,23 @@ def archive_list(user: str | None) -> None:
     key = None if user is None else user_key_of(user)
 
     async def show(opened: Opened) -> None:
-        from keepstep.archive.verifying import archived_streams, segments_of
+        from keepstep.archive.verifying import visit_segments, visit_streams
 
         count = size_bytes = 0
-        async for tail in archived_streams(opened.archive.index, key):
-            async for entry in segments_of(opened.archive.index, tail.stream):
+
+        async def show_stream(tail: ArchiveTail) -> None:
+            async def show_segment(entry: SegmentEntry) -> None:
+                nonlocal count, size_bytes
                 count, size_bytes = count + 1, size_bytes + entry.size_bytes
                 last = datetime.fromtimestamp(entry.to_at_ms / 1000, UTC).strftime("%Y-%m-%d")
                 events = f"{entry.from_.seq + 1}-{entry.to.seq}"
                 click.echo(
                     f"{tail.stream.user_key.hex()} {tail.stream.name} {events} {last} {entry.size_bytes} {entry.name}"
                 )
+
+            await visit_segments(opened.archive.index, tail.stream, show_segment)
+
+        await visit_streams(opened.archive.index, key, show_stream)
         click.echo(f"{count} segments, {size_bytes} bytes")
 
     _with_archive(show)

@@ -39,7 +39,7 @@ _NOWHERE: Final = ""
 _ROW: Final = msgspec.msgpack.Decoder(EventRow)
 
 
-class _ReplayClock:
+class ReplayClock:
     """The time at which the next event was received."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class AccountReplay:
         self._one_at_a_time = trio.Lock()
         self._log = log
         self._accounts = accounts
-        self._clock = _ReplayClock()
+        self._clock = ReplayClock()
         registrations = Registrations("open", per_address_hour=_UNBOUNDED, per_hour=_UNBOUNDED, clock=self._clock)
         self._identity = Identity(log, accounts, registrations, self._clock, devices_per_user_max=DEVICES_MAX)
 

@@ -178,10 +178,13 @@ async def _get(store: ArchiveStore, name: str) -> bytes:
     try:
         return await store.get(name)
     except ArchiveError as error:
-        others = await store.written_anew(name) if error.code == "segment_missing" else []
-        if not others:
+        if error.code != "segment_missing":
             raise
-        return await store.get(others[0])
+        missing = error
+    others = await store.written_anew(name)
+    if not others:
+        raise missing
+    return await store.get(others[0])
 
 
 def _shown(row: SegmentRow, erased: frozenset[tuple[bytes, int]], now_ms: int) -> SegmentRow:

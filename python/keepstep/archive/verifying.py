@@ -14,7 +14,7 @@ from keepstep.errors import ArchiveError
 from keepstep.verification import Fault, Faults, Found
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from keepstep.archive.index import ArchivedStream, ArchiveIndex, ArchiveTail, SegmentEntry
     from keepstep.archive.segment import Segment
@@ -52,21 +52,25 @@ class ArchiveReport:
         return self.found.count == 0
 
 
-async def archived_streams(index: ArchiveIndex, user_key: bytes | None) -> AsyncIterator[ArchiveTail]:
-    """All streams with segments, of all users or one. Raises Unavailable."""
+async def visit_streams(
+    index: ArchiveIndex, user_key: bytes | None, visit: Callable[[ArchiveTail], Awaitable[None]]
+) -> None:
+    """Call ``visit`` with every stream that has segments, of all users or one. Raises Unavailable, and as ``visit``."""
     after = (0, 0)
     while page := await index.streams(after=after, user_key=user_key):
         for each in page:
-            yield each
+            await visit(each)
         after = page[-1].stream.place
 
 
-async def segments_of(index: ArchiveIndex, stream: ArchivedStream) -> AsyncIterator[SegmentEntry]:
-    """All segments of a stream, ascending. Raises Unavailable."""
+async def visit_segments(
+    index: ArchiveIndex, stream: ArchivedStream, visit: Callable[[SegmentEntry], Awaitable[None]]
+) -> None:
+    """Call ``visit`` with every segment of a stream, ascending. Raises Unavailable, and as ``visit``."""
     after = 0
     while page := await index.segments(stream, after=after):
         for each in page:
-            yield each
+            await visit(each)
         after = page[-1].to.seq
 
 
@@ -91,9 +95,12 @@ async def verify_archive(
         Unavailable: the database or the archive does not answer.
     """
     report = ArchiveReport()
-    async for tail in archived_streams(index, user_key):
+
+    async def check(tail: ArchiveTail) -> None:
         report.streams += 1
         await _StreamCheck(index, store, keys, threads, tail, report).run()
+
+    await visit_streams(index, user_key, check)
     return report
 
 
@@ -123,7 +130,8 @@ class _StreamCheck:
     async def run(self) -> None:
         """All its segments, and that they reach as far as they should."""
         device_keys = await self._index.device_keys(self._stream.user_pk)
-        async for entry in segments_of(self._index, self._stream):
+
+        async def check(entry: SegmentEntry) -> None:
             self._report.segments += 1
             self._check_joint(entry)
             self._end = entry
@@ -131,10 +139,12 @@ class _StreamCheck:
                 segment = await load(self._store, self._stream, entry, self._keys, self._threads, self._limiter)
             except ArchiveError as error:
                 self._faults.add(error.code, entry.from_.seq + 1, f"{error} (events up to {entry.to.seq})")
-                continue
+                return
             self._report.events += len(segment.rows)
             await self._check_events(segment, device_keys)
             self._check_tail(segment)
+
+        await visit_segments(self._index, self._stream, check)
         end_seq = 0 if self._end is None else self._end.to.seq
         if end_seq < self._tail.archived_seq:
             self._missing(end_seq, self._tail.archived_seq)

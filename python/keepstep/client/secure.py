@@ -25,12 +25,13 @@ async def open_secure(host: str, port: int, tls: ssl.SSLContext | None) -> Secur
         host, port, ssl_context=tls or ssl.create_default_context(), https_compatible=True
     )
     try:
-        await stream.do_handshake()
-    except BaseException as exc:
+        try:
+            await stream.do_handshake()
+        except trio.BrokenResourceError as exc:
+            raise ConnectionError(_why(exc.__cause__)) from exc
+    except BaseException:
         with trio.CancelScope(shield=True):  # closing a socket by force takes no time
             await trio.aclose_forcefully(stream)
-        if isinstance(exc, trio.BrokenResourceError):
-            raise ConnectionError(_why(exc.__cause__)) from exc
         raise
     return stream
 

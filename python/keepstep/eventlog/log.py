@@ -192,12 +192,18 @@ class StoredLog:
 
         try:
             page = await self._backend.read(user_pk, work)
-        except Pruned:
-            limits = {"events_max": events_max, "bytes_max": bytes_max, "now_ms": now_ms}
-            past = None if self.past is None else await self.past.page(user_pk, stream, after=after, **limits)
-            if past is None:
-                raise
-            return past
+        except Pruned as error:
+            pruned = error
+        else:
+            return self._as_of_now(key, page)
+        limits = {"events_max": events_max, "bytes_max": bytes_max, "now_ms": now_ms}
+        past = None if self.past is None else await self.past.page(user_pk, stream, after=after, **limits)
+        if past is None:
+            raise pruned
+        return past
+
+    def _as_of_now(self, key: StreamKey, page: Page) -> Page:
+        """A page that was read just now. Raises Unavailable."""
         self._check_generation()
         if self.tail.last_seq(key) > page.head_seq:
             # The snapshot is older than what this node has committed since: not an answer to "caught up".
@@ -220,11 +226,12 @@ class StoredLog:
 
         try:
             return await self._backend.read(user_pk, work)
-        except Pruned:
-            chain = None if self.past is None else await self.past.chain(user_pk, stream, seq)
-            if chain is None:
-                raise
-            return chain
+        except Pruned as error:
+            pruned = error
+        chain = None if self.past is None else await self.past.chain(user_pk, stream, seq)
+        if chain is None:
+            raise pruned
+        return chain
 
     async def author(self, user_pk: UserPk, stream: str, device_pk: DevicePk) -> tuple[int, bytes]:
         """(last_n, last_hash) of a device in a stream; (0, 32 zero bytes) where it never wrote.

@@ -157,6 +157,19 @@ def check_reach(home: Path, account: Account, installation: Installation) -> Non
             )
 
 
+async def _started(cluster: RestoredCluster) -> trio.Process:
+    """Raises as ``recovered``. Cancel-safe: what was started is stopped."""
+    try:
+        return await embedded.start(cluster)
+    except StartupError as error:
+        failure = error
+    log = await trio.to_thread.run_sync(cluster.log_tail)
+    if _NOT_REACHED in log:
+        raise TargetNotReachedError("the backups end before that time") from failure
+    fatal = [line for line in log.splitlines() if "FATAL" in line or "PANIC" in line]
+    raise DamagedBackupError(f"the restored PostgreSQL does not start: {fatal[-1] if fatal else failure}") from failure
+
+
 @contextlib.asynccontextmanager
 async def recovered(cluster: RestoredCluster, database: str, role: str) -> AsyncIterator[Recovered]:
     """The restored database, replayed, for as long as the block runs; then stopped cleanly.
@@ -167,14 +180,7 @@ async def recovered(cluster: RestoredCluster, database: str, role: str) -> Async
 
     Cancel-safe: whatever was started by then is stopped.
     """
-    try:
-        process = await embedded.start(cluster)
-    except StartupError as error:
-        log = await trio.to_thread.run_sync(cluster.log_tail)
-        if _NOT_REACHED in log:
-            raise TargetNotReachedError("the backups end before that time") from error
-        fatal = [line for line in log.splitlines() if "FATAL" in line or "PANIC" in line]
-        raise DamagedBackupError(f"the restored PostgreSQL does not start: {fatal[-1] if fatal else error}") from error
+    process = await _started(cluster)
     try:
         log = await trio.to_thread.run_sync(cluster.log_tail)
         said = _LAST.findall(log)
