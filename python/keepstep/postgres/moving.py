@@ -6,6 +6,7 @@ meanwhile. Nothing changes in the log, so devices notice nothing: keys, epoch an
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -30,8 +31,12 @@ FINISH_TIMEOUT_S: Final = 3_600.0
 """Seconds for psql to build the last index and commit once it was given everything."""
 LINE_BYTES_MAX: Final = 1 << 26
 """A longer line is passed on in pieces."""
-_NEWER_SETTING: Final = b"SET transaction_timeout = 0;\n"
-"""pg_dump says it since PostgreSQL 17, and earlier ones do not know it."""
+_OF_ONE_VERSION: Final = re.compile(
+    rb"SET transaction_timeout = 0;\n|ALTER TABLE ONLY \S+ ALTER COLUMN \S+ SET \(pg_attver=\d+\);\n"
+)
+"""What pg_dump says since PostgreSQL 17, and what it finds in catalogues of 15.20: neither is known everywhere."""
+_ROWS_BEGIN: Final = re.compile(rb"COPY .* FROM stdin;\n")
+_ROWS_END: Final = b"\\.\n"
 _TABLES: Final = """
 SELECT c.relname FROM pg_class c
 WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition ORDER BY 1
@@ -104,10 +109,14 @@ def _copy(source: str, target: str, programs: Path) -> None:
 
 
 def _pass_on(stream: IO[bytes], sink: IO[bytes]) -> None:
-    """Everything but what earlier PostgreSQL do not know. Raises BrokenPipeError."""
-    begins_line = True
+    """Everything but what some versions of PostgreSQL do not know; rows as they are. Raises BrokenPipeError."""
+    begins_line, is_row = True, False
     while line := stream.readline(LINE_BYTES_MAX):
-        if not (begins_line and line == _NEWER_SETTING):
+        if is_row:
+            is_row = not (begins_line and line == _ROWS_END)
+        elif begins_line:
+            is_row = _ROWS_BEGIN.fullmatch(line) is not None
+        if is_row or not (begins_line and _OF_ONE_VERSION.fullmatch(line)):
             sink.write(line)
         begins_line = line.endswith(b"\n")
     sink.flush()
