@@ -225,7 +225,7 @@ async def test_a_device_that_read_less_than_is_left_is_told_to_read_on(tmp_path:
                 await write(laptop, b"3", b"4")
             await carry(tmp_path, there)
             retention = MemoryRetention(database)
-            rules, now_ms = RetentionRules(1), SystemClock().now_ms() + 2 * DAY_MS
+            rules, now_ms = RetentionRules(1), SystemClock().now_ms() + 9 * DAY_MS
             while await retention.advance_tail(now_ms=now_ms, rules=rules, events_max=9) is not None:
                 pass
             with pytest.raises(ClientError, match="only later events of notes left, and this device has read up to #2"):
