@@ -16,7 +16,7 @@ from keepstep.account_file import AccountFile
 from keepstep.account_intake import verify_account
 from keepstep.archive.opening import ArchiveKeys, archive_run, open_archive
 from keepstep.cli import commands
-from keepstep.client import Device, create_user, find_server, open_device
+from keepstep.client import open_device
 from keepstep.config import Settings
 from keepstep.errors import StartupError
 from keepstep.eventlog.retention import DAY_MS, RetentionRules
@@ -29,14 +29,13 @@ from keepstep.postgres.verification import verify_database
 from keepstep.runtime import OffsetClock, SystemClock, WorkerThreads
 from keepstep.telemetry import Metrics
 from tests.support.archives import ACCESS, BUCKET, s3_server
-from tests.support.device_server import CHEAP, PASSPHRASE
+from tests.support.laptop import STREAM, make_user, write
 from tests.support.server import RunningServer, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-STREAM: Final = "notes"
 DAYS: Final = 7
 
 
@@ -45,26 +44,6 @@ def s3_url() -> Iterator[str]:
     """An S3 API."""
     with s3_server() as url:
         yield url
-
-
-async def make_user(server: RunningServer, directory: Path) -> Path:
-    """A user with one device, the laptop."""
-    path = directory / "laptop.sqlite3"
-    await create_user(
-        await find_server(server.rest_url),
-        path=path,
-        name="laptop",
-        recovery_path=directory / "recovery.txt",
-        passphrase=PASSPHRASE,
-        cost=CHEAP,
-    )
-    return path
-
-
-async def write(device: Device, *texts: bytes) -> None:
-    """Publish, and wait until the server has it."""
-    for publication in await device.publish_many(STREAM, texts):
-        await publication.accepted()
 
 
 async def archive_and_prune(settings: Settings, url: str, *, count: int) -> None:

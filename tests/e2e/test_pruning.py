@@ -7,40 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepstep.client import Device, EventsPruned, create_user, find_server, open_device
+from keepstep.client import EventsPruned, open_device
 from keepstep.eventlog.retention import DAY_MS, SNAPSHOT_DELAY_MS, RetentionRules
 from keepstep.postgres.pool import Database
 from keepstep.postgres.retention import PostgresRetention
 from keepstep.runtime import SystemClock, WorkerThreads
-from tests.support.device_server import CHEAP, PASSPHRASE
-from tests.support.server import RunningServer, running_server
+from tests.support.laptop import STREAM, make_user, write
+from tests.support.server import running_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-STREAM = "notes"
 NONE = RetentionRules(None)
-
-
-async def make_user(server: RunningServer, directory: Path) -> Path:
-    """A user with one device, the laptop."""
-    path = directory / "laptop.sqlite3"
-    await create_user(
-        await find_server(server.rest_url),
-        path=path,
-        name="laptop",
-        recovery_path=directory / "recovery.txt",
-        passphrase=PASSPHRASE,
-        cost=CHEAP,
-    )
-    return path
-
-
-async def write(device: Device, *texts: bytes) -> None:
-    """Publish, and wait until the server has it."""
-    for publication in await device.publish_many(STREAM, texts):
-        await publication.accepted()
 
 
 @contextmanager

@@ -6,32 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from keepstep.client import Device, ProtocolError, create_user, find_server, open_device
-from tests.support.device_server import CHEAP, PASSPHRASE
-from tests.support.server import RunningServer, running_server
+from keepstep.client import ProtocolError, open_device
+from tests.support.laptop import STREAM, make_user, write
+from tests.support.server import running_server
 
-STREAM = "notes"
 EVENTS = 50
-
-
-async def make_user(server: RunningServer, directory: Path) -> Path:
-    """A user with one device, the laptop."""
-    path = directory / "laptop.sqlite3"
-    await create_user(
-        await find_server(server.rest_url),
-        path=path,
-        name="laptop",
-        recovery_path=directory / "recovery.txt",
-        passphrase=PASSPHRASE,
-        cost=CHEAP,
-    )
-    return path
-
-
-async def write(device: Device, *texts: bytes) -> None:
-    """Publish, and wait until the server has it."""
-    for publication in await device.publish_many(STREAM, texts):
-        await publication.accepted()
 
 
 async def test_a_new_device_starts_from_a_snapshot(data_dir: Path, tmp_path: Path, database_url: str) -> None:
