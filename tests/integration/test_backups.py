@@ -28,10 +28,11 @@ from keepstep.errors import BackupBusyError, BackupError
 from keepstep.postgres import backups as source
 from keepstep.postgres import embedded, migrate
 from keepstep.restoring import begin_epoch
-from keepstep.runtime import SystemClock, SystemRandomness, WorkerThreads
+from keepstep.runtime import OffsetClock, SystemClock, SystemRandomness, WorkerThreads
 from keepstep.telemetry import Metrics
 
 CLOCK = SystemClock()
+SECOND_MS = 1_000
 TIMEOUT_S = 60
 
 
@@ -60,10 +61,10 @@ class Place:
             execute(url, "CREATE TABLE IF NOT EXISTS marks (number int)")
             yield url
 
-    async def make(self) -> manifest.Backup:
-        """A backup of the running database."""
-        database = source.find_source(self.settings)
-        return await interruptible(lambda stop: make(self.settings, database, now_ms=CLOCK.now_ms(), stop=stop))
+    async def make(self, *, later_ms: int = 0) -> manifest.Backup:
+        """A backup of the running database, by a clock that is ahead: two of one second would have one name."""
+        database, now_ms = source.find_source(self.settings), CLOCK.now_ms() + later_ms
+        return await interruptible(lambda stop: make(self.settings, database, now_ms=now_ms, stop=stop))
 
     async def restore(self, target: datetime | None = None, **arguments: Any) -> Restored:
         """Restore it into the data directory."""
@@ -115,10 +116,12 @@ async def until(condition: Any) -> None:
 
 
 @asynccontextmanager
-async def scheduled(place: Place, metrics: Metrics | None = None) -> AsyncIterator[None]:
+async def scheduled(place: Place, metrics: Metrics | None = None, *, later_ms: int = 0) -> AsyncIterator[None]:
     """What a server does for its backups."""
+    clock = OffsetClock(CLOCK)
+    clock.offset_ms = later_ms
     made = schedule.scheduled(
-        place.settings, source.find_source(place.settings), CLOCK, metrics or Metrics(), structlog.get_logger()
+        place.settings, source.find_source(place.settings), clock, metrics or Metrics(), structlog.get_logger()
     )
     assert made is not None
     async with trio.open_nursery() as nursery:
@@ -340,8 +343,7 @@ async def test_a_log_that_was_given_up_begins_anew_with_a_whole_backup(place: Pl
         assert source.ensure_slot(admin) is False
         source.drop_slot(admin)
         source.drop_slot(admin)
-        await trio.sleep(1)  # two backups of one second would have one name
-        async with scheduled(place):
+        async with scheduled(place, later_ms=SECOND_MS):
             await until(lambda: len(place.backups) == 2)
         await schedule.backup_source(place.settings.model_copy(update={"backup_dir": None}), WorkerThreads())
         assert value(admin, "SELECT count(*) FROM pg_replication_slots") == 0
@@ -376,8 +378,7 @@ async def test_old_backups_and_their_log_are_removed(place: Place) -> None:
             await trio.to_thread.run_sync(add_mark, url, 1)
             await until(lambda: len([one for one in log.iterdir() if "partial" not in one.name]) > 1)
         before = len(list(log.iterdir()))
-        await trio.sleep(1)  # two backups of one second would have one name
-        second = await few.make()
+        second = await few.make(later_ms=SECOND_MS)
         assert [one.manifest.id for one in few.backups] == [second.manifest.id]
         assert len(list(log.iterdir())) < before
 
