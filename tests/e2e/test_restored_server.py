@@ -252,7 +252,7 @@ async def test_what_has_lost_its_place_is_published_again(
 async def test_a_device_that_only_writes_goes_on_after_a_restore(
     database_url: str, data_dir: Path, tmp_path: Path, backup: Backup
 ) -> None:
-    """It holds nothing of what it wrote; the signed rewind explains what the server has lost."""
+    """It holds nothing of what it wrote: the signed rewind explains what is missing, and its user is told of it."""
     async with running_server(data_dir, database_url=database_url) as server:
         path = await new_user(await find_server(server.rest_url), tmp_path)
         async with open_device(path) as laptop:
@@ -269,5 +269,8 @@ async def test_a_device_that_only_writes_goes_on_after_a_restore(
     ):
         with trio.fail_after(PATIENCE_S):
             await publish(laptop, 16, 17)
+            told = await laptop.restorations()
+            assert [(each.common_seq, each.held_seq, each.handed_in, each.lost) for each in told] == [(10, 15, 0, 5)]
+            await until_healed(laptop)
             assert await read(laptop, 12) == [*range(1, 11), 16, 17]
         assert await laptop.alarms() == []

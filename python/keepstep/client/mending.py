@@ -6,11 +6,13 @@ only then is it clear what the server has.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 from keepstep.client.publication import Receipt
+from keepstep.client.rewinds import Restoration
 from keepstep.client.sending import UNCHECKED
 from keepstep.client.store import Alarm
 from keepstep.errors import ERRORS, ProtocolError, Retry, VerificationError
@@ -134,11 +136,20 @@ class Mender:
         is_behind = last_n < self._outbox.own(stream).accepted_n
         return is_behind and self._store.own_epoch(stream) < self._store.epoch()
 
-    def _is_set_back(self, stream: str, last_n: int, last_hash: bytes) -> bool:
-        """Whether a restore explains what is missing; then this device goes on from what the server has."""
-        if self._rewinds.floor(stream, since=self._store.own_epoch(stream)) is None:
+    def _is_set_back(self, stream: str, last_n: int, last_hash: bytes, *, is_read: bool) -> bool:
+        """Whether a restore explains what is missing; then this device goes on from what the server has.
+
+        Of a stream that it does not read nobody else counts what was acknowledged to it and is lost.
+        """
+        floor = self._rewinds.floor(stream, since=self._store.own_epoch(stream))
+        if floor is None:
             return False
-        self._outbox.set_back(stream, last_n, last_hash)
+        with self._store.transaction():
+            before = self._outbox.set_back_within(stream, last_n, last_hash)
+            lost = before.accepted_n - last_n
+            if lost > 0 and not is_read:
+                held_seq = max(before.receipt.seq, floor)
+                self._rewinds.add(Restoration(stream, self._environment.now_ms(), floor, held_seq, 0, 0, lost))
         return True
 
     def _sign_again(self, stream: str) -> None:
@@ -170,7 +181,8 @@ class Mender:
         own, known = await self._worker.run(lambda: (self._outbox.own(stream), self._outbox.hash_of(stream, last_n)))
         floor_n = own.accepted_n if floor_n is None else floor_n
         if last_n < floor_n or (last_n == own.accepted_n and last_hash != own.accepted_hash):
-            if not await self._worker.run(lambda: self._is_set_back(stream, last_n, last_hash)):
+            is_set_back = partial(self._is_set_back, stream, last_n, last_hash, is_read=stream in session.followed)
+            if not await self._worker.run(is_set_back):
                 raise VerificationError("the server lost events that it had acknowledged", stream=stream)
             return
         if last_n < own.accepted_n:

@@ -403,13 +403,17 @@ class Outbox:
             if [each.n for each in lost] != list(range(before[0] + 1, before[0] + 1 + len(lost))):
                 self._renumber(stream, *before)
 
-    def set_back(self, stream: str, last_n: int, last_hash: bytes) -> None:
-        """A restore took events of this device away that it does not hold: go on after the server's last one."""
-        with self._store.transaction():
-            self.settle_within()
-            self._set_back_to(stream, last_n, last_hash)
-            self._renumber(stream, last_n, last_hash)
-            self._confirm_epoch(stream)
+    def set_back_within(self, stream: str, last_n: int, last_hash: bytes) -> Own:
+        """A restore took events of this device away that it does not hold: go on after the server's last one.
+
+        Part of a transaction; returns what was known before.
+        """
+        self.settle_within()
+        before = self._own(stream)
+        self._set_back_to(stream, last_n, last_hash)
+        self._renumber(stream, last_n, last_hash)
+        self._confirm_epoch(stream)
+        return before
 
     def _set_back_to(self, stream: str, n: int, hash_: bytes) -> None:
         mine = self._own(stream)

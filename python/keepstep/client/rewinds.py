@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keepstep.client import crypto
+from keepstep.client.notices import Notice, NoticeKind
 from keepstep.errors import ProtocolError, VerificationError
 from keepstep.protocol.rewind import decode_rewind, verify_rewind
 
@@ -29,7 +30,7 @@ class Restoration:
         stream: its name.
         at_ms: when this device saw it, unix milliseconds.
         common_seq: up to here the stream is as it was.
-        held_seq: what this device held of it.
+        held_seq: what this device held of it; of a stream that it only writes, the last place it was told.
         handed_in: events that this device handed in and that are in their places again.
         anew: events that were appended anew, or wait to be published again.
         lost: events that joined on nowhere; they are on no server any more, as far as this device knows.
@@ -85,13 +86,14 @@ class Rewinds:
         return any(each.seq < seq for each in self._known.get(stream, ()))
 
     def add(self, restoration: Restoration) -> None:
-        """Keep what came of a restore; part of a transaction."""
+        """Keep what came of a restore, and tell the user of it; part of a transaction."""
         self._store.execute(
             "INSERT INTO restorations (stream, at_ms, common_seq, held_seq, handed_in, anew, lost)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             restoration.stream, restoration.at_ms, restoration.common_seq, restoration.held_seq,
             restoration.handed_in, restoration.anew, restoration.lost,
         )  # fmt: skip
+        self._store.add_notice(Notice(NoticeKind.RESTORED, restoration.at_ms))
 
     def restorations(self) -> list[Restoration]:
         """What came of restores, the earliest first."""

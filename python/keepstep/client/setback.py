@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from keepstep.client import crypto
-from keepstep.client.notices import Notice, NoticeKind
 from keepstep.client.settingback import account_at, set_back
 from keepstep.errors import VerificationError
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Position
@@ -141,13 +140,11 @@ class SetBack(abc.ABC):
             if stream == KEYS_STREAM:
                 self._read_wraps()
             self.rewinds.add(restoration)
-            self._store.add_notice(Notice(NoticeKind.RESTORED, restoration.at_ms))
 
     def remember(self, restoration: Restoration) -> None:
         """Keep what came of a restore where this device drops nothing."""
         with self._store.transaction():
             self.rewinds.add(restoration)
-            self._store.add_notice(Notice(NoticeKind.RESTORED, restoration.at_ms))
 
     def set_healed(self, epoch: int) -> None:
         """Everything was handed in that a restore had lost."""
