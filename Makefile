@@ -73,7 +73,7 @@ bench-enumeration: environment ## whether answers to known and unknown users tak
 bench-revocation: environment ## from a revocation to the closed socket, on two servers; BENCH_ARGS='--count 100'
 	@$(BIN)/python -m bench.revocation $(BENCH_ARGS)
 
-bench-retention: environment ## publishing while old events go, disk returned; minutes and 5 GiB; BENCH_ARGS='--count 5000000'
+bench-retention: environment ## publishing while old events go, disk returned; takes long; BENCH_ARGS='--count 5000000'
 	@$(BIN)/python -m bench.retention $(BENCH_ARGS)
 
 lint: environment lint-python lint-rust ## every check that runs nothing
