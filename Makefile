@@ -9,6 +9,8 @@ PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 TRACE ?=
+BASE ?= main
+SCENARIOS ?= w1-publish w2-relay
 
 # rustup installs here; a shell opened before it was installed does not have it in PATH yet.
 CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
@@ -28,7 +30,7 @@ INSTALL_VERIFPAL := cargo install --quiet verifpal --version 1.6.7 --locked --ig
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-ops chaos demo bench-smoke bench-enumeration bench-revocation bench-retention lint lint-python lint-rust format wheel lock clean environment
+.PHONY: help serve test test-ops chaos demo bench bench-quick bench-compare bench-growth bench-soak bench-smoke bench-enumeration bench-revocation bench-retention bench-backup bench-document bench-k6 bench-artillery bench-peers bench-micro bench-instructions lint lint-python lint-rust format wheel lock clean environment
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,8 +66,25 @@ demo: environment ## a real editing session by three devices through a real serv
 chaos: environment ## kill -9 of server and database under load, then check that nothing was lost; CHAOS_ARGS='--kills 3'
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
+bench: environment ## every scenario with its repetitions, then the report, in build/bench; takes an hour; BENCH_ARGS
+	@$(BIN)/python -m bench run all $(BENCH_ARGS)
+	@$(BIN)/python -m bench.report build/bench/*.json
+
+bench-quick: environment ## every scenario once and short, then the report, in build/bench-quick: five minutes; BENCH_ARGS
+	@$(BIN)/python -m bench run all --quick --output build/bench-quick $(BENCH_ARGS)
+	@$(BIN)/python -m bench.report build/bench-quick/*.json --output build/bench-quick/report.html
+
+bench-compare: environment ## this checkout against another commit, in pairs: BASE=main SCENARIOS='w1-publish'; BENCH_ARGS
+	@$(BIN)/python -m bench compare --base "$(BASE)" $(BENCH_ARGS) $(SCENARIOS)
+
+bench-growth: environment ## W1 and W2 on millions of stored events beside an empty database; BENCH_ARGS='--events 20000000'
+	@$(BIN)/python -m bench growth $(BENCH_ARGS)
+
+bench-soak: environment ## a steady relay for hours; fails where the server's memory grows; BENCH_ARGS='--hours 2'
+	@$(BIN)/python -m bench soak $(BENCH_ARGS)
+
 bench-smoke: environment ## durable, verified, relayed events per second, latencies and cost, durability stated; BENCH_ARGS
-	@$(BIN)/python -m bench.smoke $(BENCH_ARGS)
+	@$(BIN)/python -m bench run smoke $(BENCH_ARGS)
 
 bench-enumeration: environment ## whether answers to known and unknown users take the same time; BENCH_ARGS='--count 1000'
 	@$(BIN)/python -m bench.enumeration $(BENCH_ARGS)
@@ -73,8 +92,30 @@ bench-enumeration: environment ## whether answers to known and unknown users tak
 bench-revocation: environment ## from a revocation to the closed socket, on two servers; BENCH_ARGS='--count 100'
 	@$(BIN)/python -m bench.revocation $(BENCH_ARGS)
 
+bench-backup: environment ## publishing beside a backup; backing up, restoring, verifying, archiving; BENCH_ARGS='--count 20000'
+	@$(BIN)/python -m bench.backup $(BENCH_ARGS)
+
 bench-retention: environment ## publishing while old events go, disk returned; takes long; BENCH_ARGS='--count 5000000'
 	@$(BIN)/python -m bench.retention $(BENCH_ARGS)
+
+bench-micro: environment ## the hot paths' parts, one by one, in Rust and in Python; BENCH_ARGS='verify' (only Rust's of that name)
+	PYO3_PYTHON=$(RUN_PYTHON) cargo bench --locked --package keepstep-core --bench hot_path -- $(BENCH_ARGS)
+	$(BIN)/python -m pytest -n0 --benchmark-enable bench/micro
+
+bench-instructions: environment ## whether hot functions take more instructions than what is kept; needs valgrind; BENCH_ARGS=--keep
+	@$(BIN)/python -m bench.instructions $(BENCH_ARGS)
+
+bench-document: environment ## a paper as it was written, edit by edit: stored, then read by another device; TRACE=file
+	@$(BIN)/python -m bench.document $(BENCH_ARGS)
+
+bench-k6: environment ## REST, server-sent events and upgrades by k6 (needs go and node); BENCH_ARGS='--script rest'
+	@$(BIN)/python -m bench.external k6 $(BENCH_ARGS)
+
+bench-artillery: environment ## devices in JavaScript with the full handshake by Artillery (needs node); BENCH_ARGS
+	@$(BIN)/python -m bench.external artillery $(BENCH_ARGS)
+
+bench-peers: environment ## the same workloads on NATS JetStream, nostr-rs-relay and keepstep; builds them; BENCH_ARGS
+	@$(BIN)/python -m bench.peers $(BENCH_ARGS)
 
 lint: environment lint-python lint-rust ## every check that runs nothing
 

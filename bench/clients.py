@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.machine import commit, describe_machine
-from bench.smoke import REPOSITORY, BenchError, Server, describe, read_durability, running_server
+from bench.server import REPOSITORY, BenchError, Server, describe, read_durability, running_server
 from keepstep.client.accounts import create_user
 from keepstep.client.server import find_server
 
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PASSPHRASE: Final = "a passphrase for a benchmark"  # noqa: S105 - of an account that lives for minutes
-NO_LIMITS: Final = {
-    "KEEPSTEP_REST_CALLS_PER_USER_MINUTE": "1000000",
-    "KEEPSTEP_REST_CALLS_PER_ADDRESS_MINUTE": "1000000",
-}
-"""One address does here what many do elsewhere."""
-
 Measure = Callable[[Server, Path, int], Awaitable["Mapping[str, Any]"]]
 """Gives the results by name, each a dataclass of figures."""
 
 
 def run(
-    name: str, description: str, measure: Measure, arguments: Sequence[str] | None, *, count: int, what: str
+    name: str,
+    description: str,
+    measure: Measure,
+    arguments: Sequence[str] | None,
+    *,
+    count: int,
+    what: str,
+    settings: Mapping[str, str] | None = None,
 ) -> int:
     """Measure on a server of its own, print and keep the results; the exit status.
 
@@ -46,6 +47,7 @@ def run(
         arguments: of the command line.
         count: how many by default.
         what: that is counted.
+        settings: variables of the server, beside those that every benchmark takes.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=description)
     parser.add_argument("--count", type=int, default=count, help=f"{what} ({count})")
@@ -56,7 +58,7 @@ def run(
     try:
         with (
             tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=options.directory) as directory,
-            running_server(Path(directory), NO_LIMITS) as server,
+            running_server(Path(directory), settings) as server,
         ):
             durability, machine = read_durability(server), describe_machine(Path(directory))
             console.print(describe(durability, machine.file_system), highlight=False)

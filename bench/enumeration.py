@@ -24,7 +24,7 @@ from uuid import UUID
 import trio
 
 from bench.clients import make_account, run
-from bench.smoke import BenchError
+from bench.server import BenchError
 from bench.statistics import compare, percentile
 from keepstep.client import crypto
 from keepstep.client.store import open_store
@@ -36,7 +36,7 @@ from keepstep.protocol.primitives import SUITE_CHACHA20_POLY1305
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.smoke import Server
+    from bench.server import Server
     from keepstep.client.store import Identity
 
 PAIRS: Final = 1_000

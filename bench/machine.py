@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
 import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PROC: Final = Path("/proc")
+_NANOSECONDS_PER_S: Final = 1e9
+_KIBIBYTE: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,16 @@ def describe_machine(data_dir: Path) -> Machine:
         file_system=file_system(data_dir),
         python=platform.python_version(),
     )
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """How to do it again: the command without where its results went."""
+    kept = [
+        argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+        if "--output" not in (before, argument)
+    ]
+    return shlex.join(["python", "-m", module, *kept])
 
 
 def file_system(path: Path) -> str:
@@ -117,21 +133,66 @@ def process_tree(pid: int) -> list[Process]:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Processor seconds used so far by a server and by its database."""
+    """Processor seconds used so far by a server and by its database.
+
+    Attributes:
+        server_s: of all the server's threads.
+        loop_s: of its event-loop thread alone, which is part of ``server_s``.
+        database_s: of every PostgreSQL process.
+    """
 
     server_s: float
+    loop_s: float
     database_s: float
 
     def since(self, earlier: Cost) -> Cost:
         """What was used in between."""
-        return Cost(self.server_s - earlier.server_s, self.database_s - earlier.database_s)
+        return Cost(
+            self.server_s - earlier.server_s, self.loop_s - earlier.loop_s, self.database_s - earlier.database_s
+        )
 
 
 def cost(pid: int) -> Cost:
     """What a server with an embedded PostgreSQL has used; everything named ``postgres`` below it is the database."""
     tree = process_tree(pid)
     database_s = sum(process.cpu_s for process in tree if process.name == "postgres")
-    return Cost(sum(process.cpu_s for process in tree) - database_s, database_s)
+    return Cost(sum(process.cpu_s for process in tree) - database_s, main_thread_s(pid), database_s)
+
+
+def main_thread_s(pid: int) -> float:
+    """Processor seconds of a process's first thread, on which a server's event loop runs; 0 where it ended."""
+    try:
+        text = (_PROC / str(pid) / "task" / str(pid) / "schedstat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return int(text.split()[0]) / _NANOSECONDS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of a process, in bytes.
+
+    Attributes:
+        resident: RSS, pages shared between processes counted in each.
+        proportional: PSS, shared pages divided among those that share them.
+    """
+
+    resident: int
+    proportional: int
+
+
+def memory(pid: int) -> Memory:
+    """Memory of one process, its children not counted. Raises OSError where it ended."""
+    rollup = _PROC / str(pid) / "smaps_rollup"
+    return Memory(*(int(_field(rollup, name).split()[0]) * _KIBIBYTE for name in ("Rss", "Pss")))
+
+
+def written_bytes(pid: int) -> int:
+    """What one process had the kernel write to the disk so far, in bytes; 0 where it ended."""
+    try:
+        return int(_field(_PROC / str(pid) / "io", "write_bytes"))
+    except OSError:
+        return 0
 
 
 def free_ports(count: int) -> list[int]:

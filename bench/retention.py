@@ -1,8 +1,9 @@
 """What letting old events go costs those who publish: ``python -m bench.retention`` (``make bench-retention``).
 
 A server whose database is filled with a year of events; a device publishes all the time. In turns, for some seconds
-each, nothing else happens, and the clean-up runs: tails advance, partitions are dropped, rows are removed for a user
-whose events stay for a shorter time. Both are of one run, so that whatever else the machine does counts for both.
+each, nothing else happens, and the clean-up runs with a server's own rests: tails advance, partitions are dropped, rows
+are removed for a user whose events stay for a shorter time. Both are of one run, so that whatever else the machine
+does counts for both. What is left of the clean-up after the last turn is done at once, and not measured.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import structlog
 import trio
 
 from bench.clients import make_account, run
-from bench.revocation import database_url
-from bench.smoke import BenchError
+from bench.server import BenchError, database_url
 from bench.statistics import percentile
 from keepstep.client import open_device
 from keepstep.client.store import open_store
 from keepstep.eventlog.retention import DAY_MS, RetentionRules
 from keepstep.model import RetentionClass
+from keepstep.pacing import AT_ONCE, GENTLE
 from keepstep.postgres import arrays
+from keepstep.postgres.cluster import ADMIN_ROLE
 from keepstep.postgres.partitions import make_partitions, partitions_of
 from keepstep.postgres.pool import Database
 from keepstep.postgres.retention import PostgresRetention
@@ -36,19 +38,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from bench.smoke import Server
+    from bench.server import Server
     from keepstep.client import Device
+    from keepstep.pacing import Pace
 
 EVENTS: Final = 5_000_000
 WEEKS: Final = 52
 WEEK_MS: Final = 7 * DAY_MS
 STREAMS: Final = 125
 """Of the filled ones; a fifth belongs to the user whose events are removed one by one."""
-SHORT_DAYS: Final = 60
+KEPT_DAYS: Final = 60
+"""What is younger stays."""
+SHORTER_DAYS: Final = 14
+"""By which the events of one user go before everybody's."""
 PAYLOAD_BYTES: Final = 256
 WINDOW_S: Final = 5.0
 PAIRS_MIN: Final = 3
-PAIRS_MAX: Final = 100
+PAIRS_MAX: Final = 12
 WRITERS: Final = 8
 WRITE_INTERVAL_S: Final = 0.05
 """Each writer publishes so often, whatever the answers take: what waits counts as waiting."""
@@ -108,13 +114,14 @@ async def measure(server: Server, directory: Path, count: int) -> dict[str, Publ
     short_path = await make_account(server, directory / "short")
     users = [_user_id(path) for path in (phone_path, short_path)]
     await trio.to_thread.run_sync(fill, url, users, count)
-    began_bytes = _database_bytes(url)
+    await trio.to_thread.run_sync(settle, server, url)
+    began_bytes = database_bytes(url)
     quiet: list[float] = []
     busy: list[float] = []
     async with open_device(phone_path) as phone:
         await phone.wait_until_ready()
         await _window(phone, [], WINDOW_S)  # what is done for the first time
-        cleaning = Cleaning(url)
+        cleaning = Cleaning(url, users[1])
         pairs = 0
         while not cleaning.is_done and pairs < PAIRS_MAX:
             await _window(phone, quiet, WINDOW_S)
@@ -129,18 +136,25 @@ async def measure(server: Server, directory: Path, count: int) -> dict[str, Publ
     without = _publishing(quiet, began_bytes, count, percentile(quiet, 0.99))
     return {
         "without clean-up": without,
-        "during clean-up": _publishing(busy, _database_bytes(url), cleaning.events, without.p99_ms),
+        "during clean-up": _publishing(busy, database_bytes(url), cleaning.events, without.p99_ms),
     }
 
 
 class Cleaning:
-    """The server's clean-up, a week of the year after the other."""
+    """The server's clean-up, a week of the year after the other.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: of the database.
+        short_user: whose events go ``SHORTER_DAYS`` before everybody's.
+    """
+
+    def __init__(self, url: str, short_user: bytes) -> None:
+        self._url = url
+        self._short_user = short_user
         self._database = Database(url, threads=WorkerThreads(), clock=SystemClock())
-        self._retention = PostgresRetention(self._database)
         self._metrics = Metrics()
         self._days = (WEEKS + 1) * 7
+        self._run = self._runs(GENTLE)
         self.is_done = False
 
     @property
@@ -150,23 +164,41 @@ class Cleaning:
 
     async def run(self) -> None:
         """Until everything has gone, or it is cancelled between two steps."""
-        run = RetentionRun(
-            self._retention,
+        while self._days > KEPT_DAYS:
+            await self._have_rules()
+            while not (await self._run.run()).is_done:
+                pass
+            self._days = max(KEPT_DAYS, self._days - 7)
+        self.is_done = True
+
+    async def finish(self) -> None:
+        """What is left where the pairs ended first, without rests."""
+        self._days = KEPT_DAYS
+        await self._have_rules()
+        at_once = self._runs(AT_ONCE)
+        while not (await at_once.run()).is_done:
+            pass
+        self._database.close()
+
+    def _runs(self, pace: Pace) -> RetentionRun:
+        return RetentionRun(
+            PostgresRetention(self._database),
             SystemClock(),
             lambda: RetentionRules(self._days),
             metrics=self._metrics,
             logger=structlog.get_logger(),
+            pace=pace,
         )
-        while self._days > SHORT_DAYS:
-            while not (await run.run()).is_done:
-                pass
-            self._days -= 7
-        self.is_done = True
 
-    async def finish(self) -> None:
-        """What is left where the pairs ended first."""
-        await self.run()
-        self._database.close()
+    async def _have_rules(self) -> None:
+        """Of the user; everybody's are asked for."""
+
+        def have() -> None:
+            with psycopg.connect(self._url, autocommit=True) as connection:
+                statement = "UPDATE users SET retention_days = %s WHERE user_id = %s"
+                connection.execute(statement, (max(1, self._days - SHORTER_DAYS), self._short_user))
+
+        await trio.to_thread.run_sync(have)
 
 
 async def _window(device: Device, samples: list[float], duration_s: float) -> None:
@@ -207,11 +239,17 @@ def fill(url: str, users: Sequence[bytes], events: int) -> None:
         make_partitions(connection, list(partitions_of(RetentionClass.STANDARD, from_ms, ahead=WEEKS)))
         for user_id, first, last in ((users[0], 1, long_streams), (users[1], long_streams + 1, STREAMS)):
             connection.execute(_STREAMS, values | {"first": first, "last": last, "user_id": user_id})
-        connection.execute("UPDATE users SET retention_days = %s WHERE user_id = %s", (SHORT_DAYS, users[1]))
         step = max(1, per_stream // WEEKS)
         for first in range(1, per_stream + 1, step):
             connection.execute(_EVENTS, values | {"first": first, "last": min(per_stream, first + step - 1)})
-        connection.execute("ANALYZE")
+
+
+def settle(server: Server, url: str) -> None:
+    """Have done what filling leaves behind, so that it disturbs nobody who publishes. Blocks."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("VACUUM (ANALYZE, SKIP_LOCKED) streams, events_standard")
+    with psycopg.connect(database_url(server, ADMIN_ROLE), autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
 
 
 def _user_id(path: Path) -> bytes:
@@ -221,7 +259,8 @@ def _user_id(path: Path) -> bytes:
     return user_key
 
 
-def _database_bytes(url: str) -> int:
+def database_bytes(url: str) -> int:
+    """All that the database takes on the disk. Blocks."""
     with psycopg.connect(url) as connection:
         row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
     assert row is not None
@@ -250,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments,
         count=EVENTS,
         what="events in the database",
+        settings={"KEEPSTEP_CLEANUP_INTERVAL_S": "86400"},  # the clean-up that is measured is the only one
     )
 
 

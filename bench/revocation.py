@@ -13,12 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 import trio
 
-from bench.clients import NO_LIMITS, make_account, run
-from bench.smoke import BenchError, running_server
+from bench.clients import make_account, run
+from bench.server import BenchError, database_url, running_server
 from bench.statistics import percentile
 from keepstep.client import open_device
 from keepstep.client.connection import Connection, connect
@@ -26,12 +25,11 @@ from keepstep.client.environment import SYSTEM
 from keepstep.client.store import open_store
 from keepstep.client.transport import Disconnected
 from keepstep.errors import ERRORS
-from keepstep.postgres.cluster import DATABASE, PORT, ROLE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bench.smoke import Server
+    from bench.server import Server
     from keepstep.client import Device
 
 REVOCATIONS: Final = 100
@@ -59,7 +57,7 @@ class Closing:
 async def measure(server: Server, directory: Path, count: int) -> dict[str, Closing]:
     """Devices at the server where the revocation is published, and at another one of the same database."""
     phone_path = await make_account(server, directory)
-    with running_server(_second(server, directory), NO_LIMITS | {"DATABASE_URL": database_url(server)}) as second:
+    with running_server(_second(server, directory), {"DATABASE_URL": database_url(server)}) as second:
         places = {"the same server": server.device_url, "another server": second.device_url}
         samples: dict[str, list[float]] = {place: [] for place in places}
         async with open_device(phone_path) as phone:
@@ -108,12 +106,6 @@ def _second(server: Server, directory: Path) -> Path:
     for name in ("server.key", "token-keys.json"):
         shutil.copy2(server.data_dir / name, second / "data" / name)
     return second
-
-
-def database_url(server: Server) -> str:
-    """The first server's own database."""
-    socket = quote(str(server.data_dir / "postgres" / "socket"), safe="")
-    return f"postgresql://{ROLE}@/{DATABASE}?host={socket}&port={PORT}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -110,7 +110,7 @@ check_curl() {
 check_ops() {
     [ "$(id -u)" -eq 0 ] || report 'root' 'these tests make users, mounts and images' \
         'sudo -E make test-ops' 'sudo -E make test-ops' 'not supported: run them in a Debian machine'
-    for tool in buildah caddy chromium debootstrap haproxy nginx pgbackrest pg_createcluster setpriv; do
+    for tool in buildah caddy chromium debootstrap haproxy nginx pgbackrest pg_createcluster setpriv valgrind; do
         package=$tool
         [ "$tool" = setpriv ] && package=util-linux
         [ "$tool" = nginx ] && package=nginx-light

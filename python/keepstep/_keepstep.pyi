@@ -10,9 +10,10 @@ The GIL is released by ``ingest``, ``ed25519_verify_many``, ``encode_rows`` and 
 thread could change it meanwhile. All objects may be shared between threads.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final, final
+from typing import Final, Literal, Self, final
 
 from typing_extensions import Buffer
 
@@ -20,8 +21,11 @@ __all__ = [
     "AUTHORS_PACKED_MAX",
     "BACKEND",
     "SOURCE_DIGEST",
+    "Author",
     "DeviceKey",
     "Events",
+    "Flight",
+    "FrameReader",
     "Ingested",
     "ParsedEvent",
     "RecordOpener",
@@ -41,6 +45,8 @@ __all__ = [
     "ed25519_verify",
     "ed25519_verify_many",
     "encode_rows",
+    "frame_close",
+    "frame_many",
     "hkdf_sha256",
     "hkdf_sha256_expand",
     "ingest",
@@ -258,9 +264,11 @@ class Submission:
         capabilities: int,
         events: Events,
         suspect: bool = False,
+        anew: bool = False,
     ) -> Submission:
         """``suspect``: verify one by one, apart from the merged batch (a device that sent a bad signature before).
 
+        ``anew``: a restore took the events' places away: neither ``base`` nor ``seen`` is asked.
         ``user_key`` has 32 bytes, ``device_id`` 16; ``capabilities`` are the bits of ``model.Capability``.
         """
     @property
@@ -278,10 +286,36 @@ class Submission:
     @property
     def events(self) -> Events:
         """What it was made with."""
+    def __len__(self) -> int:
+        """How many events."""
+    @property
+    def payload_bytes(self) -> int:
+        """As ``Events.payload_bytes``."""
+    @property
+    def has_reserved(self) -> bool:
+        """Whether a well-formed event is of kind 5 or 6: it lives in ``$devices`` or ``$keys``."""
     def with_events(self, events: Events) -> Submission:
         """The same device with other events."""
     def with_capabilities(self, capabilities: int) -> Submission:
         """The same device and events with other capabilities; verdicts are kept."""
+
+@final
+class Author:
+    """The device of a session: makes a submission of each of its publishes. Immutable."""
+    def __new__(
+        cls,
+        *,
+        user_pk: int,
+        user_key: Buffer,
+        device_pk: int,
+        device_id: Buffer,
+        device_key: Buffer,
+        events_max: int,
+        payload_bytes_max: int,
+    ) -> Author:
+        """``device_key``: 32 bytes; the others as for ``Submission`` and ``Events.parse``. Raises malformed."""
+    def submission(self, raw: Buffer, *, capabilities: int, suspect: bool) -> Submission:
+        """The events of one publish. Raises as ``Events.parse``."""
 
 @final
 class StreamHead:
@@ -440,6 +474,9 @@ class Ingested:
         Those of kind 0 in streams of the policy ``latest``, in order of ``moved`` and seq.
         """
     @property
+    def only_moves(self) -> bool:
+        """Whether heads and events are all there is: no ``changed_authors``, no ``changed_policies``, no ``keyed``."""
+    @property
     def retention_classes(self) -> list[int]:
         """Classes of the moved streams, ascending."""
     def copy_bytes(self, retention_class: int, *, excluding: AbstractSet[tuple[int, int]] = ...) -> bytes:
@@ -485,6 +522,42 @@ def ingest(
     Raises ValueError where ``now_ms`` is above 2^48 - 1.
     """
 
+@final
+class Flight:
+    """One transaction on the socket of an open, idle and unencrypted connection to PostgreSQL, in one write.
+
+    On POSIX systems only. All heads move or none, the events are copied, the transaction is committed, and the session
+    is idle again; or there is an error and all of it was rolled back.
+
+    ``move_heads`` and ``copies``, by retention class: names of the prepared statements of queries.sql.
+    """
+    def __new__(cls, ingested: Ingested, *, move_heads: str, copies: Mapping[int, str]) -> Self: ...
+    def fly(self, descriptor: int, timeout_s: float | None) -> bool:
+        """Send and receive, without the GIL. Blocks.
+
+        ``descriptor`` is the socket's: nobody else uses it meanwhile, and it stays open.
+
+        Returns:
+            Whether everything was answered; ``False`` after ``timeout_s`` seconds, and another call goes on. ``None``:
+            for as long as it takes.
+
+        Raises:
+            ConnectionError: the connection is lost, or the server's answers are none to what was asked.
+            ValueError: no descriptor, no time.
+        """
+    @property
+    def xid(self) -> str | None:
+        """The transaction's number, as soon as it was answered."""
+    @property
+    def error(self) -> dict[int, bytes] | None:
+        """The fields of the first error by their codes, as in ``psycopg.pq.DiagnosticField``."""
+    @property
+    def warned(self) -> bool:
+        """Whether the commit warned."""
+    @property
+    def in_step(self) -> bool:
+        """Whether everything was answered and nothing more was said: the connection can be used again."""
+
 def encode_rows(rows: Sequence[tuple[int, Buffer, int, Buffer, Buffer, Buffer | None]]) -> bytes:
     """Rows (seq, device_id, received_at_ms, header, sig, payload) from the database as ``EventRow``s, trace nil."""
 
@@ -495,3 +568,65 @@ def verify_chain(
 
     Raises malformed where a row's seq does not follow, or ``chain`` at seq 0 is not the stream's chain_0.
     """
+
+# -- WebSocket frames (RFC 6455 section 5), as a server reads and writes them -----------------------------------------
+
+@final
+class FrameReader:
+    """One peer's frames: bytes in, whole messages out. Binary messages only; no extension.
+
+    It holds one message of at most the limit and one control frame; nothing between messages.
+    """
+    def __new__(cls, message_bytes_max: int) -> FrameReader:
+        """``message_bytes_max``: largest message."""
+    def limit(self, message_bytes_max: int) -> None:
+        """From the next frame on messages may have so many bytes."""
+    def feed(
+        self, data: Buffer
+    ) -> tuple[list[bytes], bytes, Literal["closed", "broken", "too_large", "malformed"] | None]:
+        """(messages, replies, end) of the next bytes, however they are cut. After its end it takes bytes for nothing.
+
+        ``replies`` are frames to send: pongs, the answer to a close frame, and a close frame with 1002 or 1007 where
+        the peer broke RFC 6455. ``end``: ``closed`` by the peer · ``broken``: not RFC 6455 · ``too_large``: a message
+        above the limit, 1024 fragments or 256 control frames without a message · ``malformed``: a text message. What
+        to say about the last two is the caller's.
+        """
+
+def frame_many(messages: Sequence[Buffer]) -> bytes:
+    """Binary messages as unmasked frames, one after the other."""
+
+def frame_close(code: int, reason: str) -> bytes:
+    """A close frame; of the reason as many characters as fit."""
+
+if sys.platform == "linux":
+    __all__ += ["SocketHub"]
+
+    @final
+    class SocketHub:
+        """Many sockets behind one epoll descriptor. No call waits; ``receive`` and ``send`` release the GIL."""
+        def __new__(cls) -> SocketHub:
+            """Raises OSError."""
+        def fileno(self) -> int:
+            """Readable while ``receive`` has something to give."""
+        def add(self, descriptor: int, reader: FrameReader) -> int:
+            """Watch a connected socket, from now on the hub's to close; its token, never given twice.
+
+            The caller owns the descriptor and gives it away, as ``socket.detach`` returns it. Raises OSError.
+            """
+        def remove(self, token: int) -> tuple[int, int]:
+            """(descriptor, bytes that were not sent): the socket is the caller's again. Raises KeyError."""
+        def pause(self, token: int, paused: bool) -> None:
+            """Whether to take nothing from a socket for now."""
+        def receive(
+            self,
+        ) -> list[tuple[int, list[bytes], Literal["closed", "broken", "too_large", "malformed", "gone"] | None, bool]]:
+            """(token, messages, end, writable) of sockets that were ready, at most 64 of them and 64 KiB from each.
+
+            ``end`` as ``FrameReader.feed`` gives it, or ``gone``: the peer, without a word; the socket is not watched
+            any more. ``writable``: what ``send`` left has gone. Replies have been sent, or wait with the rest.
+            """
+        def send(self, outgoing: Sequence[tuple[int, Sequence[Buffer]]]) -> list[tuple[int, int, bool]]:
+            """Send messages to many sockets, as much as they take.
+
+            (token, unsent, gone) of those where bytes are left, or whose peer is gone. What is left goes by itself.
+            """

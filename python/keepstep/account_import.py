@@ -21,6 +21,7 @@ from keepstep.account_file import FRAME_BYTES_MAX, PAGE_EVENTS_MAX, AccountFileE
 from keepstep.account_histories import stored_positions
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.identity import Identity, Registrations
+from keepstep.journal import NO_JOURNAL, AccountRecord
 from keepstep.model import DEVICES_STREAM, Position
 from keepstep.protocol.account_payloads import RotatePayload, decode_account
 from keepstep.protocol.chain import chain_next, event_hash, verify_head
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from keepstep.account_file import AccountFile
     from keepstep.diskspace import Room
     from keepstep.interfaces import Accounts, EventLog
+    from keepstep.journal import AccountJournal
     from keepstep.model import Principal, PrunedPrefix
     from keepstep.protocol.messages import EventRow, Result
     from keepstep.publish import Answered
@@ -118,7 +120,14 @@ class _Cursor:
         return True
 
 
-async def import_account(file: AccountFile, log: EventLog, accounts: Accounts, room: Room | None = None) -> Imported:
+async def import_account(
+    file: AccountFile,
+    log: EventLog,
+    accounts: Accounts,
+    room: Room | None = None,
+    *,
+    journal: AccountJournal = NO_JOURNAL,
+) -> Imported:
     """Read an account in. To verify a file is to read it into a log in memory.
 
     Args:
@@ -126,6 +135,7 @@ async def import_account(file: AccountFile, log: EventLog, accounts: Accounts, r
         log: where to; what was there of the account before has to be of the same history.
         accounts: of the same storage.
         room: whether the disks take new events.
+        journal: takes the account log, also what is stored of it already: a crash may have come between the two.
 
     Raises:
         AccountFileError: another history of the account is here, and nothing was stored; or the file is not what a
@@ -134,17 +144,19 @@ async def import_account(file: AccountFile, log: EventLog, accounts: Accounts, r
     """
     clock = ReplayClock()
     registrations = Registrations("open", per_address_hour=1, per_hour=1, clock=clock)
-    identity = Identity(log, accounts, registrations, clock, devices_per_user_max=DEVICES_MAX, room=room)
+    identity = Identity(
+        log, accounts, registrations, clock, devices_per_user_max=DEVICES_MAX, room=room, journal=journal
+    )
     limits = PublishLimits(
         pipelines=1, queue_max=1, batch_events_max=PAGE_EVENTS_MAX, batch_bytes_max=2 * FRAME_BYTES_MAX
     )
-    publisher = Publisher(log, identity, clock, limits=limits, metrics=Metrics(), room=room)
+    publisher = Publisher(log, identity, clock, limits=limits, metrics=Metrics(), room=room, journal=journal)
     error: AccountFileError | ProtocolError | None = None
     imported: Imported | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(publisher.run)
         try:
-            imported = await _Replay(file, log, accounts, identity, publisher, clock).run()
+            imported = await _Replay(file, log, accounts, identity, publisher, clock, journal).run()
         except (AccountFileError, ProtocolError) as exc:  # not in a group
             error = exc
         publisher.close()
@@ -165,7 +177,9 @@ class _Replay:
         identity: Identity,
         publisher: Publisher,
         clock: ReplayClock,
+        journal: AccountJournal,
     ) -> None:
+        self._journal = journal
         self._file = file
         self._user_key = file.begin.user_key
         self._log = log
@@ -237,10 +251,14 @@ class _Replay:
 
     async def _account_event(self, devices: _Cursor) -> None:
         row = devices.group()[0]
-        seq, _, received_at_ms, header, sig, payload, _ = row
+        seq, device_id, received_at_ms, header, sig, payload, _ = row
         self._clock.at_ms = received_at_ms
         if seq <= devices.stored_seq:
             devices.take([row])
+            if payload is not None:
+                await self._journal.keep(
+                    AccountRecord(self._user_key, seq, received_at_ms, device_id, header, sig, payload)
+                )
             self._events += 1
             return
         body = msgspec.msgpack.encode([header, sig, payload])

@@ -13,6 +13,7 @@ import trio
 from keepstep.account_file import AccountFile
 from keepstep.account_import import import_account
 from keepstep.diskspace import require_room
+from keepstep.journal import NO_JOURNAL
 from keepstep.memory import MemoryAccounts, MemoryDatabase, MemoryLog
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from keepstep.administration import Administration
     from keepstep.diskspace import Room
     from keepstep.interfaces import Accounts, EventLog, Threads
+    from keepstep.journal import AccountJournal
 
 INTAKES_AT_ONCE: Final = 1
 """Files that are taken in at the same time: each is held in memory as often as it takes to verify it."""
@@ -47,11 +49,20 @@ class AccountIntake:
         administration: of the same storage.
         threads: where files are looked through.
         room: whether the disks take new accounts.
+        journal: takes their account logs: a restore to before the import must not make a stolen device live again.
     """
 
     def __init__(
-        self, log: EventLog, accounts: Accounts, administration: Administration, threads: Threads, room: Room
+        self,
+        log: EventLog,
+        accounts: Accounts,
+        administration: Administration,
+        threads: Threads,
+        room: Room,
+        *,
+        journal: AccountJournal = NO_JOURNAL,
     ) -> None:
+        self._journal = journal
         self._room = room
         self._log = log
         self._accounts = accounts
@@ -88,4 +99,4 @@ class AccountIntake:
         """
         require_room(self._room)
         await self._administration.forget_deleted(account.begin.user_key)
-        return await import_account(account, self._log, self._accounts, self._room)
+        return await import_account(account, self._log, self._accounts, self._room, journal=self._journal)

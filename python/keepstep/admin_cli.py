@@ -26,6 +26,7 @@ from keepstep.account_file import CONTENT_TYPE as ACCOUNT_FILE
 from keepstep.client.http import raise_for_problem, request
 from keepstep.client.server import DEFAULT_REST_URL
 from keepstep.errors import ClientError, ProtocolError
+from keepstep.settings import units
 
 KEY_VARIABLES: Final = ("KEEPSTEP_ADMIN_API_KEY", "ADMIN_API_KEY")
 PAGE_LIMIT: Final = 500
@@ -188,6 +189,7 @@ _DEVICE: Final[Sequence[Column]] = (
     ("enrolled", _time("issued_at_ms")),
     ("expires", _time("expires_at_ms")),
     ("revoked", _time("revoked_at_ms")),
+    ("last seen", _time("last_seen_ms")),
 )
 _STREAM: Final[Sequence[Column]] = (
     ("stream", _field("stream")),
@@ -250,6 +252,12 @@ class _Command(click.Command):
         )
 
 
+def _default_url() -> str:
+    """The server on this machine, on the port that its own setting names."""
+    port = os.environ.get("KEEPSTEP_REST_PORT")
+    return f"http://127.0.0.1:{port}" if port else DEFAULT_REST_URL
+
+
 class _Group(click.Group):
     command_class = _Command
 
@@ -259,8 +267,8 @@ class _Group(click.Group):
     "--server",
     "url",
     metavar="URL",
-    default=DEFAULT_REST_URL,
-    show_default=True,
+    default=_default_url,
+    show_default="http://127.0.0.1 and KEEPSTEP_REST_PORT, else 8440",
     help="Where the server answers REST.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what the server answers.")
@@ -309,12 +317,26 @@ def enable(server: _Server, user_id: str) -> None:
     server.show(server.call("PATCH", _user_path(user_id), {"disabled": False}), _USER)
 
 
+def _bytes_of(text: str) -> int:
+    """A size as settings take it. Raises click.BadParameter."""
+    number = units.parse("bytes", text)
+    if isinstance(number, str) and number.isdecimal():
+        number = int(number)
+    if not isinstance(number, int):
+        raise click.BadParameter("a size is a number of bytes, or one with B, KiB, MiB, GiB or TiB behind it")
+    return number
+
+
 @admin.command()
 @click.argument("user_id")
 @click.option("--streams", type=int, help="Most streams, $devices and $keys among them; the server's limit by default.")
 @click.option("--devices", type=int, help="Most live devices; the server's limit by default.")
 @click.option(
-    "--bytes", "bytes_", type=int, help="Most bytes outside $devices and $keys; the server's limit by default."
+    "--bytes",
+    "bytes_",
+    metavar="SIZE",
+    callback=lambda _context, _parameter, text: None if text is None else _bytes_of(text),
+    help="Most bytes outside $devices and $keys, as 500MiB; the server's limit by default.",
 )
 @click.option("--retention-days", type=int, help="Days for which its events stay; the server's by default.")
 @pass_server

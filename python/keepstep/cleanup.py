@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
+from keepstep.pacing import GENTLE
+
 if TYPE_CHECKING:
     from keepstep.interfaces import Clock
     from keepstep.telemetry import Metrics
@@ -95,7 +97,7 @@ class CleanUp:
     async def _exhaust(self, name: str, step: Step) -> bool:
         """Whether nothing is left."""
         for _ in range(STEPS_MAX):
-            dropped = await step(now_ms=self._clock.now_ms(), rows_max=ROWS_MAX)
+            dropped = await GENTLE.step(lambda: step(now_ms=self._clock.now_ms(), rows_max=ROWS_MAX))
             self._metrics.cleaned_up_rows.labels(name).inc(dropped)
             if not dropped:
                 return True

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import traceback
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ import keepstep
 from keepstep.cli_database import server_installed
 from keepstep.client.server import DEFAULT_REST_URL
 from keepstep.errors import ConfigError, KeepstepError
+from keepstep.garbage import rare_collections
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -149,9 +151,11 @@ async def _serve(settings: Settings, load: Callable[[], Settings]) -> None:
 
 async def _run_server(run: Callable[..., Awaitable[None]], settings: Settings, starting: trio.CancelScope) -> None:
     """Run until it has stopped; ``starting`` can cancel it until it has started."""
-    async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as serving, trio.open_nursery() as nursery:
         with starting:
-            _announce(settings, await nursery.start(run))
+            started = await nursery.start(run)
+            serving.enter_context(rare_collections())
+            _announce(settings, started)
         if starting.cancelled_caught:
             nursery.cancel_scope.cancel()
 
@@ -228,6 +232,7 @@ async def _import_into_database(settings: Settings, account: AccountFile) -> Imp
     import structlog
 
     from keepstep.account_intake import AccountIntake
+    from keepstep.journal import FileJournal
     from keepstep.postgres.opening import opened
     from keepstep.runtime import SystemClock, WorkerThreads
     from keepstep.telemetry import Metrics
@@ -236,11 +241,15 @@ async def _import_into_database(settings: Settings, account: AccountFile) -> Imp
     threads = WorkerThreads()
     async with opened(settings, clock=SystemClock(), threads=threads, probe=lambda _: None) as database:
         disk = disk_space(settings, threads, Metrics(), structlog.get_logger())
-        intake = AccountIntake(database.log, database.accounts, database.administration, threads, disk)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(disk.run)
-            imported = await intake.store(account)
-            nursery.cancel_scope.cancel()
+        journal = FileJournal(settings.data_dir, threads)
+        intake = AccountIntake(database.log, database.accounts, database.administration, threads, disk, journal=journal)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(disk.run)
+                imported = await intake.store(account)
+                nursery.cancel_scope.cancel()
+        finally:
+            journal.close()
         return imported
 
 

@@ -48,6 +48,11 @@ def server_installed() -> Iterator[None]:
         ) from exc
 
 
+def counted(count: int, what: str) -> str:
+    """``1 user``, ``2 users``."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def with_database(work: Callable[[str], None], *, beside_a_server: bool = False) -> None:
     """Run ``work`` in a worker thread with the URL of the settings' database, which is started where it is ours.
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -15,7 +15,7 @@ import structlog
 import trio
 
 import keepstep
-from keepstep import _keepstep, keys, websocket
+from keepstep import _keepstep, keys, websocket, websocket_connection
 from keepstep.account_intake import AccountIntake
 from keepstep.admin import AdminKey, Cuts
 from keepstep.announcements import Announcements
@@ -60,6 +60,7 @@ from keepstep.rest.services import RestServices, ServerInfo
 from keepstep.rest.waiting import Watches
 from keepstep.revocation import Revocations
 from keepstep.runtime import OffsetClock
+from keepstep.safety import Safety
 from keepstep.telemetry import Metrics
 from keepstep.tokenkeys import TokenKeyFile
 from keepstep.tokens import Tokens
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from keepstep.diskspace import DiskSpace, Room
     from keepstep.entrance import Entrance
     from keepstep.eventlog.retention import Retention
+    from keepstep.hits import Hits
     from keepstep.interfaces import Accounts, Clock, EventLog, Maintenance, Randomness, Threads
     from keepstep.jobs import Jobs
     from keepstep.journal import AccountJournal
@@ -114,6 +116,7 @@ class Storage:
         unsafe: whether it may lose what it acknowledged, which somebody asked for.
         is_away: whether it is not asked just now, because it did not answer.
         tail_bytes: what the newest events take up in memory.
+        cache_hits: what the log's caches had, by their names.
         journal: takes the events of ``$devices`` before they are acknowledged.
         backup_source: how backups reach the database; ``None`` where none can be made.
         archive: where events go before they are pruned; ``None``: they are gone then.
@@ -132,6 +135,7 @@ class Storage:
     unsafe: bool = False
     is_away: Callable[[], bool] = lambda: False
     tail_bytes: Callable[[], int] = lambda: 0
+    cache_hits: Callable[[], Mapping[str, Hits]] = dict
     journal: AccountJournal = NO_JOURNAL
     backup_source: Source | None = None
     archive: Archive | None = None
@@ -221,7 +225,7 @@ class Server:
         self, settings: Settings, sockets: list[socket.socket], stop: trio.Event, started: Callable[[], None]
     ) -> None:
         """Device connections, from the first accepted to the last drained."""
-        limits = websocket.Limits(
+        limits = websocket_connection.Limits(
             upgrade_timeout_s=settings.handshake_timeout_s,
             unauthenticated_message_bytes_max=HANDSHAKE_MESSAGE_BYTES_MAX,
             message_bytes_max=MESSAGE_BYTES_MAX + RECORD_TAG_BYTES,
@@ -285,7 +289,8 @@ async def build(
     registrations = _registrations(settings, clock)
     disk = disk_space(settings, threads, metrics, logger)
     identity = _identity(settings, storage, registrations, clock, disk)
-    signer = HeadSigner(key.secret, epoch=log.epoch, clock=clock, predecessors=_predecessors(settings))
+    safety = Safety(storage.maintenance)
+    signer = _signer(settings, key, log, clock, safety)
     healing = _healing(settings, storage, signer, clock)
     publisher = _publisher(settings, storage, identity, clock, metrics, healing, disk)
     relay = Relay(log, head_interval_s=settings.head_interval_s, reread_interval_s=settings.reread_interval_s)
@@ -302,7 +307,7 @@ async def build(
     cuts = Cuts(storage.administration, gateway, clock)
     archiving = _archiving(settings, key, storage, clock, randomness, threads, reloads, metrics, logger)
     jobs = await prepared_jobs(
-        settings, storage, gateway, machine_clock, clock, reloads, randomness, metrics, logger, archiving
+        settings, storage, gateway, machine_clock, clock, reloads, randomness, safety, metrics, logger, archiving
     )
     certificate = server_certificate(settings, clock, threads, metrics, logger)
     entrance = build_entrance(settings, certificate, metrics, reloads)
@@ -327,7 +332,7 @@ async def build(
         presences,
         tokens,
         jobs,
-        scheduled(settings, storage.backup_source, machine_clock, metrics, logger),
+        scheduled(lambda: reloads.settings, storage.backup_source, machine_clock, metrics, logger),
         rest,
         entrance,
         certificate,
@@ -416,7 +421,9 @@ def _rest_services(
         cuts=cuts,
         server_keys=keys.ServerKeys(settings.data_dir, services.randomness, threads, announcements.look_now),
         announcements=announcements.all,
-        account_intake=AccountIntake(services.log, services.accounts, storage.administration, threads, room),
+        account_intake=AccountIntake(
+            services.log, services.accounts, storage.administration, threads, room, journal=storage.journal
+        ),
         admin=_admin(settings, storage=storage, services=services),
     )
 
@@ -432,6 +439,7 @@ def _collect(
     metrics.submissions_waiting.set(publisher.waiting)
     metrics.database_away.set(int(storage.is_away()))
     metrics.tail_bytes.set(storage.tail_bytes())
+    metrics.cache_lookups.read(storage.cache_hits())
 
 
 def _info(settings: Settings, key: keys.ServerKey, storage: Storage, listeners: Listeners) -> ServerInfo:
@@ -477,6 +485,11 @@ def _identity(settings: Settings, storage: Storage, registrations: Registrations
         journal=storage.journal,
         room=room,
     )
+
+
+def _signer(settings: Settings, key: keys.ServerKey, log: EventLog, clock: Clock, safety: Safety) -> HeadSigner:
+    former = _predecessors(settings)
+    return HeadSigner(key.secret, epoch=log.epoch, clock=clock, predecessors=former, safe_at_ms=safety.at_ms)
 
 
 def _predecessors(settings: Settings) -> list[bytes]:

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 USUAL_VARIABLES: Final = {"DATABASE_URL": "database_url", "ADMIN_API_KEY": "admin_api_key"}
 """What hosting platforms call some settings; the variable with our prefix wins where both are set."""
+ONE_VALUE: Final = frozenset({"admin_api_key"})
+"""An old key left in one of its two variables is a mistake; ``DATABASE_URL`` is often there for other programs."""
 EVENT_OVERHEAD_BYTES_MAX: Final = 4_096
 """Most that an event's header, signature and framing take beside its payload, in the rules between limits."""
 
@@ -224,6 +226,8 @@ class Settings(BaseSettings):
     """Milliseconds to wait for another transaction's lock before the batch is decided again."""
     database_connect_timeout_s: int = Field(default=5, ge=2, le=60)
     """Seconds for a new connection to PostgreSQL; libpq takes whole ones and treats 1 as 2."""
+    slow_query_ms: int = Field(default=1_000, ge=10, le=600_000)
+    """Milliseconds from which the embedded PostgreSQL writes a statement and its plan into its log, without values."""
 
     # -- periodic work
     head_interval_s: float = Field(default=60, gt=0, le=86_400)
@@ -252,19 +256,21 @@ class Settings(BaseSettings):
     # -- backups
     backup_dir: Directory | None = None
     """Where backups go, best another disk or machine's; not set: this server makes none. Nodes share it."""
-    backup_interval_s: int = Field(default=86_400, ge=3_600, le=2_678_400)
+    backup_interval_s: Reloadable[int] = Field(default=86_400, ge=3_600, le=2_678_400)
     """Seconds between whole backups; what is written in between is kept as write-ahead log."""
-    backup_offset_s: int = Field(default=10_800, ge=0, le=2_678_400)
+    backup_offset_s: Reloadable[int] = Field(default=10_800, ge=0, le=2_678_400)
     """Seconds by which backups come after each multiple of ``backup_interval_s``: of a day at 03:00 UTC by default."""
-    backups_kept: int = Field(default=7, ge=1, le=1_000)
+    backups_kept: Reloadable[int] = Field(default=7, ge=1, le=1_000)
     """Newest backups that are never removed, whatever their age."""
-    backup_kept_days: int = Field(default=7, ge=0, le=3_650)
+    backup_kept_days: Reloadable[int] = Field(default=7, ge=0, le=3_650)
     """Days for which every backup is kept, and with it every second in between to which it can be restored."""
-    backup_wal_interval_s: int = Field(default=10, ge=1, le=3_600)
+    backup_wal_interval_s: Reloadable[int] = Field(default=10, ge=1, le=3_600)
     """Seconds between copies of what was written since: what is lost at most where the server's disk is lost."""
+    backup_bytes_per_s_max: Reloadable[int | None] = Field(default=None, ge=32 * KIB, le=1024 * MIB)
+    """Bytes of the database a second that a whole backup reads at most; not set: as many as disk and cores can."""
     backup_key_file: File | None = None
     """File of the key backups are encrypted with (``keepstep backup keygen``); not set: they are not encrypted."""
-    backup_verify: bool = True
+    backup_verify: Reloadable[bool] = True
     """Restore each scheduled backup into a scratch server and verify all of it; takes the database's size on disk."""
     backup_scratch_dir: Directory | None = None
     """Where backups are restored to be verified; not set: in ``data_dir``."""
@@ -399,7 +405,7 @@ def load() -> Settings:
 
 def read() -> Loaded[Settings]:
     """As ``load``, with where each setting comes from."""
-    return loading.load(Settings, USUAL_VARIABLES)
+    return loading.load(Settings, USUAL_VARIABLES, ONE_VALUE)
 
 
 def merged(settings: Settings, changes: Mapping[str, Any]) -> Settings:

@@ -1,6 +1,7 @@
 """What ``keepstep check-config`` asks beyond the settings themselves: data directory, key, certificate, database.
 
-Nothing is changed, made or started: an embedded database that does not run is not asked.
+Nothing is changed, made or started: an embedded database that does not run is not asked. Only in the archive an object
+is written, and removed again: without that nobody knows whether it may be.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import trio
+
 from keepstep import _keepstep, certificates, keys
-from keepstep.errors import StartupError
+from keepstep.archive.opening import store_of
+from keepstep.errors import ArchiveError, ArchiveUnavailable, StartupError
 from keepstep.postgres import migrate, migrationfiles
 from keepstep.postgres.backups import find_source, is_reached
 from keepstep.postgres.opening import check_promises
+from keepstep.postgres.slowqueries import read_slow_query_log
 from keepstep.protocol.succession import verify_announcement
-from keepstep.runtime import SystemClock
+from keepstep.runtime import SystemClock, WorkerThreads
 from keepstep.settings.edge import certificate_files
 
 if TYPE_CHECKING:
@@ -44,7 +49,12 @@ def check(settings: Settings) -> list[Finding]:
     unusable = _find_unusable(settings)
     if unusable is not None:
         return [Finding("data directory", True, unusable)]
-    return [_check_key(settings), *_check_certificate(settings), *_check_database(settings)]
+    return [
+        _check_key(settings),
+        *_check_certificate(settings),
+        *_check_database(settings),
+        *_check_archive(settings),
+    ]
 
 
 def _find_unusable(settings: Settings) -> str | None:
@@ -110,6 +120,7 @@ def _check_database(settings: Settings) -> list[Finding]:
         rows = migrate.status(url)
         migrated = all(row.applied_at is not None and not row.problem for row in rows)
         durability = check_promises(url, settings, migrated=migrated)
+        slow_queries = read_slow_query_log(url, connect_timeout_s=settings.database_connect_timeout_s)
     except StartupError as error:
         return [Finding("database", True, str(error))]
     off = durability.unsafe_settings
@@ -117,8 +128,22 @@ def _check_database(settings: Settings) -> list[Finding]:
     standbys = durability.standby_names or "none"
     return [
         Finding("database", False, f"PostgreSQL {durability.release}; {promise}; synchronous standbys: {standbys}"),
+        Finding("slow queries", False, slow_queries.text),
         _schema(rows, migrate_at_start=settings.migrate_at_start),
     ]
+
+
+def _check_archive(settings: Settings) -> list[Finding]:
+    """Whether the archive can be written, read and listed, where there is one."""
+    if settings.archive_url is None:
+        return []
+    try:
+        store = store_of(settings, WorkerThreads(), SystemClock())
+        assert store is not None
+        trio.run(store.probe)
+    except (ArchiveError, ArchiveUnavailable, OSError) as error:
+        return [Finding("archive", True, f"{settings.archive_url}: {error}")]
+    return [Finding("archive", False, f"{settings.archive_url} can be written, read and listed")]
 
 
 def _schema(rows: list[Status], *, migrate_at_start: bool) -> Finding:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
-from keepstep.cli_database import server_installed
+from keepstep.cli_database import counted, server_installed
 from keepstep.errors import StartupError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ async def _verify(url: str) -> None:
     report = await trio.to_thread.run_sync(lambda: verify_database(url, now_ms=SystemClock().now_ms()))
     if not report.is_clean:
         raise StartupError(f"the moved database does not verify: {report.faults[0]}")
-    click.echo(f"{report.events} events of {report.users} users verified")
+    click.echo(f"{counted(report.events, 'event')} of {counted(report.users, 'user')} verified")
 
 
 def _tell(rows: Mapping[str, int]) -> None:

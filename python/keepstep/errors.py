@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 
 class Retry(enum.Enum):
@@ -262,6 +262,40 @@ class EventsRewound(ClientError):
         self.stream = stream
         self.seq = seq
         self.last_seq = last_seq
+
+
+class SessionNeeded(ClientError):
+    """A device that is used over REST met what only a session over WebSocket deals with: open it with it once.
+
+    Nothing of what the device holds or waits to publish is touched.
+
+    Attributes:
+        stream: in which it was met.
+        reason: ``restored``: a restore of the server set the stream back behind what this device holds; ``pruned``: the
+            next events are gone on the server; ``diverged``: the server has other events of this device than its file,
+            which was copied or set back, or the server was restored.
+    """
+
+    def __init__(self, stream: str, reason: Literal["restored", "pruned", "diverged"]) -> None:
+        super().__init__(f"{stream}: {_SESSION_NEEDED[reason]}")
+        self.stream = stream
+        self.reason = reason
+
+
+_SESSION_NEEDED: Final = {
+    "restored": (
+        "the server was restored from a backup that is older than what this device holds; open it with open_device "
+        "once and wait until it has caught up: it hands in what was lost"
+    ),
+    "pruned": (
+        "the events after the last one that this device holds are gone on the server; open it with open_device once "
+        "and read the stream: it goes on after them"
+    ),
+    "diverged": (
+        "the server has other events of this device in this stream; open it with open_device once, which finds out why "
+        "and mends what can be mended"
+    ),
+}
 
 
 class StoreError(ClientError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -22,9 +21,10 @@ from keepstep.protocol.handshake import ServerHandshake
 from keepstep.protocol.messages import MESSAGE_BYTES_MAX, PUBLISH_BYTES_MAX, KeyAnnounced, Ready, Subscribe, encode
 from keepstep.protocol.primitives import SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305
 from keepstep.revocation import read_notice
-from keepstep.session import Session, SessionLimits
-from keepstep.subscriber import Subscriber, SubscriberLimits
+from keepstep.session import Session
+from keepstep.sessionservices import SessionServices
 from keepstep.telemetry import BoundedLines, describe
+from keepstep.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from keepstep.protocol.session import ServerSession
     from keepstep.publish import Publisher
     from keepstep.relay import Relay
+    from keepstep.sessionservices import SessionLimits
+    from keepstep.subscriber import SubscriberLimits
     from keepstep.telemetry import Log, Metrics
 
 SUITES: Final = (SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305)
@@ -127,6 +129,19 @@ class Gateway:
         self._server_secret = server_secret
         self._announcement = announcement
         self._services = services
+        self._turns = Turns()
+        self._session_services = SessionServices(
+            services.log,
+            services.accounts,
+            services.signer,
+            services.publisher,
+            services.healing,
+            services.presences,
+            services.clock,
+            services.metrics,
+            services.probe,
+            self._turns,
+        )
         self.limits = limits
         self._by_device: dict[tuple[UserPk, DevicePk], Session] = {}
         self._by_user: dict[UserPk, list[Session]] = {}
@@ -163,10 +178,15 @@ class Gateway:
             session.tell(encoded)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look after the sessions' timeouts and their log, until cancelled."""
+        """Give the sessions their turns, and look after their timeouts and their log, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._turns.run)
+            nursery.start_soon(self._look_after_sessions)
+            task_status.started()
+
+    async def _look_after_sessions(self) -> None:
         session = self.limits.session
         interval_s = min(session.idle_timeout_s, session.send_timeout_s) / TIMEOUT_CHECKS
-        task_status.started()
         while True:
             await trio.sleep(interval_s)
             for each in tuple(self._sessions):
@@ -317,41 +337,22 @@ class Gateway:
         devices: StreamInfo,
     ) -> Session:
         """A session in its device's place, which an earlier one leaves."""
-        services = self._services
         self._take_place(principal, record.session_no)
-
-        def follow(wake: Callable[[], None]) -> Subscriber:
-            return Subscriber(
-                services.log,
-                services.accounts,
-                services.signer,
-                services.clock,
-                principal=principal,
-                limits=self.limits.subscriber,
-                wake=wake,
-                count=services.metrics.relayed_events.inc,
-                rewinds=partial(services.healing.rewinds, principal.user_pk, principal.user_key),
-            )
-
         session = Session(
             connection,
             protocol,
+            self._session_services,
             principal=principal,
             session_no=record.session_no,
-            follow=follow,
-            join=lambda wake, offer: services.presences.join(principal, wake=wake, offer=offer),
-            log=services.log,
-            publisher=services.publisher,
-            healing=services.healing,
-            clock=services.clock,
             limits=self.limits.session,
-            metrics=services.metrics,
-            probe=services.probe,
+            subscriber_limits=self.limits.subscriber,
         )
         self._sessions.add(session)
         self._by_user.setdefault(principal.user_pk, []).append(session)
         self._by_device[principal.user_pk, principal.device_pk] = session
-        services.relay.add(session.subscriber, devices_pk=devices.stream_pk, devices_changed=session.devices_changed)
+        self._services.relay.add(
+            session.subscriber, devices_pk=devices.stream_pk, devices_changed=session.devices_changed
+        )
         return session
 
     def _take_place(self, principal: Principal, session_no: int) -> None:

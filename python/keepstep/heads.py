@@ -26,20 +26,33 @@ class HeadSigner:
         epoch: tells the log's epoch, which a restore raises while the server runs.
         clock: the one ``received_at`` follows: readers judge by a head's time whether a payload may be missing.
         predecessors: public keys that the server had before.
+        safe_at_ms: tells what ``safety.Safety.at_ms`` does, which goes along with heads and is not signed.
     """
 
     def __init__(
-        self, secret: bytes, *, epoch: Callable[[], int], clock: Clock, predecessors: Sequence[bytes] = ()
+        self,
+        secret: bytes,
+        *,
+        epoch: Callable[[], int],
+        clock: Clock,
+        predecessors: Sequence[bytes] = (),
+        safe_at_ms: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._secret = secret
         self._keys = (_keepstep.ed25519_public(secret), *predecessors)
         self._clock = clock
         self._epoch = epoch
+        self._safe_at_ms = safe_at_ms
 
     @property
     def epoch(self) -> int:
         """The log's epoch now."""
         return self._epoch()
+
+    @property
+    def safe_at_ms(self) -> int | None:
+        """What was received by then is in a verified backup, unix milliseconds; ``None`` for nothing."""
+        return self._safe_at_ms()
 
     def sign(self, user_key: bytes, stream: str, *, seq: int, chain: bytes) -> SignedHead:
         """That ``stream`` stands at ``seq`` with ``chain`` now."""

@@ -14,6 +14,7 @@ import trio
 
 from keepstep import _keepstep
 from keepstep._keepstep import DeviceKey, Events, Submission
+from keepstep.access import RatePolicy
 from keepstep.errors import ProtocolError
 from keepstep.eventlog.healing import LostEvents
 from keepstep.journal import NO_JOURNAL, AccountJournal
@@ -29,8 +30,9 @@ from keepstep.protocol.messages import (
     ResultAccepted,
     ResultDuplicate,
 )
-from keepstep.protocol.rewind import Rewind
+from keepstep.protocol.rewind import CLOCKS_APART_MS_MAX, Rewind, lifts_base
 from keepstep.protocol.snapshot import ERASABLE
+from keepstep.ratelimit import MemoryRateLimiter
 from keepstep.replaying import AccountReplay
 from keepstep.restores import PROVEN
 from keepstep.subscriber import reading_refusal
@@ -47,10 +49,16 @@ if TYPE_CHECKING:
 
 RETRY_AFTER_MS: Final = 2_000
 """When a device asks again whether the others have handed in what they hold."""
+HEAL_RATE: Final = RatePolicy("heal", calls=512, window_s=16)
+"""How often one device may ``heal``: 512 at once and 32 a second, of at most 256 rows each.
+
+Room for thousands of events a second of a device that hands in a long history; one that hands in the same rows again
+and again costs no more than that.
+"""
 CLOSE_REPORT: Final = 3
 """``Heal.report``: a device that manages ends the time for handing in."""
-CLOCKS_APART_MS_MAX: Final = 10 * 60 * 1000
-"""How far the clock that named the epoch may have been behind the database's."""
+SEQ_MAX: Final = 2**63 - 1
+"""Above every place: what is appended anew comes behind every rewind."""
 SETTLED_USERS_MAX: Final = 100_000
 """Users remembered as having nothing to wait for; beyond it they are looked up again."""
 
@@ -89,6 +97,7 @@ class Healing:
         self._payload_bytes_max = payload_bytes_max
         self._window_ms = window_ms
         self._replay = AccountReplay(log, accounts, journal=journal)
+        self._rates = MemoryRateLimiter(clock)
         self._settled: set[UserPk] = set()
         self._settled_epoch = 0
         self._locks: WeakValueDictionary[UserPk, trio.Lock] = WeakValueDictionary()
@@ -146,11 +155,16 @@ class Healing:
         """A device connected: the user's time begins, where a restore set it back. Raises Unavailable."""
         await self.wait_ms(principal.user_pk)
 
+    def is_open(self, user_pk: UserPk) -> bool:
+        """Whether a user's devices are known to have nothing to wait for before they publish."""
+        epoch = self._signer.epoch
+        return not epoch or (epoch == self._settled_epoch and user_pk in self._settled)
+
     async def wait_ms(self, user_pk: UserPk) -> int | None:
         """How long a user's devices should wait before they publish; ``None``: not at all. Raises Unavailable."""
-        epoch = self._signer.epoch
-        if not epoch or (epoch == self._settled_epoch and user_pk in self._settled):
+        if self.is_open(user_pk):
             return None
+        epoch = self._signer.epoch
         window = await self._restores.window(user_pk, now_ms=self._clock.now_ms())
         if window is not None and self._is_open(window) and window.unfinished:
             return RETRY_AFTER_MS
@@ -191,10 +205,12 @@ class Healing:
         Raises:
             ProtocolError: ``unsupported`` where there was no restore; ``forbidden``, ``unknown_stream``: it may not
                 read the stream.
+            RateLimited: the device asked more often than ``HEAL_RATE``; nothing was looked at.
             Unavailable: the database is away.
         """
         if not self._signer.epoch:
             raise ProtocolError("unsupported", "there is nothing to heal")
+        await self._rates.take(f"{principal.user_pk}/{principal.device_pk}", HEAL_RATE)
         if message.report:
             return await self._report(principal, message)
         self._check_readable(principal, message.stream)
@@ -301,23 +317,57 @@ class Healing:
             return _answer(message, "placed", head, lost=[row[0] for row in message.rows])
         authors = await self._authors(principal)
         now_ms = self._clock.now_ms()
+        rewinds = await self._rewinds_of(principal, message.stream)
         lost = []
         for row in message.rows:
             author = authors.get(row[1])
             if author is None or author.revoked is not None or row[5] is None:
                 lost.append(row[0])
                 continue
-            submission = self._submission(principal, author, [row], _capabilities(author, now_ms))
+            anew = await self._may_stand_anew(principal, message.stream, rewinds, row)
+            submission = self._submission(principal, author, [row], _capabilities(author, now_ms), anew=anew)
             appended = await self._log.append([submission], now_ms=now_ms)
             if not isinstance(appended.results[0][0], ResultAccepted | ResultDuplicate):
                 lost.append(row[0])
         return _answer(message, "placed", await self._head(principal, message.stream), lost=lost)
 
+    async def _may_stand_anew(
+        self, principal: Principal, stream: str, rewinds: Sequence[Rewind], row: EventRow
+    ) -> bool:
+        """Whether readers take an event wherever it comes to stand, with what it builds on and its author had seen.
+
+        A restore explains both (protocol.md section 4). Else it is held to what holds for every new event.
+        """
+        try:
+            header = decode_header(row[3])
+        except ProtocolError:
+            return False
+        if not lifts_base(rewinds, header, SEQ_MAX):
+            return False
+        seen_seq, seen_chain = header.seen
+        if any(each.seq < seen_seq for each in rewinds):
+            return True
+        held = await self._chain(principal, stream, seen_seq, await self._head(principal, stream))
+        return held is None or held == seen_chain
+
+    async def _rewinds_of(self, principal: Principal, stream: str) -> list[Rewind]:
+        """The restores that set a stream back, as readers know them."""
+        return [
+            Rewind(principal.user_key, stream, each.epoch, each.at.seq, each.at.chain)
+            for each in await self._restores.rewinds(principal.user_pk, stream)
+        ]
+
     async def _authors(self, principal: Principal) -> dict[bytes, ListedDevice]:
         return {each.entry.device_id: each for each in await self._accounts.devices(principal.user_pk)}
 
     def _submission(
-        self, principal: Principal, author: ListedDevice, rows: Sequence[EventRow], capabilities: int
+        self,
+        principal: Principal,
+        author: ListedDevice,
+        rows: Sequence[EventRow],
+        capabilities: int,
+        *,
+        anew: bool = False,
     ) -> Submission:
         raw = encode_events((header, sig, payload) for _, _, _, header, sig, payload, _ in rows)
         return Submission(
@@ -333,6 +383,7 @@ class Healing:
                 payload_bytes_max=self._payload_bytes_max,
                 payloads_may_be_missing=True,  # they have run out, were erased or compacted: the signature is checked
             ),
+            anew=anew,
         )
 
 

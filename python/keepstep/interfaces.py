@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import trio
 
     from keepstep._keepstep import Run, Submission
+    from keepstep.errors import ProtocolError
     from keepstep.eventlog.healing import LostEvents
     from keepstep.eventlog.store import StreamKey
     from keepstep.model import (
@@ -195,6 +196,11 @@ class EventLog(Protocol):
             Unavailable: the database is needed and away.
         """
 
+    def read_in_memory(
+        self, user_pk: UserPk, stream: str, *, after: int, events_max: int, bytes_max: int, now_ms: int
+    ) -> Page | None:
+        """The page that ``read`` would return, where the in-memory tail has it; ``None``: only the database knows."""
+
     async def chain_at(self, user_pk: UserPk, stream: str, seq: int) -> bytes:
         """The chain at ``seq`` (chain_0 at 0). Raises as ``read``."""
 
@@ -326,6 +332,9 @@ class Maintenance(Protocol):
     async def now_ms(self) -> int:
         """The store's own clock, unix milliseconds, which ``received_at`` follows."""
 
+    async def safe_at_ms(self) -> int:
+        """What was received by then is in a verified backup, unix milliseconds; 0 for nothing."""
+
     async def make_partitions(self, *, now_ms: int, ahead: int) -> int:
         """Make the event partitions of the running period and ``ahead`` more; returns how many were missing."""
 
@@ -349,8 +358,24 @@ class ConnectionClosed(KeepstepError):
     """The peer or the network ended a device's connection; nothing more can be sent or received."""
 
 
+class Receiver(Protocol):
+    """Who a connection hands over to, once it listens: called in the Trio thread, never while it calls the connection.
+
+    An exception ends the connection and is raised from ``listen``.
+    """
+
+    def received(self, messages: Sequence[bytes]) -> None:
+        """Messages, in order, as many as arrived together: at most a chunk of bytes, and a message begun before it."""
+
+    def writable(self) -> None:
+        """What was written has gone. It surely comes after ``blocked``, and may come without."""
+
+    def lost(self, reason: ProtocolError | None) -> None:
+        """The peer is gone, or broke the protocol in the way named; nothing comes after it. Called once at most."""
+
+
 class Connection(Protocol):
-    """One device's message transport, as ``websocket`` implements it; a faster one fits behind the same four methods.
+    """One device's message transport, as ``websocket`` implements it: awaited up to ``listen``, called back within it.
 
     Attributes:
         address: the peer's IP address.
@@ -359,6 +384,30 @@ class Connection(Protocol):
 
     address: str
     accepted_at_s: float
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Framed bytes that the kernel has not taken yet."""
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the socket takes no more for now; ``writable()`` follows once the whole backlog has gone."""
+
+    async def listen(self, receiver: Receiver) -> None:
+        """Hand all that comes to ``receiver``, until the connection is over or this is cancelled.
+
+        Instead of ``receive`` and ``send``; afterwards only ``close`` is left. Cancelled, it does not call ``lost``.
+        What is in the backlog then is lost: wait for ``writable`` first where it must not be.
+        """
+
+    def write(self, messages: Sequence[bytes]) -> None:
+        """Send messages in order, with what else is sent in this turn; never waits. Lost where it does not listen."""
+
+    def pause(self) -> None:
+        """Take nothing more from the socket. What was handed over is the receiver's."""
+
+    def resume(self) -> None:
+        """Take from it again."""
 
     async def receive(self) -> bytes:
         """The next binary message. Cancel-safe: a cancelled call loses nothing; one receiver at a time.

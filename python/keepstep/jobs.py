@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from keepstep.errors import Unavailable
+from keepstep.pacing import GENTLE
 
 if TYPE_CHECKING:
     from keepstep.interfaces import Clock, Maintenance
     from keepstep.runtime import OffsetClock
     from keepstep.telemetry import Log, Metrics
 
-DROP_ROWS_MAX: Final = 1_000
-"""Payloads dropped in one transaction."""
-DROP_BATCHES_MAX: Final = 100
+DROP_ROWS_MAX: Final = 200
+"""Payloads dropped in one transaction, which keeps everybody from the heads of their streams: some milliseconds."""
+DROP_BATCHES_MAX: Final = 1_000
 """Transactions in one run; what is left waits for the next."""
 ACK_SAVE_INTERVAL_S: Final = 5.0
 """How often acknowledged positions are saved; a crash costs a device that much to be sent again."""
@@ -134,9 +135,9 @@ class Jobs:
         await self._drop(self._maintenance.empty_inboxes, self._metrics.acked_payloads.inc)
 
     async def _drop(self, drop: _Drop, count: Callable[[float], None]) -> None:
-        """Batch by batch, until nothing is left or the run is long enough."""
+        """Batch by batch with rests between them, until nothing is left or the run is long enough."""
         for _ in range(DROP_BATCHES_MAX):
-            dropped = await drop(now_ms=self._clock.now_ms(), rows_max=DROP_ROWS_MAX)
+            dropped = await GENTLE.step(lambda: drop(now_ms=self._clock.now_ms(), rows_max=DROP_ROWS_MAX))
             count(dropped)
             if dropped < DROP_ROWS_MAX:
                 return

@@ -1,16 +1,18 @@
 """The journal: every event of ``$devices``, fsynced outside the database before it is acknowledged.
 
 A restore sets the database back, and must not make a stolen device live again: what the journal holds is put back in
-its place (protocol.md section 4, "After a restore"). Files are only appended to, and never removed: together they are
-as small as account events are rare. A record that was being written when the power went is passed over.
+its place (protocol.md section 4, "After a restore"). Files are only appended to, for ``FILE_AGE_S_MAX``; a whole file
+goes once every backup that could be restored holds what is in it (``backup.pruning``), and never while it is written
+to. A record that was being written when the power went is passed over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Annotated, Final, Protocol
+from typing import IO, TYPE_CHECKING, Annotated, Final, Protocol
 
 import msgspec
 import trio
@@ -36,10 +38,14 @@ DIRECTORY: Final = "journal"
 SUFFIX: Final = ".journal"
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 """After this a file is followed by the next one."""
+FILE_AGE_S_MAX: Final = 86_400.0
+"""Seconds after which a file is followed by the next one, so that there are old files, which may go."""
 LENGTH_BYTES: Final = 4
 CHECKSUM_BYTES: Final = 8
 """A record is framed by its length, big-endian, and the first bytes of its BLAKE3."""
 RECORD_BYTES_MAX: Final = ACCOUNT_PAYLOAD_BYTES_MAX + HEADER_BYTES_MAX + 512
+READ_BYTES: Final = 1024 * 1024
+"""Read at a time; no more than this and one record is held."""
 REMEMBERED_MAX: Final = 100_000
 """Events that are known to be in the journal; a duplicate of one of them is not written again."""
 RETRY_AFTER_MS: Final = 1_000
@@ -121,6 +127,7 @@ class FileJournal:
         self._limiter = trio.CapacityLimiter(1)
         self._file: int | None = None
         self._size = 0
+        self._begun_s = 0.0
         self._kept: OrderedDict[tuple[bytes, int], None] = OrderedDict()
 
     async def begin_epoch(self, epoch: int) -> None:
@@ -147,17 +154,19 @@ class FileJournal:
     async def _write(self, record: Record) -> None:
         data = encode(record)
         framed = len(data).to_bytes(LENGTH_BYTES, "big") + _keepstep.blake3(data)[:CHECKSUM_BYTES] + data
+        now_s = trio.current_time()
         try:
-            await self._threads.run(lambda: self._append(framed), limiter=self._limiter)
+            await self._threads.run(lambda: self._append(framed, now_s), limiter=self._limiter)
         except OSError as error:
             raise Unavailable("the journal cannot be written", retry_after_ms=RETRY_AFTER_MS) from error
 
-    def _append(self, framed: bytes) -> None:
+    def _append(self, framed: bytes, now_s: float) -> None:
         """In a worker thread. Raises OSError: nothing may be said of the record."""
-        if self._file is not None and self._size + len(framed) > FILE_BYTES_MAX:
+        if self._size + len(framed) > FILE_BYTES_MAX or now_s - self._begun_s > FILE_AGE_S_MAX:
             self.close()
         if self._file is None:
             self._begin()
+            self._begun_s = now_s
         assert self._file is not None
         try:
             written = os.write(self._file, framed)
@@ -178,6 +187,8 @@ class FileJournal:
         path = self._directory / f"{max(numbers, default=0) + 1:08}{SUFFIX}"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._size = 0
+        with contextlib.suppress(OSError):  # a file system without locks: nobody can take it for pruning either
+            fcntl.flock(self._file, fcntl.LOCK_SH)
         for directory in (self._directory, self._directory.parent):
             descriptor = os.open(directory, os.O_RDONLY)
             try:
@@ -195,21 +206,27 @@ def read_journal(data_dir: Path) -> Iterator[Record]:
         OSError: a file cannot be read.
     """
     for path in sorted((data_dir / DIRECTORY).rglob(f"*{SUFFIX}")):
-        yield from _records(path.read_bytes())
+        with path.open("rb") as file:
+            yield from _records(file)
 
 
-def _records(data: bytes) -> Iterator[Record]:
+def _records(file: IO[bytes]) -> Iterator[Record]:
     """The whole records of a file. Behind a damaged place the next one is looked for: its checksum tells it."""
-    at = 0
-    while 0 <= at < len(data):
+    data, at, has_more = b"", 0, True
+    while has_more or at < len(data):
+        if has_more and len(data) - at < LENGTH_BYTES + CHECKSUM_BYTES + RECORD_BYTES_MAX:
+            more = file.read(READ_BYTES)
+            data, at, has_more = data[at:] + more, 0, bool(more)
+            continue
         begin = at + LENGTH_BYTES + CHECKSUM_BYTES
         end = begin + int.from_bytes(data[at : at + LENGTH_BYTES], "big")
         record = _record(data[at + LENGTH_BYTES : begin], data[begin:end]) if end - begin <= RECORD_BYTES_MAX else None
-        if record is None:
-            at = data.find(b"\0", at + 1)  # no record is so long that its length has another first byte
-        else:
+        if record is not None:
             yield record
             at = end
+        else:
+            found = data.find(b"\0", at + 1)  # no record is so long that its length has another first byte
+            at = found if found >= 0 else len(data)
 
 
 def _record(checksum: bytes, data: bytes) -> Record | None:

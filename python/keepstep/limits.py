@@ -11,7 +11,7 @@ from keepstep.eventlog.retention import RetentionRules
 from keepstep.gateway import GatewayLimits
 from keepstep.publish import PublishLimits
 from keepstep.rest.services import RestPolicy
-from keepstep.session import SessionLimits
+from keepstep.sessionservices import SessionLimits
 from keepstep.subscriber import SubscriberLimits
 from keepstep.telemetry import configure_logging
 from keepstep.tokens import TokenLifetimes
@@ -37,6 +37,10 @@ _REGISTRATION: Final = ("registration", "registrations_per_address_hour", "regis
 _TOKENS: Final = ("access_token_lifetime_s", "refresh_token_lifetime_s", "challenge_lifetime_s")
 _PUBLISHING: Final = ("publish_events_max", "payload_bytes_max")
 _PAGES: Final = ("page_events_max", "page_bytes_max")
+_BACKUPS: Final = (
+    *("backup_interval_s", "backup_offset_s", "backups_kept", "backup_kept_days", "backup_wal_interval_s"),
+    *("backup_bytes_per_s_max", "backup_verify"),
+)
 _SESSION: Final = (
     *("inflight_publishes_max", "unacked_bytes_max", "subscriptions_per_session_max"),
     *("send_timeout_s", "idle_timeout_s"),
@@ -104,7 +108,7 @@ def register(reloads: Reloads, parts: Parts) -> None:
     reloads.on((*_PUBLISHING, *_PAGES, *_SESSION), sessions)
     reloads.on((*_PUBLISHING, *_PAGES, *_REST), rest)
     reloads.on(("admin_api_key",), admin)
-    reloads.read_at_use("drain_timeout_s")
+    reloads.read_at_use("drain_timeout_s", *_BACKUPS)
 
 
 def token_lifetimes(settings: Settings) -> TokenLifetimes:

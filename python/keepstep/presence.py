@@ -209,6 +209,8 @@ class LiveSession:
         marked: devices whose state it has not been told.
     """
 
+    __slots__ = ("_presences", "_signalled_at_s", "_signals", "_wake", "marked", "offer", "principal")
+
     def __init__(
         self, presences: Presences, principal: Principal, wake: Callable[[], None], offer: Callable[[bytes], bool]
     ) -> None:

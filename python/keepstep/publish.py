@@ -7,7 +7,7 @@ for the disk. A pipeline takes whatever waits, without a timer, appends it in on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -21,6 +21,7 @@ from keepstep.model import Kind
 from keepstep.protocol.account_payloads import FULL_CAPABILITIES
 from keepstep.protocol.keys import decode_keys
 from keepstep.protocol.messages import ResultError
+from keepstep.suspects import Suspects
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Events, Submission
@@ -72,27 +73,32 @@ _ESSENTIAL_KINDS: Final = frozenset({Kind.ACCOUNT, Kind.KEYS, Kind.ERASE})
 _NO_ROOM: Final = ResultError("unavailable", [RETRY_AFTER_MS])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
-    """A submission with its way back."""
+    """A submission with its way back.
 
-    principal: Principal
-    submission: Submission
-    answer: Answer
-    submitted_at_s: float
-    events: int = field(init=False)
-    bytes: int = field(init=False)
-    special: bool = field(init=False)
+    Attributes:
+        events: how many.
+        bytes: of them, about.
+        special: it holds account or key events.
+    """
 
-    def __post_init__(self) -> None:
-        events = self.submission.events
-        object.__setattr__(self, "events", len(events))
-        object.__setattr__(self, "bytes", events.payload_bytes + len(events) * EVENT_OVERHEAD_BYTES)
-        object.__setattr__(self, "special", _is_special(events))
+    __slots__ = ("answer", "bytes", "events", "principal", "special", "submission", "submitted_at_s")
+
+    def __init__(self, principal: Principal, submission: Submission, answer: Answer, submitted_at_s: float) -> None:
+        self.principal = principal
+        self.submission = submission
+        self.answer = answer
+        self.submitted_at_s = submitted_at_s
+        self.events = len(submission)
+        self.bytes = submission.payload_bytes + self.events * EVENT_OVERHEAD_BYTES
+        self.special = submission.has_reserved
 
 
 class Gate(Protocol):
     """Says whether a user may publish now (``healing.Healing``)."""
+
+    def is_open(self, user_pk: UserPk) -> bool:
+        """Whether that is known to be so, without asking anybody."""
 
     async def wait_ms(self, user_pk: UserPk) -> int | None:
         """How long to wait before publishing, ``None``: not at all. Raises Unavailable."""
@@ -100,6 +106,11 @@ class Gate(Protocol):
 
 class OpenGate:
     """Lets everybody publish."""
+
+    def is_open(self, user_pk: UserPk) -> bool:
+        """As ``Gate.is_open``."""
+        del user_pk
+        return True
 
     async def wait_ms(self, user_pk: UserPk) -> int | None:
         """As ``Gate.wait_ms``."""
@@ -119,6 +130,9 @@ class Publisher:
         gate: asked before anything is handed to a pipeline.
         journal: takes the events of ``$devices`` before they are acknowledged.
         room: whether the disks take new events; what revokes or deletes goes on without.
+
+    Attributes:
+        suspects: charged with the bad signatures that are found; whoever hands in asks it first.
     """
 
     def __init__(
@@ -141,6 +155,7 @@ class Publisher:
         self._clock = clock
         self._limits = limits
         self._metrics = metrics
+        self.suspects = Suspects(clock, metrics)
         channels = [trio.open_memory_channel[_Waiting](limits.queue_max) for _ in range(limits.pipelines)]
         self._senders = [sender for sender, _ in channels]
         self._receivers = [receiver for _, receiver in channels]
@@ -155,13 +170,28 @@ class Publisher:
         """Whether new events are turned away until a disk has room."""
         return self._room.is_low
 
+    def submit_nowait(self, principal: Principal, submission: Submission, answer: Answer) -> bool:
+        """Hand in a submission where that takes no waiting; whether it was. Else ``submit`` is the way.
+
+        ``answer`` is called as by ``submit``, never within this call.
+        """
+        if not self._gate.is_open(principal.user_pk):
+            return False
+        try:
+            self._sender(principal).send_nowait(_Waiting(principal, submission, answer, self._clock.monotonic_s()))
+        except trio.WouldBlock:
+            return False
+        return True
+
+    def _sender(self, principal: Principal) -> trio.MemorySendChannel[_Waiting]:
+        return self._senders[hash(principal.user_pk) % len(self._senders)]
+
     async def submit(self, principal: Principal, submission: Submission, answer: Answer) -> None:
         """Hand in a submission; waits while the pipeline's queue is full.
 
         ``answer`` is called exactly once, from a pipeline, in the order of submission for each user; it must neither
         block nor raise. Cancel-safe: a cancelled call has handed in nothing.
         """
-        sender = self._senders[hash(principal.user_pk) % len(self._senders)]
         waiting = _Waiting(principal, submission, answer, self._clock.monotonic_s())
         try:
             wait_ms = await self._gate.wait_ms(principal.user_pk)
@@ -171,10 +201,7 @@ class Publisher:
         if wait_ms is not None:
             self._answer(waiting, [ResultError("unavailable", [wait_ms])] * waiting.events, suspect=False)
             return
-        try:
-            sender.send_nowait(waiting)  # saves a turn of the event loop; the caller's next receive is the checkpoint
-        except trio.WouldBlock:
-            await sender.send(waiting)
+        await self._sender(principal).send(waiting)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the pipelines until ``close`` and everything handed in is answered."""
@@ -277,6 +304,9 @@ class Publisher:
 
     def _answer(self, waiting: _Waiting, results: list[Result], *, suspect: bool) -> None:
         self._metrics.answered(results, self._clock.monotonic_s() - waiting.submitted_at_s)
+        if suspect:
+            bad = sum(isinstance(each, ResultError) and each.code == "bad_signature" for each in results)
+            self.suspects.blame(waiting.principal, bad)
         waiting.answer(Answered(results, suspect))
 
 

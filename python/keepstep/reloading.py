@@ -107,6 +107,9 @@ class Reloads:
                     detail="nothing was changed",
                     problems=[line.strip() for line in str(refused).splitlines()[1 : 1 + PROBLEMS_MAX]],
                 )
+            except Exception as fault:  # nothing that a reload meets may end a server that runs
+                self._metrics.configuration_reloads.labels("refused").inc()
+                self._logger.error("configuration_refused", detail="nothing was changed", error=type(fault).__name__)
 
     def take_over(self, settings: Settings) -> None:
         """Put new settings in force, as far as that needs no restart.
@@ -119,9 +122,15 @@ class Reloads:
         changed = [name for name in different if reloadable(name)]
         after = merged(before, {name: getattr(settings, name) for name in changed})
         self._settings = after
-        for names, apply in self._parts:
-            if not names.isdisjoint(changed):
+        concerned = [apply for names, apply in self._parts if not names.isdisjoint(changed)]
+        try:
+            for apply in concerned:
                 apply(after)
+        except Exception:
+            self._settings = before
+            for apply in concerned:
+                apply(before)
+            raise
         for look in self._always:
             look()
         self._report(before, settings, changed, [name for name in different if not reloadable(name)])

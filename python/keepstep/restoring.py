@@ -5,7 +5,6 @@ Whoever restores with tools of their own calls it too: ``keepstep backup declare
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,8 @@ import structlog
 import trio
 
 from keepstep.errors import ProtocolError, StartupError, Unavailable
-from keepstep.journal import AccountRecord, EpochRecord, FileJournal, read_journal
+from keepstep.journal import FileJournal, read_journal
+from keepstep.journal_spool import FIRST, JournalSpool
 from keepstep.postgres.accounts import PostgresAccounts
 from keepstep.postgres.log import PostgresLog
 from keepstep.postgres.pool import Database
@@ -22,11 +22,9 @@ from keepstep.replaying import AccountReplay
 from keepstep.runtime import SystemClock, WorkerThreads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
-    from keepstep.interfaces import Accounts, EventLog
-    from keepstep.journal import Record
+    from keepstep.interfaces import Accounts, EventLog, Threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +61,42 @@ async def begin_epoch(database_url: str, data_dir: Path, *, now_ms: int) -> Begu
     Raises:
         StartupError: the database or the journal cannot be used; the message says why.
     """
-    threads = WorkerThreads()
-    limiter = trio.CapacityLimiter(1)
     try:
-        records = await threads.run(lambda: list(read_journal(data_dir)), limiter=limiter)
-        epochs = [record.epoch for record in records if isinstance(record, EpochRecord)]
-        at_least = max([now_ms, *(epoch + 1 for epoch in epochs)])
-        epoch, rewinds = await threads.run(lambda: begin_epoch_at(database_url, at_least=at_least), limiter=limiter)
-        journal = FileJournal(data_dir, threads)
-        try:
-            await journal.begin_epoch(epoch)
-        finally:
-            journal.close()
-        database = Database(database_url, threads=threads, clock=SystemClock())
-        try:
-            log, accounts = PostgresLog(database), PostgresAccounts(database)
-            replayed = await replay(records, log, accounts)
-            for user_key in replayed.revived:
-                user_pk = await accounts.user(user_key)
-                assert user_pk is not None
-                place = (int(user_pk), user_key)
-                await database.accounts.run(
-                    lambda lease, place=place: lease.ask(  # type: ignore[misc]
-                        lambda connection: begin_at_nothing(connection, *place, epoch=epoch)
-                    )
-                )
-        finally:
-            database.close()
+        with JournalSpool() as spool:
+            return await _begin_epoch(spool, database_url, data_dir, now_ms=now_ms)
     except Unavailable as error:
         raise StartupError(f"the database went away while a new epoch was begun in it: {error}") from error
     except OSError as error:
         raise StartupError(f"the journal in {data_dir} cannot be used: {error.strerror}") from error
+
+
+async def _begin_epoch(spool: JournalSpool, database_url: str, data_dir: Path, *, now_ms: int) -> Begun:
+    """As ``begin_epoch``. Raises StartupError, Unavailable, OSError."""
+    threads = WorkerThreads()
+    limiter = trio.CapacityLimiter(1)
+    before = await threads.run(lambda: spool.fill(read_journal(data_dir)), limiter=limiter)
+    at_least = max(now_ms, before + 1)
+    epoch, rewinds = await threads.run(lambda: begin_epoch_at(database_url, at_least=at_least), limiter=limiter)
+    journal = FileJournal(data_dir, threads)
+    try:
+        await journal.begin_epoch(epoch)
+    finally:
+        journal.close()
+    database = Database(database_url, threads=threads, clock=SystemClock())
+    try:
+        log, accounts = PostgresLog(database), PostgresAccounts(database)
+        replayed = await replay(spool, log, accounts, threads)
+        for user_key in replayed.revived:
+            user_pk = await accounts.user(user_key)
+            assert user_pk is not None
+            place = (int(user_pk), user_key)
+            await database.accounts.run(
+                lambda lease, place=place: lease.ask(  # type: ignore[misc]
+                    lambda connection: begin_at_nothing(connection, *place, epoch=epoch)
+                )
+            )
+    finally:
+        database.close()
     begun = Begun(epoch, rewinds, replayed.count, replayed.unplaced, replayed.revived)
     structlog.get_logger().info("epoch_begun", count=rewinds)
     return begun
@@ -114,31 +117,35 @@ class Replayed:
     revived: tuple[bytes, ...]
 
 
-async def replay(records: Iterable[Record], log: EventLog, accounts: Accounts) -> Replayed:
-    """Put back what a journal holds beyond the log; repeated, it changes nothing. Raises Unavailable."""
+async def replay(spool: JournalSpool, log: EventLog, accounts: Accounts, threads: Threads) -> Replayed:
+    """Put back what a journal holds beyond the log; repeated, it changes nothing.
+
+    Raises:
+        Unavailable: the database is away.
+        StartupError: the disk of temporary files failed.
+    """
     account_replay = AccountReplay(log, accounts)
-    waiting: defaultdict[bytes, dict[int, AccountRecord]] = defaultdict(dict)
-    for record in records:
-        if isinstance(record, AccountRecord):
-            waiting[record.user_key][record.seq] = record  # of two, the one written last
+    limiter = trio.CapacityLimiter(1)
     count = 0
     unplaced: list[tuple[bytes, int]] = []
     revived: list[bytes] = []
-    for user_key, events in waiting.items():
-        head = await account_replay.head(user_key)
-        placed = 0
-        for seq in sorted(seq for seq in events if seq > head.seq):
-            each = events[seq]
-            row = (seq, each.device_id, each.received_at_ms, each.header, each.sig, each.payload, None)
+    at, head_seq = FIRST, 0
+    while page := await threads.run(lambda: spool.page(at), limiter=limiter):  # noqa: B023 - called at once
+        for each in page:
+            if each.user_key != at[0]:
+                head_seq = (await account_replay.head(each.user_key)).seq
+            at = each.user_key, each.seq
+            if each.seq <= head_seq:
+                continue
+            row = (each.seq, each.device_id, each.received_at_ms, each.header, each.sig, each.payload, None)
             try:
-                await account_replay.place(user_key, row)
+                await account_replay.place(each.user_key, row)
             except Unavailable:
                 raise
             except ProtocolError:
-                unplaced.append((user_key, seq))
-            else:
-                placed += 1
-        count += placed
-        if placed and not head.seq:
-            revived.append(user_key)
+                unplaced.append(at)
+                continue
+            count += 1
+            if each.seq == 1:
+                revived.append(each.user_key)
     return Replayed(count, tuple(unplaced), tuple(revived))

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import trio
-
-from keepstep.eventlog.retention import EVENTS_PER_STEP_MAX, ROWS_PER_STEP_MAX
+from keepstep.eventlog.retention import (
+    EVENTS_PER_STEP_MAX,
+    EVENTS_PER_STEP_MIN,
+    PARTITIONS_PER_RUN_MAX,
+    ROWS_PER_STEP_MAX,
+    ROWS_PER_STEP_MIN,
+)
+from keepstep.pacing import GENTLE, AdaptedSteps, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,8 +23,6 @@ if TYPE_CHECKING:
 
 STEPS_MAX: Final = 2_000
 """Steps of each kind in one run; what is left waits for the next."""
-REST_SHARE: Final = 4.0
-"""After each step, the time that it took times this passes before the next: a fifth of one connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class RetentionRun:
         rules: how long events stay, as it is set now.
         metrics: counted into.
         logger: told of runs that did something.
+        pace: how much of the time the steps may take.
     """
 
     def __init__(
@@ -58,8 +62,12 @@ class RetentionRun:
         *,
         metrics: Metrics,
         logger: Log,
+        pace: Pace = GENTLE,
     ) -> None:
         self._retention = retention
+        self._pace = pace
+        self._advancing = AdaptedSteps(pace, rows_min=EVENTS_PER_STEP_MIN, rows_max=EVENTS_PER_STEP_MAX)
+        self._removing = AdaptedSteps(pace, rows_min=ROWS_PER_STEP_MIN, rows_max=ROWS_PER_STEP_MAX)
         self._clock = clock
         self._rules = rules
         self._metrics = metrics
@@ -71,10 +79,9 @@ class RetentionRun:
         Raises:
             Unavailable: the database is away; what was done stays done.
         """
-        events, advanced = await self._repeat(self._advance)
-        dropped = await self._retention.drop_partitions(now_ms=self._clock.now_ms())
-        self._metrics.dropped_partitions.inc(len(dropped))
-        rows, removed = await self._repeat(self._remove)
+        events, advanced = await self._repeat(self._advancing, self._advance)
+        dropped = await self._drop()
+        rows, removed = await self._repeat(self._removing, self._remove)
         await self.measure()
         done = Pruned(events, rows, tuple(dropped), advanced and removed)
         if events or rows or dropped:
@@ -94,29 +101,40 @@ class RetentionRun:
         self._metrics.retention_overdue_seconds.set(state.overdue_ms / 1000)
         self._metrics.pruned_rows_waiting.set(state.waiting_rows)
 
-    async def _advance(self) -> int | None:
+    async def _drop(self) -> list[str]:
+        """Partition by partition, with rests: whoever publishes looks the partitions up anew after each."""
+        dropped: list[str] = []
+        while len(dropped) < PARTITIONS_PER_RUN_MAX:
+            names = await self._pace.step(
+                lambda: self._retention.drop_partitions(now_ms=self._clock.now_ms(), partitions_max=1)
+            )
+            if not names:
+                break
+            self._metrics.dropped_partitions.inc(len(names))
+            dropped += names
+        return dropped
+
+    async def _advance(self, events_max: int) -> int | None:
         """One step of a tail; how many events, ``None`` where there is nothing to do."""
         step = await self._retention.advance_tail(
-            now_ms=self._clock.now_ms(), rules=self._rules(), events_max=EVENTS_PER_STEP_MAX
+            now_ms=self._clock.now_ms(), rules=self._rules(), events_max=events_max
         )
         if step is None:
             return None
         self._metrics.pruned_events.inc(step.to_seq - step.from_seq)
         return step.to_seq - step.from_seq
 
-    async def _remove(self) -> int | None:
-        removed = await self._retention.remove_rows(rows_max=ROWS_PER_STEP_MAX)
+    async def _remove(self, rows_max: int) -> int | None:
+        removed = await self._retention.remove_rows(rows_max=rows_max)
         self._metrics.pruned_rows.inc(removed)
         return removed or None
 
-    async def _repeat(self, step: Callable[[], Awaitable[int | None]]) -> tuple[int, bool]:
+    async def _repeat(self, steps: AdaptedSteps, step: Callable[[int], Awaitable[int | None]]) -> tuple[int, bool]:
         """Step by step, with rests; the sum, and whether nothing was left."""
         total = 0
         for _ in range(STEPS_MAX):
-            began_s = trio.current_time()
-            count = await step()
+            count = await steps.step(step)
             if count is None:
                 return total, True
             total += count
-            await trio.sleep((trio.current_time() - began_s) * REST_SHARE)
         return total, False

@@ -44,17 +44,26 @@ def retention_status() -> None:
 
 
 @retention.command("run")
-def retention_run() -> None:
+@click.option("--at-once", is_flag=True, help="Without rests between the steps: for when nobody publishes.")
+def retention_run(at_once: bool) -> None:
     """Let go of what is too old now, all of it. May run beside servers: one of them works at a time."""
 
     async def work(store: PostgresRetention, rules: RetentionRules) -> None:
         import structlog
 
+        from keepstep.pacing import AT_ONCE, GENTLE
         from keepstep.retention import RetentionRun
         from keepstep.runtime import SystemClock
         from keepstep.telemetry import Metrics
 
-        run = RetentionRun(store, SystemClock(), lambda: rules, metrics=Metrics(), logger=structlog.get_logger())
+        run = RetentionRun(
+            store,
+            SystemClock(),
+            lambda: rules,
+            metrics=Metrics(),
+            logger=structlog.get_logger(),
+            pace=AT_ONCE if at_once else GENTLE,
+        )
         events, rows, partitions = 0, 0, 0
         while True:
             done = await run.run()

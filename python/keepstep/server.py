@@ -115,6 +115,7 @@ async def run(
                 unsafe=bool(database.durability.unsafe_settings),
                 is_away=database.is_away,
                 tail_bytes=database.tail_bytes,
+                cache_hits=database.cache_hits,
                 journal=journal,
                 backup_source=await backup_source(settings, threads),
                 archive=open_archive(settings, database.database, database.log, threads=threads, clock=clock),

@@ -1,24 +1,25 @@
-"""One authenticated device connection: a reader, a writer, and what waits between them (protocol.md section 4).
+"""One authenticated device connection: what comes is acted on as it comes, what is to go goes in turns (protocol.md 4).
 
-The reader opens records and acts on them; it stops reading when the session has too much under way, so that a device
-feels backpressure instead of the server growing. The writer sends answers, then pages of the streams the session
-follows. Whoever ends the session says why; what is already answered still goes out.
+The connection calls ``received``; most messages are handled on the spot. What has to wait (a reading of the database,
+a full pipeline) waits in a task that exists only meanwhile, and what came after it is held back, in order. A session
+that has too much under way pauses its connection, so that a device feels backpressure instead of the server growing.
+What is to be sent gathers until the session's turn (``turns``) and goes in one write. Whoever ends the session says
+why; what is already answered still goes out.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from keepstep._keepstep import DeviceKey, Events, Submission
+from keepstep._keepstep import Author
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.interfaces import ConnectionClosed
-from keepstep.model import Capability
-from keepstep.pages import encode_read_result
+from keepstep.lookups import look_up
+from keepstep.protocol.codec import encode
 from keepstep.protocol.messages import (
     SUBSCRIBE_STREAMS_MAX,
     Accepted,
@@ -39,29 +40,29 @@ from keepstep.protocol.messages import (
     Signalled,
     Subscribe,
     Unsubscribe,
-    encode,
 )
-from keepstep.subscriber import reading_refusal
+from keepstep.subscriber import Subscriber
+from keepstep.suspects import SUSPECT_INFLIGHT_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from keepstep.healing import Healing
-    from keepstep.interfaces import Clock, Connection, EventLog
+    from keepstep._keepstep import Submission
+    from keepstep.interfaces import Connection
     from keepstep.model import Principal
-    from keepstep.presence import LiveSession
-    from keepstep.protocol.messages import FromDevice
     from keepstep.protocol.session import ServerSession
-    from keepstep.publish import Answered, Publisher
-    from keepstep.subscriber import Subscriber
-    from keepstep.telemetry import Metrics
+    from keepstep.publish import Answered
+    from keepstep.sessionservices import SessionLimits, SessionServices
+    from keepstep.subscriber import SubscriberLimits
 
 REPLIES_MAX: Final = 256
-"""Answers that wait for the writer; above it the session is not read."""
+"""Answers that wait for a turn; above it the session is not read."""
 REPLIES_BYTES_MAX: Final = 2 * 1024 * 1024
 """Their bytes; a single larger answer still goes."""
+TURN_BYTES_MAX: Final = 256 * 1024
+"""Bytes of events in one turn; one page above it still goes."""
 FAREWELL_TIMEOUT_S: Final = 1.0
-"""How long an ending session's writer may take for what is already answered."""
+"""How long an ending session may take to send what is already answered."""
 HURRIED_FAREWELL_TIMEOUT_S: Final = 0.25
 """The same for a device that has ended or is cut off: all of it is over within a second."""
 _HURRIED: Final = frozenset({"revoked", "account_disabled", "session_cut"})
@@ -69,128 +70,161 @@ RETRY_MS_DEFAULT: Final = 1_000
 """When to read the log again after it was away, where it did not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
-    """What a session may cost.
-
-    Attributes:
-        inflight_publishes_max: publishes without an answer; above it the session is not read.
-        publish_events_max: events in one publish.
-        payload_bytes_max: bytes of one payload.
-        read_events_max: events in the answer to one ``read``.
-        read_bytes_max: bytes in it; one event above it still goes.
-        send_timeout_s: for one write to the device.
-        idle_timeout_s: without a message from the device.
-    """
-
-    inflight_publishes_max: int
-    publish_events_max: int
-    payload_bytes_max: int
-    read_events_max: int
-    read_bytes_max: int
-    send_timeout_s: float
-    idle_timeout_s: float
-
-
 class Session:
-    """A device's session, from ``active`` to its end. Live; owned by the gateway, which runs it once.
+    """A device's session, from ``active`` to its end: an ``interfaces.Receiver``. Live; the gateway runs it once.
 
     Args:
         connection: the device's transport.
         protocol: the session's records.
+        services: see ``SessionServices``.
         principal: who the device is.
         session_no: how many sessions it has had, this one included.
-        follow: makes the session's subscriber from its wake-up.
-        join: makes its part in presence and signals, from its wake-up and what takes a message for it.
-        log: the log, for ``read``.
-        publisher: where publishes go.
-        healing: what answers after a restore.
-        clock: the one ``received_at`` follows.
         limits: see ``SessionLimits``.
-        metrics: counted into.
-        probe: called with ``after_ack`` when acknowledgements have been handed to the socket.
+        subscriber_limits: see ``SubscriberLimits``.
     """
+
+    __slots__ = (
+        "_acks",
+        "_author",
+        "_connection",
+        "_draining",
+        "_ended",
+        "_fault",
+        "_heard_at_s",
+        "_held",
+        "_inflight",
+        "_limits",
+        "_listens",
+        "_paused",
+        "_protocol",
+        "_pulled",
+        "_pulling",
+        "_reading",
+        "_replies",
+        "_replies_bytes",
+        "_scope",
+        "_sent_at_s",
+        "_services",
+        "_suspect",
+        "_wait_over",
+        "_waiting",
+        "end_reason",
+        "live",
+        "principal",
+        "said_bye",
+        "session_no",
+        "subscriber",
+    )
 
     def __init__(
         self,
         connection: Connection,
         protocol: ServerSession,
+        services: SessionServices,
         *,
         principal: Principal,
         session_no: int,
-        follow: Callable[[Callable[[], None]], Subscriber],
-        join: Callable[[Callable[[], None], Callable[[bytes], bool]], LiveSession],
-        log: EventLog,
-        publisher: Publisher,
-        healing: Healing,
-        clock: Clock,
         limits: SessionLimits,
-        metrics: Metrics,
-        probe: Callable[[str], None],
+        subscriber_limits: SubscriberLimits,
     ) -> None:
         self.principal = principal
         self.session_no = session_no
-        self.subscriber = follow(self._wake)
         self._connection = connection
         self._protocol = protocol
-        self._log = log
-        self._publisher = publisher
-        self._healing = healing
-        self._clock = clock
+        self._services = services
         self._limits = limits
-        self._metrics = metrics
-        self._probe = probe
-        self._device_key = DeviceKey(principal.device_key)
-        self._suspect = False
-        self._replies: deque[tuple[bytes, bool]] = deque()
-        self._replies_bytes = 0
+        self._author: Author | None = None  # made with the first publish
+        self._suspect = services.publisher.suspects.knows(principal)
         self._inflight = 0
-        self._news = trio.Event()
-        self._room = trio.Event()
+        self._replies: list[bytes] = []
+        self._replies_bytes = 0
+        self._acks = False
+        self._held: deque[bytes] | None = None
+        self._paused = False
+        self._pulled: list[bytes] | None = None
+        self._waiting: trio.CancelScope | None = None
+        self._pulling: trio.CancelScope | None = None
+        self._reading = False
+        self._wait_over: trio.Event | None = None
+        self._listens = False
         self._draining = False
-        self._ended = trio.Event()
-        self._written = trio.Event()
-        self._pull_at_s = -math.inf
-        self._receiving_since_s = math.inf
-        self._sending_since_s = math.inf
+        self._ended = False
+        self._scope = trio.CancelScope()
+        self._fault: Exception | None = None
+        self._heard_at_s = trio.current_time()
+        self._sent_at_s = -math.inf
         self.end_reason: ProtocolError | None = None
         self.said_bye = False
-        self.live = join(self._wake, self._offer)
+        self.subscriber = Subscriber(
+            services.log,
+            services.accounts,
+            services.signer,
+            services.clock,
+            principal=principal,
+            limits=subscriber_limits,
+            wake=self._ask_turn,
+            relayed=services.metrics.relayed_events,
+            rewinds=services.healing.rewinds,
+        )
+        self.live = services.presences.join(principal, wake=self._ask_turn, offer=self._offer)
 
     # -- life -------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until the session is over; afterwards ``end_reason`` says why, ``None`` where the device left."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._ending, self._read)
-            nursery.start_soon(self._ending, self._write)
-            await self._ended.wait()
-            hurries = self.end_reason is not None and self.end_reason.code in _HURRIED
-            with trio.move_on_after(HURRIED_FAREWELL_TIMEOUT_S if hurries else FAREWELL_TIMEOUT_S):
-                await self._written.wait()
-            nursery.cancel_scope.cancel()
+        self._listens = True
+        self._heard_at_s = trio.current_time()
+        self._ask_turn()
+        try:
+            with self._scope:
+                await self._connection.listen(self)
+        finally:
+            self._listens = False
+            self.end(None)
+            with trio.CancelScope(shield=True):
+                await self._stop_waiting()
+        if self._fault is not None:
+            raise self._fault
+
+    async def _stop_waiting(self) -> None:
+        """End what the session waits for, and return when it has ended: what cannot be cancelled is short."""
+        self._wait_over = trio.Event()
+        for scope in (self._waiting, self._pulling):
+            if scope is not None:
+                scope.cancel()
+        while self._waiting is not None or self._pulling is not None:
+            await self._wait_over.wait()
+            self._wait_over = trio.Event()
 
     def end(self, reason: ProtocolError | None) -> None:
         """Finish: the first reason counts. What is already answered still goes out."""
-        if not self._ended.is_set():
+        if not self._ended:
+            self._ended = True
             self.end_reason = reason
-            self._ended.set()
-            self._wake()
+            hurries = reason is not None and reason.code in _HURRIED
+            timeout_s = HURRIED_FAREWELL_TIMEOUT_S if hurries else FAREWELL_TIMEOUT_S
+            self._scope.deadline = trio.current_time() + timeout_s
+            self._ask_turn()
+
+    def fail(self, error: Exception) -> None:
+        """A fault of ours ends the session at once; ``run`` raises it."""
+        self._fault = self._fault or error
+        self._scope.cancel()
 
     @property
     def is_over(self) -> bool:
         """Whether it has ended, though it may not be cleared away yet."""
-        return self._ended.is_set()
+        return self._ended
 
     def check_timeouts(self) -> None:
         """End where the device says nothing or takes nothing for too long; called now and then.
 
-        So a message costs a look at the clock and not two cancel scopes.
+        So a message costs a look at the clock and not a cancel scope.
         """
         now_s = trio.current_time()
-        if now_s - self._receiving_since_s > self._limits.idle_timeout_s:
+        if not self._paused and now_s - self._heard_at_s > self._limits.idle_timeout_s:
             self.end(ProtocolError("timeout", "no message from the device"))
-        if now_s - self._sending_since_s > self._limits.send_timeout_s:
+        if self._connection.blocked and now_s - self._sent_at_s > self._limits.send_timeout_s:
             self.end(ProtocolError("timeout", "the device does not take what it is sent"))
 
     def check_log(self) -> None:
@@ -212,14 +246,14 @@ class Session:
 
     def _offer(self, encoded: bytes) -> bool:
         """Send the device a message of another device's, unless too much waits already; whether it was taken."""
-        if self._ended.is_set() or self._is_full():
+        if self._ended or self._is_full():
             return False
         self._reply(encoded)
         return True
 
     def revoke(self, notice: bytes | None) -> None:
         """The device has ended: tell it by what (``messages.Revoked``), where that is known, and finish."""
-        if notice is not None and not self._ended.is_set():
+        if notice is not None and not self._ended:
             self._reply(notice)
         self.end(ProtocolError("revoked"))
 
@@ -227,61 +261,86 @@ class Session:
         """``$devices`` moved, and the session does not follow it."""
         self._reply(encode(DevicesChanged(seq)))
 
-    async def _ending(self, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run the reader or the writer; however it ends, the session ends."""
+    # -- what comes -------------------------------------------------------------------------------------------------
+
+    def received(self, messages: Sequence[bytes]) -> None:
+        """As ``Receiver.received``."""
+        self._heard_at_s = trio.current_time()
+        self._services.metrics.received_bytes.total += sum(map(len, messages))
+        if self._held:
+            self._held.extend(messages)
+        else:
+            self._take(messages)
+
+    def lost(self, reason: ProtocolError | None) -> None:
+        """As ``Receiver.lost``."""
+        self.end(reason)
+
+    def writable(self) -> None:
+        """As ``Receiver.writable``."""
+        self._ask_turn()
+
+    def _take(self, records: Iterable[bytes]) -> None:
+        """Act on records in order; hold back those that have to wait for what came before."""
+        following = iter(records)
         try:
-            await loop()
+            self._check_standing()
+            for record in following:
+                if self._ended:
+                    return
+                if self._crowded():
+                    self._held = deque((record, *following))
+                    break
+                self._act(record)
         except ProtocolError as error:
             self.end(error)
-        except ConnectionClosed:
-            self.end(None)
-        finally:
-            self.end(None)
+        if self._crowded() and not self._paused:
+            self._paused = True
+            self._connection.pause()
 
-    # -- reader -----------------------------------------------------------------------------------------------------
-
-    async def _read(self) -> None:
-        while True:
-            self._receiving_since_s = trio.current_time()
-            data = await self._connection.receive()
-            self._receiving_since_s = math.inf
-            self._metrics.received_bytes.inc(len(data))
-            try:
-                message = self._protocol.receive(data)
-            except ProtocolError as error:
-                if error.code != "unsupported":
-                    raise
-                self._reply_error(None, error)
-            else:
-                self._check_standing()
-                self._metrics.received(type(message))
-                await self._act(message)
-            while self._crowded():
-                self._room = trio.Event()
-                await self._room.wait()
+    def _go_on(self) -> None:
+        """Take what was held back, and read on, where there is room again."""
+        if self._ended or self._crowded():
+            return
+        if self._held:
+            held, self._held = self._held, None
+            self._take(held)
+        if not self._crowded() and not self._ended:
+            self._paused = False
+            self._heard_at_s = trio.current_time()
+            self._connection.resume()
 
     def _crowded(self) -> bool:
-        """Whether reading on would make the session hold more than it may."""
+        """Whether acting on more would make the session hold more than it may, or get ahead of what waits."""
         return (
-            self._inflight >= self._limits.inflight_publishes_max
+            self._waiting is not None
+            or self._inflight >= (SUSPECT_INFLIGHT_MAX if self._suspect else self._limits.inflight_publishes_max)
             or self._is_full()
             or self.subscriber.refusals >= SUBSCRIBE_STREAMS_MAX
         )
 
     def _is_full(self) -> bool:
-        """Whether as many answers wait for the writer as may."""
+        """Whether as many answers wait for a turn as may."""
         return len(self._replies) >= REPLIES_MAX or self._replies_bytes >= REPLIES_BYTES_MAX
 
     def _check_standing(self) -> None:
         """The device may go on, and its row numbers mean what they did. Raises ProtocolError."""
         self.subscriber.check_log()
-        if self.principal.is_expired(self._clock.now_ms()):
+        if self.principal.is_expired(self._services.clock.now_ms()):
             raise ProtocolError("auth_failed", "the device has expired")
 
-    async def _act(self, message: FromDevice) -> None:
+    def _act(self, record: bytes) -> None:
+        try:
+            message = self._protocol.receive(record)
+        except ProtocolError as error:
+            if error.code != "unsupported":
+                raise
+            self._reply_error(None, error)
+            return
+        self._services.metrics.messages_received.count(type(message).__name__)
         match message:
             case Publish():
-                await self._publish(message)
+                self._publish(message)
             case Ack():
                 self.subscriber.acknowledge(message.positions)
             case Ping():
@@ -290,10 +349,8 @@ class Session:
                 self.subscriber.subscribe(message)
             case Unsubscribe():
                 self.subscriber.unsubscribe(message.streams)
-            case Read():
-                await self._read_page(message)
-            case ChainAt() | Heal():
-                await self._heal(message)
+            case Read() | ChainAt() | Heal():
+                self._wait_for(partial(self._look_up, message))
             case Signal():
                 self._signal(message)
             case Presence():
@@ -304,16 +361,7 @@ class Session:
                 assert isinstance(message, Bye)
                 self.said_bye = True
                 self._draining = True
-                self._wake()
-
-    async def _heal(self, message: ChainAt | Heal) -> None:
-        try:
-            if isinstance(message, ChainAt):
-                self._reply(encode(await self._healing.chains(self.principal, message)))
-            else:
-                self._reply(encode(await self._healing.heal(self.principal, message)))
-        except ProtocolError as error:
-            self._reply_error(message.rid, error)
+                self._ask_turn()
 
     def _signal(self, message: Signal) -> None:
         try:
@@ -329,125 +377,176 @@ class Session:
         except ProtocolError as error:
             self._reply_error(None, error)
 
-    async def _publish(self, message: Publish) -> None:
-        rid = message.rid
+    def _publish(self, message: Publish) -> None:
+        publisher = self._services.publisher
+        if self._suspect:
+            self._suspect = publisher.suspects.knows(self.principal)
+            if publisher.suspects.wait_ms(self.principal):
+                self._wait_for(partial(self._publish_later, message))
+                return
+        submission = self._submission(message)
+        if submission is not None:
+            answer = partial(self._answered, message.rid)
+            if not publisher.submit_nowait(self.principal, submission, answer):
+                self._wait_for(partial(publisher.submit, self.principal, submission, answer))
+
+    async def _publish_later(self, message: Publish) -> None:
+        """Publish when a device that sent too many bad signatures may have more verified (``suspects``)."""
+        publisher = self._services.publisher
+        await publisher.suspects.wait(self.principal)
+        submission = self._submission(message)
+        if submission is not None:
+            await publisher.submit(self.principal, submission, partial(self._answered, message.rid))
+
+    def _submission(self, message: Publish) -> Submission | None:
+        """The events of a publish with who sent them, counted as in flight; ``None`` where that is refused."""
         try:
             if self._draining:
                 raise ProtocolError("draining")
-            events = Events.parse(
-                memoryview(message.events),
+            submission = self._signed(message)
+        except ProtocolError as error:
+            self._reply_error(message.rid, error)
+            return None
+        self._inflight += 1
+        return submission
+
+    def _signed(self, message: Publish) -> Submission:
+        """The events of a publish with who signed them. Raises ProtocolError."""
+        principal = self.principal
+        if self._author is None:
+            self._author = Author(
+                user_pk=principal.user_pk,
+                user_key=principal.user_key,
+                device_pk=principal.device_pk,
+                device_id=principal.device_id,
+                device_key=principal.device_key,
                 events_max=self._limits.publish_events_max,
                 payload_bytes_max=self._limits.payload_bytes_max,
             )
-        except ProtocolError as error:
-            self._reply_error(rid, error)
-            return
-        submission = Submission(
-            user_pk=self.principal.user_pk,
-            user_key=self.principal.user_key,
-            device_pk=self.principal.device_pk,
-            device_id=self.principal.device_id,
-            device_key=self._device_key,
-            capabilities=int(self.principal.capabilities_at(self._clock.now_ms())),
-            events=events,
-            suspect=self._suspect,
-        )
+        capabilities = principal.capabilities_at(self._services.clock.now_ms())
+        return self._author.submission(memoryview(message.events), capabilities=capabilities, suspect=self._suspect)
 
-        def answer(answered: Answered) -> None:
-            self._inflight -= 1
-            self._suspect = self._suspect or answered.suspect
-            self._reply(encode(Accepted(rid, answered.results)), ack=True)
+    def _answered(self, rid: int, answered: Answered) -> None:
+        """A publish was decided."""
+        self._inflight -= 1
+        self._suspect = self._suspect or answered.suspect
+        self._acks = True
+        self._reply(encode(Accepted(rid, answered.results)))
 
-        self._inflight += 1
-        await self._publisher.submit(self.principal, submission, answer)
+    # -- what takes a while -----------------------------------------------------------------------------------------
 
-    async def _read_page(self, message: Read) -> None:
+    def _wait_for(self, work: Callable[[], Awaitable[object]]) -> None:
+        """Do nothing of what comes next before ``work`` is done."""
+        self._waiting = self._services.turns.wait_for(self, partial(self._wait, work))
+
+    async def _wait(self, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            if not self.principal.capabilities & Capability.SUBSCRIBE:
-                raise ProtocolError("forbidden")
-            refusal = reading_refusal(message.stream, self.principal.device_id)
-            if refusal is not None:
-                raise ProtocolError(refusal)
-            page = await self._log.read(
-                self.principal.user_pk,
-                message.stream,
-                after=message.after,
-                events_max=min(message.limit, self._limits.read_events_max),
-                bytes_max=self._limits.read_bytes_max,
-                now_ms=self._clock.now_ms(),
-            )
+            await work()
+        finally:
+            self._waiting = None
+            self._waited()
+
+    def _waited(self) -> None:
+        """Something that was waited for is over."""
+        if self._wait_over is not None:
+            self._wait_over.set()
+        self._ask_turn()
+
+    async def _look_up(self, message: Read | ChainAt | Heal) -> None:
+        """Answer what only the log knows."""
+        try:
+            answer = await look_up(self._services, self._limits, self.principal, message)
         except ProtocolError as error:
             self._reply_error(message.rid, error)
         else:
-            self._reply(encode_read_result(message.rid, message.stream, page))
+            self._reply(answer)
 
-    # -- between them -------------------------------------------------------------------------------------------
+    async def _pull_stored(self) -> None:
+        """Take what the session follows from the database, for its next turn; wait while the log is away."""
+        self._reading = True
+        try:
+            pulled = await self.subscriber.pull()
+            self.subscriber.check_log()  # what was read and signed meanwhile may be of two logs
+            self._pulled = pulled
+        except Unavailable as error:
+            self._reading = False
+            self._ask_turn()
+            await trio.sleep((error.retry_after_ms or RETRY_MS_DEFAULT) / 1000)
+        except ProtocolError as error:
+            self.end(error)
+        finally:
+            self._reading = False
+            self._pulling = None
+            self._waited()
 
-    def _wake(self) -> None:
-        self._news.set()
+    # -- what goes --------------------------------------------------------------------------------------------------
 
-    def _reply(self, encoded: bytes, *, ack: bool = False) -> None:
-        self._replies.append((encoded, ack))
+    def _ask_turn(self) -> None:
+        self._services.turns.ask(self)
+
+    def _reply(self, encoded: bytes) -> None:
+        self._replies.append(encoded)
         self._replies_bytes += len(encoded)
-        self._wake()
+        self._services.turns.ask(self)
 
     def _reply_error(self, rid: int | None, error: ProtocolError) -> None:
         self._reply(encode(Error(rid, error.code, error.retry_after_ms)))
 
-    # -- writer -----------------------------------------------------------------------------------------------------
-
-    async def _write(self) -> None:
-        try:
-            while True:
-                # protocol.md section 4: "one wake-up flag (clear, read, then wait)"
-                self._news = trio.Event()
-                while await self._turn():
-                    pass
-                if self._ended.is_set():
-                    return
-                if self._draining and not self._inflight:
-                    self.end(None if self.said_bye else ProtocolError("draining"))
-                    return
-                if self._pull_at_s <= trio.current_time():
-                    await self._news.wait()
-                else:
-                    with trio.move_on_at(self._pull_at_s):  # the next try to read the log, which was away
-                        await self._news.wait()
-        finally:
-            self._written.set()
-
-    async def _turn(self) -> bool:
-        """Send what there is, at most one page of it; whether there was anything."""
-        messages = [message for message, _ in self._replies]
-        acks = any(ack for _, ack in self._replies)
-        self._replies.clear()
-        self._replies_bytes = 0
-        messages += self.live.pull()
-        if not self._ended.is_set() and self._pull_at_s <= trio.current_time():
-            messages += await self._pull()
-        self._room.set()
-        if not messages:
+    def turn(self) -> bool:
+        """As ``TakesTurns.turn``: answers, what other devices tell, then pages of the streams the session follows."""
+        if not self._listens or self._connection.blocked:
+            return False  # ``run`` and ``writable`` ask again
+        if self._reading and not self._ended:
+            # What is read says how far the device's own events got: it must not come after the answers to later ones.
             return False
-        records = self._protocol.send(messages, now_s=self._clock.monotonic_s())
-        self._sending_since_s = trio.current_time()
-        await self._connection.send(records)
-        self._sending_since_s = math.inf
-        self._metrics.sent_records.inc(len(records))
-        self._metrics.sent_bytes.inc(sum(map(len, records)))
-        if acks:
-            self._probe("after_ack")
-        return True
+        messages, acks = [*(self._pulled or ()), *self._replies], self._acks
+        self._pulled = None
+        self._replies, self._replies_bytes, self._acks = [], 0, False
+        messages += self.live.pull()
+        more = False if self._ended else self._pull(messages)
+        if messages:
+            self._send(messages)
+            if acks:
+                self._services.probe("after_ack")
+        elif self._draining and not self._inflight:
+            self.end(None if self.said_bye else ProtocolError("draining"))
+        if self._ended:
+            return self._take_leave()
+        if self._paused:
+            self._go_on()
+        return more or bool(self.live.marked) or (bool(messages) and self._draining)
 
-    async def _pull(self) -> list[bytes]:
-        """The next messages of the streams the session follows; none while the log is away."""
+    def _pull(self, messages: list[bytes]) -> bool:
+        """Add what the streams that the session follows have for it; whether there may be more at once."""
+        if self._pulling is not None:
+            return False
+        size = 0
         try:
             self._check_standing()
-            messages = await self.subscriber.pull()
-            self.subscriber.check_log()  # what was read and signed meanwhile may be of two logs
-        except Unavailable as error:
-            self._pull_at_s = trio.current_time() + (error.retry_after_ms or RETRY_MS_DEFAULT) / 1000
+            while size < TURN_BYTES_MAX:
+                page = self.subscriber.pull_nowait()
+                if page is None:
+                    self._pulling = self._services.turns.wait_for(self, self._pull_stored)
+                    return False
+                if not page:
+                    return False
+                messages += page
+                size += sum(map(len, page))
         except ProtocolError as error:
             self.end(error)
-        else:
-            return messages
-        return []
+        return True
+
+    def _send(self, messages: list[bytes]) -> None:
+        records = self._protocol.send(messages, now_s=self._services.clock.monotonic_s())
+        self._connection.write(records)
+        self._sent_at_s = trio.current_time()
+        metrics = self._services.metrics
+        metrics.sent_records.total += len(records)
+        metrics.sent_bytes.total += sum(map(len, records))
+
+    def _take_leave(self) -> bool:
+        """Stop listening once everything has gone; whether to look again at once."""
+        if not self._connection.backlog_bytes:
+            self._scope.cancel()
+            return False
+        return not self._connection.blocked

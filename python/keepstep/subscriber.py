@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from keepstep.heads import HeadSigner
     from keepstep.interfaces import Accounts, Clock, EventLog, Page, StreamInfo
-    from keepstep.model import Principal, StreamPk
+    from keepstep.model import Principal, StreamPk, UserPk
     from keepstep.protocol.messages import SignedHead, SignedRewind
+    from keepstep.tallies import Tally
 
 Start = Position | int | Literal["start", "end"]
 """Where a device wants to go on from; an ``int`` is a position whose chain the device is trusted not to know."""
@@ -46,9 +47,9 @@ def reading_refusal(name: str, device_id: bytes) -> Literal["forbidden", "unknow
     return "forbidden" if is_inbox(name) else "unknown_stream"
 
 
-async def no_rewinds(stream: str) -> list[SignedRewind]:
+async def no_rewinds(user_pk: UserPk, user_key: bytes, stream: str) -> list[SignedRewind]:
     """Of a log that no restore set back."""
-    del stream
+    del user_pk, user_key, stream
     return []
 
 
@@ -92,7 +93,7 @@ class _Subscription:
     moved: bool = False
     head_due: bool = False
     acked_seq: int = 0
-    unacked: deque[tuple[int, bytes, int]] = field(default_factory=deque)
+    unacked: list[tuple[int, bytes, int]] = field(default_factory=list)  # a tenth of an empty deque
 
 
 class Subscriber:
@@ -108,8 +109,8 @@ class Subscriber:
         principal: the session's device.
         limits: see ``SubscriberLimits``.
         wake: tells the session's writer that ``pull`` may have something.
-        count: told how many events each page holds.
-        rewinds: the restores that set a stream back, signed; raises Unavailable.
+        relayed: counts the events of each page.
+        rewinds: the restores that set a stream of a user back, signed; raises Unavailable.
     """
 
     def __init__(
@@ -122,10 +123,10 @@ class Subscriber:
         principal: Principal,
         limits: SubscriberLimits,
         wake: Callable[[], None],
-        count: Callable[[int], None],
-        rewinds: Callable[[str], Awaitable[list[SignedRewind]]] = no_rewinds,
+        relayed: Tally,
+        rewinds: Callable[[UserPk, bytes, str], Awaitable[list[SignedRewind]]] = no_rewinds,
     ) -> None:
-        self._rewinds = rewinds
+        self._rewinds_of = rewinds
         self.principal = principal
         self._log = log
         self._generation = log.generation()
@@ -134,18 +135,19 @@ class Subscriber:
         self._clock = clock
         self._limits = limits
         self._wake = wake
-        self._count = count
+        self._relayed = relayed
         self._subscriptions: dict[str, _Subscription] = {}
         self._by_pk: dict[StreamPk, _Subscription] = {}
         self._absent = 0
         self._ready: OrderedDict[str, None] = OrderedDict()
-        self._refusals: deque[tuple[str, _Refusal]] = deque()
+        self._refusals: list[tuple[str, _Refusal]] = []
         self._left: set[str] = set()  # streams that ``all`` does not follow
         self._sent_before: dict[str, int] = {}
         self._all = False
         self._list_due = False
         self._unacked_bytes = 0
         self._unsaved_acks: dict[str, tuple[int, bytes]] = {}
+        self._told_safe_at_ms: int | None = None
 
     # -- what the device asks -----------------------------------------------------------------------------------
 
@@ -248,7 +250,7 @@ class Subscriber:
                 continue
             unacked = subscription.unacked
             while unacked and unacked[0][0] <= seq:
-                page_seq, chain, size = unacked.popleft()
+                page_seq, chain, size = unacked.pop(0)
                 self._unacked_bytes -= size
                 if page_seq == seq and chain[:CHAIN_PREFIX_BYTES] != chain16:
                     raise ProtocolError("unknown_position", "the device acknowledged another chain than it was sent")
@@ -299,9 +301,10 @@ class Subscriber:
         return self._all and name not in self._left and reading_refusal(name, self.principal.device_id) is None
 
     def head_tick(self) -> None:
-        """A signed head is due on every stream that moved since the last one."""
+        """A signed head is due on every stream that moved since the last one, and where a backup was verified since."""
+        is_safer = self._signer.safe_at_ms != self._told_safe_at_ms
         for name, subscription in self._subscriptions.items():
-            if subscription.moved:
+            if subscription.moved or (is_safer and name == DEVICES_STREAM):
                 subscription.head_due = True
                 self._mark(name)
         if self._ready:
@@ -316,6 +319,22 @@ class Subscriber:
 
     # -- what to send -------------------------------------------------------------------------------------------
 
+    def pull_nowait(self) -> list[bytes] | None:
+        """What ``pull`` would return, as far as memory has it; ``None`` where ``pull`` would ask the database."""
+        if self._refusals or self._list_due:
+            return None
+        while (name := self._next()) is not None:
+            subscription = self._subscriptions[name]
+            page = self._page_in_memory(subscription)
+            if page is None:
+                self._mark(name)
+                self._ready.move_to_end(name, last=False)
+                return None
+            messages = self._continued(subscription, page)
+            if messages:
+                return messages
+        return []
+
     async def pull(self) -> list[bytes]:
         """The next messages for this session, encoded; empty when there is nothing to send now.
 
@@ -326,9 +345,8 @@ class Subscriber:
         """
         while True:
             if self._refusals:
-                refused = [await self._refused(*each) for each in list(self._refusals)]
-                for _ in refused:
-                    self._refusals.popleft()
+                refused = [await self._refused(*each) for each in self._refusals.copy()]
+                del self._refusals[: len(refused)]
                 return refused
             if self._list_due:
                 await self._list()
@@ -369,9 +387,13 @@ class Subscriber:
 
     async def _list(self) -> None:
         """Find streams that came into being, and under ``all`` follow them from the acknowledged position."""
-        streams = await self._log.streams(self.principal.user_pk)
-        acks = await self._accounts.acks(self.principal) if self._all else {}
-        self._list_due = False
+        self._list_due = False  # a commit from here on makes it due again
+        try:
+            streams = await self._log.streams(self.principal.user_pk)
+            acks = await self._accounts.acks(self.principal) if self._all else {}
+        except Unavailable:
+            self._list_due = True
+            raise
         for info in streams:
             subscription = self._subscriptions.get(info.name)
             if subscription is not None:
@@ -423,6 +445,9 @@ class Subscriber:
             return [encode(Rewound(name, rewinds, head, author))]
         return [encode(Resumed(stream=name, answer=answer, head=head, author=author, rewinds=rewinds))]
 
+    async def _rewinds(self, name: str) -> list[SignedRewind]:
+        return await self._rewinds_of(self.principal.user_pk, self.principal.user_key, name)
+
     async def _find(self, name: str) -> StreamInfo | None:
         try:
             return await self._log.stream(self.principal.user_pk, name)
@@ -464,8 +489,25 @@ class Subscriber:
             page = await self._read(subscription)
         except Pruned:
             return await self._pruned(subscription)
-        if self._subscriptions.get(name) is not subscription:
-            return []
+        return self._continued(subscription, page) if self._subscriptions.get(name) is subscription else []
+
+    def _page_in_memory(self, subscription: _Subscription) -> Page | None:
+        """The page after a stream's position, ``None`` where memory does not have it."""
+        if subscription.start is not None or subscription.stream_pk is None:
+            return None
+        page = self._log.read_in_memory(
+            self.principal.user_pk,
+            subscription.name,
+            after=subscription.at.seq,
+            events_max=self._limits.page_events_max,
+            bytes_max=self._limits.page_bytes_max,
+            now_ms=self._clock.now_ms(),
+        )
+        return page if page is not None and _continues(subscription, page) else None
+
+    def _continued(self, subscription: _Subscription, page: Page) -> list[bytes]:
+        """A page that continues a stream's position as messages, with the signed head where it reaches that."""
+        name = subscription.name
         messages: list[bytes] = []
         if page.count:
             messages.append(encode_events(name, page))
@@ -475,13 +517,17 @@ class Subscriber:
             self._mark(name)
             return messages
         if subscription.owes_caught_up:
-            messages.append(encode(CaughtUp(stream=name, head=self._sign(name, subscription.at))))
+            messages.append(encode(CaughtUp(name, self._sign(name, subscription.at), self._tell_safe_at_ms())))
         elif subscription.head_due:
-            messages.append(encode(Head(stream=name, head=self._sign(name, subscription.at))))
+            messages.append(encode(Head(name, self._sign(name, subscription.at), self._tell_safe_at_ms())))
         else:
             return messages
         subscription.owes_caught_up = subscription.head_due = subscription.moved = False
         return messages
+
+    def _tell_safe_at_ms(self) -> int | None:
+        self._told_safe_at_ms = self._signer.safe_at_ms
+        return self._told_safe_at_ms
 
     async def _pruned(self, subscription: _Subscription) -> list[bytes]:
         """The beginning of a stream is gone beyond its position: what stands for it, and the position after that.
@@ -510,7 +556,7 @@ class Subscriber:
         """Move the position over a page and count its bytes as not acknowledged."""
         subscription.at = Position(page.last_seq, page.chain)
         subscription.moved = True
-        self._count(page.count)
+        self._relayed.total += page.count
         size = len(page.rows)
         self._unacked_bytes += size
         if len(subscription.unacked) >= UNACKED_PAGES_MAX:
@@ -528,8 +574,7 @@ class Subscriber:
                 bytes_max=self._limits.page_bytes_max,
                 now_ms=self._clock.now_ms(),
             )
-            # protocol.md section 4: "The first seq of a page must be position + 1, from any source; else reread."
-            if page.after == subscription.at.seq and page.last_seq == page.after + page.count:
+            if _continues(subscription, page):
                 return page
         raise Unavailable("the log does not continue a position")
 
@@ -542,3 +587,8 @@ class Subscriber:
 
     def _sign(self, name: str, head: Position) -> SignedHead:
         return self._signer.sign(self.principal.user_key, name, seq=head.seq, chain=head.chain)
+
+
+def _continues(subscription: _Subscription, page: Page) -> bool:
+    """protocol.md section 4: "The first seq of a page must be position + 1, from any source; else reread."."""
+    return page.after == subscription.at.seq and page.last_seq == page.after + page.count

@@ -1,4 +1,4 @@
-"""Every metric and every log field of the server, by name; the only place that knows prometheus_client and structlog.
+"""Every metric and every log field of the server, by name; with ``tallies`` all that knows prometheus_client.
 
 No key, token or payload can reach a log: a line holds only the fields listed here, never bytes, and of an exception
 only its type and where it was raised, unless it is one of ours, whose text is fixed.
@@ -18,11 +18,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from keepstep.errors import KeepstepError
 from keepstep.protocol.messages import ResultAccepted, ResultDuplicate
+from keepstep.tallies import Distribution, LabelledTally, Lookups, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping, Sequence
-
-    from prometheus_client.metrics import MetricWrapperBase
 
     from keepstep.protocol.messages import Result
 
@@ -83,7 +82,6 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._received: dict[type, Counter] = {}
         self._make_edge_metrics()
         self._make_session_metrics()
         self._make_log_metrics()
@@ -141,29 +139,46 @@ class Metrics:
         self.session_ends = self._counter(
             "session_ends", "Sessions by how they ended: bye, lost, stopped, fault, or an error code.", ["reason"]
         )
-        self.messages_received = self._counter("messages_received", "Messages received in sessions, by type.", ["type"])
-        self.received_bytes = self._counter("received_bytes", "Bytes of records received in sessions.")
-        self.sent_records = self._counter("sent_records", "Records sent in sessions.")
-        self.sent_bytes = self._counter("sent_bytes", "Bytes of records sent in sessions.")
+        self.messages_received = LabelledTally(
+            "keepstep_messages_received", "Messages received in sessions, by type.", "type", self.registry
+        )
+        self.received_bytes = self._tally("received_bytes", "Bytes of records received in sessions.")
+        self.sent_records = self._tally("sent_records", "Records sent in sessions.")
+        self.sent_bytes = self._tally("sent_bytes", "Bytes of records sent in sessions.")
 
     def _make_log_metrics(self) -> None:
         """Publishing and relaying."""
-        self.events = self._counter(
-            "events", "Published events by what became of them: accepted, duplicate, or an error code.", ["result"]
+        self.events = LabelledTally(
+            "keepstep_events",
+            "Published events by what became of them: accepted, duplicate, or an error code.",
+            "result",
+            self.registry,
         )
         self.batch_events = self._histogram("batch_events", "Events in one append.", _EVENTS)
         self.append_seconds = self._histogram(
             "append_seconds", "One append to the log, commit included, seconds.", _SECONDS
         )
-        self.ack_seconds = self._histogram(
-            "ack_seconds", "From a submission's entry into its queue to its answer, seconds.", _SECONDS
+        self.ack_seconds = Distribution(
+            "keepstep_ack_seconds",
+            "From a submission's entry into its queue to its answer, seconds.",
+            _SECONDS,
+            self.registry,
         )
         self.submissions_waiting = self._gauge("submissions_waiting", "Submissions that wait for a pipeline.")
+        self.suspects_held_back = self._counter(
+            "suspects_held_back", "Publishes that waited or were refused because their devices sent bad signatures."
+        )
         self.tail_bytes = self._gauge("tail_bytes", "Memory that the newest events of all streams take up.")
+        self.cache_lookups = Lookups(
+            "keepstep_cache_lookups",
+            "What was asked of a cache, found or missing: heads (of streams) and devices (of users) by batches; tail: "
+            "pages with events by sessions, of which the database answers what is missing.",
+            self.registry,
+        )
         self.database_away = self._gauge(
             "database_away", "1 while the database is not asked because it did not answer."
         )
-        self.relayed_events = self._counter("relayed_events", "Events sent to sessions.")
+        self.relayed_events = self._tally("relayed_events", "Events sent to sessions.")
 
     def _make_account_metrics(self) -> None:
         """Accounts, periodic work, administration."""
@@ -209,6 +224,10 @@ class Metrics:
         )
         self.backup_wal_timestamp = self._gauge(
             "backup_wal_timestamp_seconds", "When the write-ahead log was last kept in the backups, unix seconds."
+        )
+        self.backup_wal_gap = self._gauge(
+            "backup_wal_gap",
+            "1: write-ahead log since the newest backup is missing, and nothing after it can be restored; 0: none is.",
         )
         self.backup_wal_bytes = self._counter("backup_wal_bytes", "Bytes written of kept write-ahead log.")
         self.backup_failures = self._counter(
@@ -274,18 +293,14 @@ class Metrics:
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(f"keepstep_{name}", text, labels, registry=self.registry)
 
+    def _tally(self, name: str, text: str) -> Tally:
+        return Tally(f"keepstep_{name}", text, self.registry)
+
     def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
         return Gauge(f"keepstep_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
         return Histogram(f"keepstep_{name}", text, labels, registry=self.registry, buckets=buckets)
-
-    def received(self, message: type) -> None:
-        """One message was received in a session."""
-        counter = self._received.get(message)
-        if counter is None:
-            counter = self._received[message] = self.messages_received.labels(message.__name__)
-        counter.inc()
 
     def appended(self, events: int, seconds: float) -> None:
         """One append was committed."""
@@ -297,11 +312,11 @@ class Metrics:
         self.ack_seconds.observe(seconds)
         for result in results:
             if isinstance(result, ResultAccepted):
-                self.events.labels("accepted").inc(result.count)
+                self.events.count("accepted", result.count)
             elif isinstance(result, ResultDuplicate):
-                self.events.labels("duplicate").inc()
+                self.events.count("duplicate")
             else:
-                self.events.labels(result.code).inc()
+                self.events.count(result.code)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -311,16 +326,22 @@ class Metrics:
         """``docs/reference/metrics.md``: every metric and log field, from this file."""
         lines = ["# Metrics and log fields", "", "`GET /metrics` of the REST port; logs go to standard error.", ""]
         lines += ["## Metrics", "", "| name | type | labels | meaning |", "|---|---|---|---|"]
-        for metric in sorted(self._all(), key=lambda one: one._name):
-            name = f"{metric._name}_total" if isinstance(metric, Counter) else metric._name
-            labels = ", ".join(metric._labelnames)
-            lines.append(f"| `{name}` | {metric._type} | {labels} | {metric._documentation} |")
+        for name, kind, labels, text in sorted(self._all()):
+            full = f"{name}_total" if kind == "counter" else name
+            lines.append(f"| `{full}` | {kind} | {', '.join(labels)} | {text} |")
         lines += ["", "## Log fields", "", "A log line has no other fields.", "", "| name | meaning |", "|---|---|"]
         lines += [f"| `{name}` | {meaning} |" for name, meaning in LOG_FIELDS.items()]
         return "\n".join(lines) + "\n"
 
-    def _all(self) -> list[MetricWrapperBase]:
-        return [value for value in vars(self).values() if isinstance(value, (Counter, Gauge, Histogram))]
+    def _all(self) -> list[tuple[str, str, Sequence[str], str]]:
+        """Name, type, labels and meaning of every metric."""
+        found: list[tuple[str, str, Sequence[str], str]] = []
+        for each in vars(self).values():
+            if isinstance(each, (Counter, Gauge, Histogram)):
+                found.append((each._name, each._type, each._labelnames, each._documentation))
+            elif isinstance(each, (Tally, LabelledTally, Lookups, Distribution)):
+                found.append((each.name, each.kind, each.labels, each.text))
+        return found
 
 
 class BoundedLines:

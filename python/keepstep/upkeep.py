@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from keepstep.interfaces import Clock, Randomness, Threads
     from keepstep.reloading import Reloads
     from keepstep.runtime import OffsetClock
+    from keepstep.safety import Safety
     from keepstep.telemetry import Log, Metrics
 
 
@@ -76,6 +77,7 @@ async def prepared_jobs(
     clock: OffsetClock,
     reloads: Reloads,
     randomness: Randomness,
+    safety: Safety,
     metrics: Metrics,
     logger: Log,
     more: Mapping[str, Callable[[], Awaitable[None]]],
@@ -87,13 +89,14 @@ async def prepared_jobs(
         clock,
         gateway.save_acks,
         lambda: storage.accounts.keep_sessions(now_ms=clock.now_ms()),
-        {**other_jobs(storage, reloads, clock, randomness, metrics, logger), **more},
+        {**other_jobs(storage, reloads, clock, randomness, metrics, logger), "safe_at": safety.read, **more},
         partitions_ahead=settings.partitions_ahead,
         metrics=metrics,
         logger=logger,
     )
     try:
         await jobs.prepare()
+        await safety.read()
     except Unavailable as exc:
         raise StartupError("the database went away while the server was starting; start it again") from exc
     return jobs

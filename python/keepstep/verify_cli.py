@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from keepstep.cli_database import server_installed, with_database
+from keepstep.cli_database import counted, server_installed, with_database
 from keepstep.model import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ def as_text(report: Report) -> str:
     if report.faults_count > len(report.faults):
         lines.append(f"and {report.faults_count - len(report.faults)} more")
     lines += [f"note: {note}" for note in report.notes]
-    what = f"{report.events} events in {report.streams} streams of {report.users} users"
+    events, streams = counted(report.events, "event"), counted(report.streams, "stream")
+    what = f"{events} in {streams} of {counted(report.users, 'user')}"
     rate = f"{report.seconds:.1f} s, {report.events_per_s} events/s"
-    verdict = "all as it was signed" if report.is_clean else f"{report.faults_count} faults"
+    verdict = "all as it was signed" if report.is_clean else counted(report.faults_count, "fault")
     return "\n".join([*lines, f"verified {what} in {rate}: {verdict}"])
 
 
@@ -103,7 +104,8 @@ class Told:
         now_s = self._monotonic_s()
         if now_s >= self._next_s:
             self._next_s = now_s + PROGRESS_S
-            click.echo(f"{progress.users} users, {progress.events} events, {progress.faults} faults so far", err=True)
+            users, events = counted(progress.users, "user"), counted(progress.events, "event")
+            click.echo(f"{users}, {events}, {counted(progress.faults, 'fault')} so far", err=True)
 
 
 def user_key_of(text: str) -> bytes:

@@ -11,12 +11,14 @@ from keepstep import _keepstep
 from keepstep.errors import ProtocolError
 from keepstep.eventlog.healing import LostEvents
 from keepstep.heads import HeadSigner
-from keepstep.healing import CLOSE_REPORT, RETRY_AFTER_MS, Healing
-from keepstep.model import DEVICES_STREAM, Capability, Kind, Position
+from keepstep.healing import CLOSE_REPORT, HEAL_RATE, RETRY_AFTER_MS, Healing
+from keepstep.model import DEVICES_STREAM, Capability, Kind, Policy, Position
 from keepstep.protocol.chain import chain_0, event_hash
 from keepstep.protocol.messages import ChainAt, Heal, ResultAccepted
-from keepstep.protocol.rewind import verify_rewind
+from keepstep.protocol.policy import encode_policy
+from keepstep.protocol.rewind import CLOCKS_APART_MS_MAX, verify_rewind
 from keepstep.protocol.snapshot import encode_erase
+from keepstep.ratelimit import RateLimited
 from keepstep.restores import EVERYTHING, PROVEN, StreamRewind
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture, seed
 from tests.support.logs import FixedClock, append, create_account, enrol, principal_of, read_all
@@ -235,6 +237,29 @@ async def test_what_has_no_place_is_appended_anew(place: Place) -> None:
     assert [row[3] for row in reading.rows[2:]] == [bench.rows[2][3], bench.rows[3][3]]
 
 
+async def test_what_has_no_place_need_not_build_on_the_head(place: Place) -> None:
+    """In a stream of the policy ``expect``: what was signed before the restore, and saw what that explains."""
+    bench = await restored(place)
+    name, phone, dead = "expecting", bench.phone, seed("dead")
+    expecting = phone.event(name, encode_policy(Policy.EXPECT), kind=Kind.POLICY)
+    (created,) = await append(bench.log, bench.principal, expecting)
+    assert isinstance(created, ResultAccepted)
+    await bench.report(bench.principal, CLOSE_REPORT)
+    before: dict[str, Any] = {"base": (9, dead), "hlc": NOW_MS << 16}
+    seen = ((7, dead), (0, chain_0(_keepstep, ADA.user_key, name)), (1, created.chain))
+    events = [phone.event(name, b"x", seen=each, **before) for each in seen]
+    bench.clock.at_ms = later_ms = NOW_MS + CLOCKS_APART_MS_MAX + 1
+    last_n, last_hash = phone.authored[name]
+    late: dict[str, Any] = {"n": last_n + 1, "prev": last_hash[:16], "seen": (1, created.chain), "hlc": later_ms << 16}
+    events.append(phone.sign(name, b"x", base=(9, dead), **late))
+    rows: list[EventRow] = [
+        (seq, phone.device_id, NOW_MS, event.header, event.sig, event.payload, None)
+        for seq, event in enumerate(events, 5)
+    ]
+    result: Any = await bench.healing.heal(bench.principal, Heal(1, name, None, rows, None, 0))
+    assert (result.answer, result.lost, result.head_seq) == ("placed", [8], 4)
+
+
 async def test_chains_are_told_as_far_as_the_log_goes(place: Place) -> None:
     """Nothing above the head; nothing of another device's inbox."""
     bench = await restored(place)
@@ -348,3 +373,19 @@ async def test_who_may_not_read_hands_nothing_in(place: Place) -> None:
     assert await healing.rewinds(bench.principal.user_pk, ADA.user_key, STREAM) == []
     with pytest.raises(ProtocolError, match="unsupported"):
         await healing.heal(bench.principal, Heal(1, STREAM, None, [], None, 0))
+
+
+async def test_a_device_that_heals_too_often_waits_and_others_do_not(place: Place) -> None:
+    """It is told how long; what it sends before is not looked at, and its turn comes back evenly."""
+    bench = await restored(place)
+    for _ in range(HEAL_RATE.calls):
+        await bench.report(bench.principal, PROVEN)
+    with pytest.raises(RateLimited) as caught:
+        await bench.heal(3, 6)
+    assert (caught.value.code, caught.value.retry_after_ms) == ("rate_limited", 32)
+    laptop = await principal_of(place, bench.laptop)
+    assert (await bench.heal(3, 4, by=laptop)).answer == "placed"
+    bench.clock.at_s += 0.032
+    assert (await bench.heal(5, 6)).answer == "placed"
+    with pytest.raises(RateLimited):
+        await bench.heal(5, 6)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keepstep.heads import HeadSigner
-from keepstep.healing import CLOCKS_APART_MS_MAX, CLOSE_REPORT, Healing
+from keepstep.healing import CLOSE_REPORT, Healing
 from keepstep.model import DEVICES_STREAM, Capability, Kind, Policy
 from keepstep.protocol.messages import Heal, ResultAccepted
 from keepstep.protocol.policy import encode_policy
+from keepstep.protocol.rewind import CLOCKS_APART_MS_MAX
 from tests.contract.test_healing import ADA, SERVER_SECRET, STREAM, WINDOW_MS, Restored, restored
 from tests.support.events import NOW_MS, DeviceFixture
 from tests.support.logs import append, enrol, principal_of

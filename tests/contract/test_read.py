@@ -197,3 +197,20 @@ async def test_the_tail_serves_while_the_database_is_away(place: Place) -> None:
     place.come_back()
 
     assert (page.count, page.last_seq, page.head_seq) == (2, 3, 3)
+
+
+async def test_pages_with_events_are_counted_by_where_they_came_from(place: Place) -> None:
+    """Found in the tail, or missing there and read from the database; asking at the head is neither."""
+    writer, reader = place.node(), place.node()
+    device = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, writer, device)
+    await append(writer, principal, *device.events("notes", 4))
+    for log in (writer, reader):
+        for after in (0, 2, 4):
+            await log.read(
+                principal.user_pk, "notes", after=after, events_max=2, bytes_max=PAGE_BYTES_MAX, now_ms=NOW_MS
+            )
+
+    hits = writer.cache_hits()["tail"], reader.cache_hits()["tail"]
+
+    assert [(each.found, each.missing) for each in hits] == [(2, 0), (0, 2)]

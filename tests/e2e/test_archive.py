@@ -17,6 +17,7 @@ from keepstep.account_intake import verify_account
 from keepstep.archive.opening import ArchiveKeys, archive_run, open_archive
 from keepstep.cli import commands
 from keepstep.client import open_device
+from keepstep.client.restdevice import open_rest_device
 from keepstep.config import Settings
 from keepstep.errors import StartupError
 from keepstep.eventlog.retention import DAY_MS, RetentionRules
@@ -95,7 +96,7 @@ async def metric(server: RunningServer, line: str) -> None:
 async def test_a_device_away_for_long_reads_everything_from_the_archive(
     data_dir: Path, tmp_path: Path, database_url: str, where: str, request: pytest.FixtureRequest
 ) -> None:
-    """From the first event on, verifying every signature and chain; so does a device that reads for the first time."""
+    """From the first event on, verifying every chain; so do devices that read for the first time, one over REST."""
     archive: dict[str, Any] = {"archive_url": str(tmp_path / "archive"), "retention_days": DAYS}
     if where == "s3":
         archive |= {f"archive_s3_{name}": value for name, value in ACCESS.items()}
@@ -109,6 +110,7 @@ async def test_a_device_away_for_long_reads_everything_from_the_archive(
         await laptop.wait_until_ready()
         await laptop.enrol(tmp_path / "phone.sqlite3", "phone")
         await laptop.enrol(tmp_path / "watch.sqlite3", "watch")
+        await laptop.enrol(tmp_path / "web.sqlite3", "web")
         await write(laptop, b"1", b"2")
         async with open_device(tmp_path / "phone.sqlite3") as phone:
             await phone.subscribe(STREAM)
@@ -126,6 +128,8 @@ async def test_a_device_away_for_long_reads_everything_from_the_archive(
                 notes = await device.subscribe(STREAM, after=0)
                 assert [(await anext(notes)).data for _ in range(7)] == [b"%d" % n for n in range(1, 8)], name
                 assert await device.alarms() == []
+        async with open_rest_device(tmp_path / "web.sqlite3") as web:
+            assert [event.data for event in await web.read(STREAM)] == [b"%d" % n for n in range(1, 8)]
 
 
 def operate(*arguments: str) -> tuple[int, str]:

@@ -1,20 +1,20 @@
-"""The smoke benchmark on a real server, with a generator that only pretends: the real one takes a release build."""
+"""The benchmarks on a real server, with small numbers; where figures do not matter the load generator only pretends."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from bench import enumeration, revocation, smoke
+from bench import __main__ as command_line
+from bench import backup, enumeration, growth, retention, revocation, server
+from bench.generator import Generator
+from bench.runner import Bench, run_scenario
+from bench.scenario import Load, Scenario
 from tests.support.observed_run import ObservedRun
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GENERATOR = """#!{python}
 import json, shutil, sys, time, urllib.request
@@ -26,10 +26,10 @@ while time.monotonic() < until:
     urllib.request.urlopen(rest + "/metrics").read()
 print(json.dumps({{"phase": "measured"}}), flush=True)
 shutil.copy({observations!r}, sys.argv[sys.argv.index("--observations") + 1])
-latency = dict(p50=1.0, p99=2.0)
+latency = dict(p50=1.0, p90=1.0, p99=2.0, p999=2.0, max=2.0, count=24)
 print(json.dumps(dict(
     acknowledged_in_all=24, acknowledged=24, acknowledged_per_s=80.0, delivered_per_s=160.0,
-    acknowledge_ms=latency, deliver_ms=latency, errors={{}}, arguments=sys.argv[1:],
+    acknowledge_ms=latency, deliver_ms=latency, late_ms=latency, errors={{}}, arguments=sys.argv[1:],
 )))
 """
 
@@ -38,50 +38,120 @@ print(json.dumps(dict(
 def test_the_results_name_commit_machine_durability_and_costs(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both loads run on one durable server; the second at half the rate of the first."""
+    """Both loads run on one durable server; the second at half the rate of the first, beside the disk's own fsync."""
     observations = ObservedRun(1).write(data_dir / "observed.jsonl")
     generator = data_dir / "generator"
     generator.write_text(GENERATOR.format(python=sys.executable, observations=str(observations)))
     generator.chmod(0o700)
-    monkeypatch.setattr(smoke, "build_generator", lambda: generator)
-    output = data_dir / "out" / "results.json"
+    monkeypatch.setattr(command_line, "build_generator", lambda: generator)
+    output = data_dir / "out"
 
-    assert smoke.main(["--directory", str(data_dir), "--output", str(output), "--duration-s", "1"]) == 0
+    options = ["--directory", str(data_dir), "--output", str(output), "--duration-s", "1"]
+    assert command_line.main(["run", "smoke", *options]) == 0
 
-    results = json.loads(output.read_text())
+    results = json.loads((output / "smoke.json").read_text())
     assert results["durability"]["fsync"] == results["durability"]["synchronous_commit"] == "on"
     assert results["machine"]["cores"] >= 1
     assert results["version"]
     assert results["commit"]
-    assert list(results["results"]) == ["saturation", "half load"]
-    assert all(result["server_us"] > 0 for result in results["results"].values())
-    arguments = results["results"]["half load"]["load"]["arguments"]
-    assert arguments[arguments.index("--rate") + 1] == "40"
+    assert list(results["loads"]) == ["saturation", "half load"]
+    for load in results["loads"].values():
+        assert load["figures"]["server_us"]["median"] >= load["figures"]["loop_us"]["median"] * 0.9 > 0
+    half = results["loads"]["half load"]
+    assert half["figures"]["disk_ms_p50"]["median"] > 0
+    (report,) = half["runs"]
+    assert report["arguments"][report["arguments"].index("--rate") + 1] == "40"
     printed = " ".join(capsys.readouterr().out.split())
     assert "fsync on, full_page_writes on, synchronous_commit on" in printed
 
 
 @pytest.mark.slow
+def test_every_workload_of_the_real_generator_has_a_result(data_dir: Path, generator: Generator) -> None:
+    """On one server: published and read back, relayed beside bad signatures, downloaded, held, connected."""
+    scenario = Scenario(
+        title="all of them",
+        loads=(
+            Load(name="publish", workload="publish", connections=6, events_per_frame=2, events_per_s_max=200),
+            Load(name="relay", workload="relay", connections=6, events_per_s_max=200),
+            Load(name="many streams", workload="relay", connections=6, events_per_s_max=200, streams_per_user=1_030),
+            Load(name="spread", workload="publish", connections=2, events_per_s_max=200, streams_per_user=7),
+            Load(name="open", workload="relay", connections=6, events_per_frame=2, rate=100, bad_signers=1),
+            Load(name="catch-up", workload="catch-up", connections=2, events=200, downloads=2, verify=True),
+            Load(name="idle", workload="idle", connections=6, subscribed=True),
+            Load(name="connect", workload="connect", connections=2, at_once=2),
+        ),
+        repetitions=1,
+        duration_s=1,
+        warm_up_s=0,
+    )
+    said: list[str] = []
+
+    results = run_scenario("all", scenario, Bench(generator, data_dir, said.append))
+
+    figures = {name: load["figures"] for name, load in results["loads"].items()}
+    assert figures["publish"]["acknowledged_per_s"]["median"] > 0
+    for name in ("publish", "relay", "many streams", "spread", "open"):
+        assert results["loads"][name]["runs"][0]["checked"] > 0
+    assert figures["open"]["bad_refused"]["median"] > 0
+    assert figures["open"]["deliver_ms_p99"]["median"] > 0
+    assert figures["open"]["disk_ms_p50"]["median"] > 0
+    assert figures["catch-up"]["downloaded_per_s"]["median"] > 0
+    assert "proportional_kib" in figures["idle"]
+    assert figures["connect"]["connected_per_s"]["median"] > 0
+    assert figures["connect"]["per_server_cpu_s"]["median"] > 0
+
+
+@pytest.fixture(scope="session")
+def generator() -> Generator:
+    """The real one; not optimised, as the Rust tests have built most of it."""
+    command = ["cargo", "build", "--locked", "--quiet", "--package", "keepstep-loadgen", "--message-format=json"]
+    built = subprocess.run(command, cwd=server.REPOSITORY, stdout=subprocess.PIPE, check=True)
+    messages = [json.loads(line) for line in built.stdout.splitlines()]
+    (program,) = [each["executable"] for each in messages if each.get("executable")]
+    return Generator(Path(program))
+
+
+@pytest.mark.slow
+def test_a_soak_reads_the_servers_memory_after_every_window(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And ends green where it does not grow."""
+    observations = ObservedRun(1).write(data_dir / "observed.jsonl")
+    pretended = data_dir / "generator"
+    pretended.write_text(GENERATOR.format(python=sys.executable, observations=str(observations)))
+    pretended.chmod(0o700)
+    monkeypatch.setattr(command_line, "build_generator", lambda: pretended)
+    output = data_dir / "out"
+
+    options = ["--hours", str(6 / 3600), "--window-s", "1", "--directory", str(data_dir), "--output", str(output)]
+    assert command_line.main(["soak", *options]) == 0
+
+    results = json.loads((output / "soak.json").read_text())
+    assert len(results["windows"]) == 6
+    assert all(window["resident"] > 2**24 for window in results["windows"])
+    assert results["windows"][0]["steady"]["acknowledge_ms_p99"] == 2.0
+    assert "memory is flat" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_database_is_filled_for_growth(data_dir: Path) -> None:
+    """With as many events as were asked for, and PostgreSQL tells what it did meanwhile."""
+    with server.running_server(data_dir) as running:
+        before = growth.stored(running)
+        growth.fill_in(running, data_dir, 1_250)
+        after = growth.stored(running)
+    assert after["events"] - before["events"] == 1_250 + growth.FILLED_USERS
+    assert after["bytes"] > before["bytes"]
+    assert after["checkpoints"] > before["checkpoints"]
+
+
+@pytest.mark.slow
 def test_a_server_that_does_not_stop_is_killed(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The benchmark leaves nothing running."""
-    monkeypatch.setattr(smoke, "STOP_TIMEOUT_S", 0.0)
-    with smoke.running_server(data_dir) as server:
-        assert server.process.poll() is None
-    assert server.process.poll() is not None
-
-
-def test_the_arguments_have_the_documented_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """99 connections, 10 events a frame, 10 s."""
-    seen: list[argparse.Namespace] = []
-
-    def measure(_generator: Path, _directory: Path, options: argparse.Namespace, _console: Console) -> dict[str, int]:
-        seen.append(options)
-        return {}
-
-    monkeypatch.setattr(smoke, "build_generator", lambda: tmp_path)
-    monkeypatch.setattr(smoke, "measure", measure)
-    assert smoke.main(["--output", str(tmp_path / "results.json")]) == 0
-    assert (seen[0].connections, seen[0].events_per_frame, seen[0].duration_s) == (99, 10, 10)
+    monkeypatch.setattr(server, "STOP_TIMEOUT_S", 0.0)
+    with server.running_server(data_dir) as running:
+        assert running.process.poll() is None
+    assert running.process.poll() is not None
 
 
 @pytest.mark.slow
@@ -112,3 +182,33 @@ def test_revoked_devices_are_timed_at_two_servers(data_dir: Path) -> None:
     for closing in results.values():
         assert closing["revocations"] == 2
         assert 0 < closing["p50_ms"] <= closing["p99_ms"] <= closing["max_ms"]
+
+
+@pytest.mark.slow
+def test_publishing_goes_on_while_old_events_go(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turns with and without the clean-up; all that is too old is gone in the end, and its disk is back."""
+    for name, value in (("WINDOW_S", 0.2), ("PAIRS_MIN", 1), ("PAIRS_MAX", 1)):
+        monkeypatch.setattr(retention, name, value)
+    output = data_dir / "results.json"
+    assert retention.main(["--count", "5000", "--directory", str(data_dir), "--output", str(output)]) == 0
+
+    without, during = json.loads(output.read_text())["results"].values()
+    assert without["publishes"] > 0
+    assert during["publishes"] > 0
+    assert without["events"] == 5_000 > during["events"] > 4_000
+    assert during["database_mib"] < without["database_mib"]
+
+
+@pytest.mark.slow
+def test_backups_and_the_archive_are_timed(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishing beside a backup, then each step by itself; what is read back from the archive verifies."""
+    for name, value in (("WINDOW_S", 0.2), ("PAIRS", 1)):
+        monkeypatch.setattr(backup, name, value)
+    output = data_dir / "results.json"
+    assert backup.main(["--count", "50", "--directory", str(data_dir), "--output", str(output)]) == 0
+
+    results = json.loads(output.read_text())["results"]
+    by_itself = ["back up", "restore and verify", "restore", "archive", "read the archive"]
+    assert list(results) == ["without a backup", "beside a backup", *by_itself]
+    assert all(results[name]["mib_per_s"] > 0 for name in by_itself)
+    assert all(results[name]["events"] > 50 for name in by_itself)

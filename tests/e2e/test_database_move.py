@@ -48,7 +48,7 @@ async def test_devices_go_on_after_the_database_was_moved(
 
     await database_cli._move(settings, empty_database_url)
     said = capsys.readouterr().out
-    assert "events of 1 users verified" in said
+    assert "events of 1 user verified" in said
     assert "Set DATABASE_URL" in said
 
     moved = settings.model_copy(update={"database_url": SecretStr(empty_database_url)})

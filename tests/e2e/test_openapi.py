@@ -8,18 +8,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 import httpx
 import msgspec
 import pytest
 
 from keepstep import admin
-from keepstep.validation import format_base64url, parse_base64url
 from tests.support import fuzzing
 from tests.support.events import DeviceFixture, UserFixture
 from tests.support.server_thread import ServerAddress, server_in_thread
-from tests.support.tokens import sign_challenge
+from tests.support.tokens import bearer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,23 +44,6 @@ def register(rest_url: str, device: DeviceFixture) -> None:
     body = msgspec.msgpack.encode([genesis.header, genesis.sig, genesis.payload])
     headers = {"content-type": "application/msgpack"}
     assert httpx.post(f"{rest_url}/api/v1/accounts", content=body, headers=headers).status_code == 201
-
-
-def bearer(address: ServerAddress, device: DeviceFixture) -> str:
-    """An ``Authorization`` header of a device."""
-    names = {"user_id": device.user.user_key.hex(), "device_id": str(UUID(bytes=device.device_id))}
-    with httpx.Client(base_url=f"{address.rest_url}/api/v1/auth") as http:
-        challenge = http.post("/challenge", json=names).json()
-        signature = sign_challenge(
-            device,
-            parse_base64url(challenge["nonce"], bytes_max=32, what="nonce"),
-            origin=challenge["origin"],
-            server_key=bytes.fromhex(challenge["server_key"]),
-        )
-        proof = {"nonce": challenge["nonce"], "signature": format_base64url(signature)}
-        answer = http.post("/token", json=names | proof | {"device_key": device.device_key.hex()})
-    assert answer.status_code == 200, answer.text
-    return f"Bearer {answer.json()['access_token']}"
 
 
 @dataclass(frozen=True)
@@ -124,8 +105,8 @@ def test_the_server_is_what_its_document_says(
 
         everything = fuzzed.run(
             {
-                "^/api/v1/(?!auth/revoke)": bearer(address, device),
-                "^/api/v1/auth/revoke$": bearer(address, device),
+                "^/api/v1/(?!auth/revoke)": bearer(address.rest_url, device),
+                "^/api/v1/auth/revoke$": bearer(address.rest_url, device),
                 "^/admin/": f"Bearer {ADMIN_KEY}",
             },
             "--exclude-path=/admin/keys/tokens/rotate",

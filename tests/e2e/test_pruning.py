@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keepstep.client import EventsPruned, open_device
+from keepstep.client import EventsPruned, Policy, open_device
 from keepstep.eventlog.retention import DAY_MS, SNAPSHOT_DELAY_MS, RetentionRules
+from keepstep.postgres.maintenance import PostgresMaintenance
 from keepstep.postgres.pool import Database
 from keepstep.postgres.retention import PostgresRetention
 from keepstep.runtime import SystemClock, WorkerThreads
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NONE = RetentionRules(None)
+NO_TAIL = {"tail_bytes_max": 0, "tail_stream_bytes_max": 0}
+"""What is read comes from the database: nothing is remembered of before the clean-up."""
 
 
 @contextmanager
@@ -121,3 +124,45 @@ async def test_devices_start_from_the_snapshot_that_stands_for_what_is_gone(
                 assert (notes.snapshot.state, notes.snapshot.covers.seq) == (b"four", 4)
                 assert (await anext(notes)).data == b"after"
                 assert await device.alarms() == []
+
+
+async def test_what_lost_its_key_to_an_event_that_is_gone_is_not_withheld(
+    data_dir: Path, tmp_path: Path, database_url: str
+) -> None:
+    """A device that never saw the winner cannot tell, and does not accuse the server; the newest of a key is shown."""
+    async with (
+        running_server(data_dir, database_url=database_url, settings=NO_TAIL) as server,
+        open_device(await make_user(server, tmp_path)) as laptop,
+    ):
+        await laptop.wait_until_ready()
+        for name in ("phone", "watch"):
+            await laptop.enrol(tmp_path / f"{name}.sqlite3", name)
+        async with open_device(tmp_path / "phone.sqlite3") as phone:
+            await phone.wait_until_ready()
+        _, _, place = server.device_url.rpartition("#")
+        async with open_device(tmp_path / "phone.sqlite3", device_url=f"ws://127.0.0.1:9/v1/connect#{place}") as phone:
+            await phone.publish(STREAM, b"written before and sent after", key="title")
+        await (await laptop.set_policy(STREAM, Policy.LATEST)).accepted()
+        await (await laptop.publish(STREAM, b"wins, and goes", key="title")).accepted()
+        await laptop.wait_until_caught_up(STREAM)
+        written = await (await laptop.snapshot(STREAM, b"state")).accepted()
+        async with open_device(tmp_path / "phone.sqlite3", device_url=server.device_url) as phone:
+            await phone.wait_until_ready()
+            await phone.wait_until_caught_up(STREAM)
+            await (await phone.confirm(STREAM, written.seq or 0)).accepted()
+        await (await laptop.publish(STREAM, b"another", key="other")).accepted()
+
+        assert await prune(database_url, after_ms=SNAPSHOT_DELAY_MS + DAY_MS) == 2
+        database = Database(database_url, threads=WorkerThreads(), clock=SystemClock())
+        now_ms = SystemClock().now_ms() + DAY_MS
+        assert await PostgresMaintenance(database).compact(now_ms=now_ms, rows_max=9) == 1
+        database.close()
+
+        async with open_device(tmp_path / "watch.sqlite3") as watch:
+            notes = await watch.subscribe(STREAM, after=0)
+            with pytest.raises(EventsPruned):
+                await anext(notes)
+            await watch.wait_until_caught_up(STREAM)
+            lost, kept = await anext(notes), await anext(notes)
+            assert (lost.data, lost.problem, kept.data) == (None, "superseded", b"another")
+            assert await watch.alarms() == []

@@ -10,8 +10,11 @@ import psycopg
 import pytest
 import trio
 
-from keepstep.client import EventsRewound, ProtocolError, VerificationError, find_server, open_device
+from keepstep.client import EventsRewound, ProtocolError, SessionNeeded, VerificationError, find_server, open_device
 from keepstep.client.notices import NoticeKind
+from keepstep.client.restdevice import open_rest_device
+from keepstep.errors import StartupError
+from keepstep.postgres import restores
 from keepstep.restoring import begin_epoch
 from keepstep.runtime import SystemClock
 from tests.e2e.test_devices import STREAM, new_user, publish, read
@@ -73,6 +76,18 @@ async def until_healed(device: Device) -> None:
             return
 
 
+async def show(drill: str, **devices: Device) -> None:
+    """Print what each device saw of a drill, as docs/how-to/after-a-restore.md shows it."""
+    for name, device in devices.items():
+        saw = [
+            f"{each.stream} set back: {each.handed_in} handed in, {each.anew} anew, {each.lost} lost; as it was up to "
+            f"{each.common_seq} of {each.held_seq}"
+            for each in await device.restorations()
+        ]
+        saw += [f"alarm: {alarm.reason}" for alarm in await device.alarms()]
+        print(f"{drill}: {name} saw {'; '.join(saw) or 'nothing but its events'}")
+
+
 async def numbers(device: Device, count: int) -> Sequence[int]:
     """Everything in the stream, in order."""
     with trio.fail_after(PATIENCE_S):
@@ -111,8 +126,8 @@ async def test_what_devices_hold_comes_back_to_its_place(
         assert await numbers(laptop, 21) == list(range(1, 22))
         assert laptop.position(STREAM).seq == before.seq + 1
         assert await laptop.alarms() == await phone.alarms() == []
+        await show("old backup of the server", laptop=laptop, phone=phone)
         found = {each.stream: each for device in (laptop, phone) for each in await device.restorations()}
-        print(*found.values(), sep="\n")
         assert (found[STREAM].held_seq, found[STREAM].anew, found[STREAM].lost) == (20, 0, 0)
         told = [*await laptop.warnings(), *await phone.warnings()]
         assert NoticeKind.RESTORED in {notice.kind for notice in told}
@@ -141,6 +156,19 @@ async def test_without_a_signed_rewind_every_device_calls_it_out(
         assert [alarm.stream for alarm in await laptop.alarms()] == [STREAM]
 
 
+async def test_a_restore_is_not_declared_beside_a_running_server(
+    database_url: str, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on in the old epoch; nothing is changed. Once it is stopped, it works."""
+    monkeypatch.setattr(restores, "SERVER_GONE_S", 0.0)
+    async with running_server(data_dir, database_url=database_url):
+        with pytest.raises(StartupError, match="stop it first"):
+            await begin_epoch(database_url, data_dir, now_ms=SystemClock().now_ms())
+    monkeypatch.undo()
+    begun = await begin_epoch(database_url, data_dir, now_ms=SystemClock().now_ms())
+    assert begun.epoch > 0
+
+
 async def test_a_restore_does_not_make_a_stolen_device_live_again(
     database_url: str, data_dir: Path, tmp_path: Path, backup: Backup
 ) -> None:
@@ -165,6 +193,28 @@ async def test_a_restore_does_not_make_a_stolen_device_live_again(
     ):
         with trio.fail_after(PATIENCE_S), pytest.raises(ProtocolError, match="revoked"):
             await phone.wait_until_caught_up(STREAM)
+
+
+async def test_a_device_is_restored_from_an_old_copy(database_url: str, data_dir: Path, tmp_path: Path) -> None:
+    """It goes on after what it had written, and alarms its user; the other device sees events in order, no fault."""
+    phone_path, old_path = tmp_path / "phone.sqlite3", tmp_path / "old.sqlite3"
+    async with running_server(data_dir, database_url=database_url) as server:
+        path = await new_user(await find_server(server.rest_url), tmp_path)
+        async with open_device(path) as laptop:
+            await laptop.enrol(phone_path, "phone")
+            await publish(laptop, 1, 10)
+        shutil.copy(path, old_path)
+        async with open_device(path) as laptop:
+            await publish(laptop, 11, 15)
+        shutil.copy(old_path, path)
+        async with open_device(phone_path) as phone, open_device(path) as laptop:
+            with trio.fail_after(PATIENCE_S):
+                await publish(laptop, 16, 16)
+            assert await numbers(phone, 16) == list(range(1, 17))
+            assert await numbers(laptop, 16) == list(range(1, 17))
+            await show("old copy of a device", laptop=laptop, phone=phone)
+            assert ["set back" in alarm.reason for alarm in await laptop.alarms()] == [True]
+            assert await phone.alarms() == []
 
 
 async def test_a_device_and_its_server_are_both_restored(
@@ -200,7 +250,49 @@ async def test_a_device_and_its_server_are_both_restored(
             await publish(laptop, 21, 21)
         assert await numbers(phone, 21) == list(range(1, 22))
         assert await numbers(laptop, 21) == list(range(1, 22))
+        await show("both at once", laptop=laptop, phone=phone)
         assert await phone.alarms() == []
+        (told,) = [each for each in await phone.restorations() if each.stream == STREAM]
+        assert (told.common_seq, told.held_seq, told.handed_in, told.anew, told.lost) == (20, 20, 5, 0, 0)
+
+
+async def test_a_device_over_rest_says_what_to_do_after_a_restore(
+    database_url: str, data_dir: Path, tmp_path: Path, backup: Backup
+) -> None:
+    """Others are where its events were: it stops and says so; opened with a session once, it goes on."""
+    phone_path, old_path = tmp_path / "phone.sqlite3", tmp_path / "old.sqlite3"
+    async with running_server(data_dir, database_url=database_url) as server:
+        path = await new_user(await find_server(server.rest_url), tmp_path)
+        async with open_device(path) as laptop:
+            await laptop.enrol(phone_path, "phone")
+            await publish(laptop, 1, 10)
+        await trio.to_thread.run_sync(backup.take)
+        shutil.copy(path, old_path)
+        async with open_device(path) as laptop:
+            await publish(laptop, 11, 15)
+        async with open_rest_device(phone_path, rest_url=server.rest_url) as phone:
+            assert len(await phone.read(STREAM)) == 15
+    await trio.to_thread.run_sync(backup.put_back)
+    await begin_epoch(database_url, data_dir, now_ms=SystemClock().now_ms())
+
+    async with running_server(data_dir, database_url=database_url) as server:
+        async with open_device(old_path, device_url=server.device_url) as laptop:
+            await laptop.wait_until_connected()
+            with trio.fail_after(PATIENCE_S):
+                await laptop.end_healing()
+                await publish(laptop, 100, 106)
+        async with open_rest_device(phone_path, rest_url=server.rest_url) as phone:
+            with pytest.raises(SessionNeeded, match="open_device") as caught:
+                await phone.read(STREAM)
+            assert (caught.value.stream, caught.value.reason) == (STREAM, "restored")
+            print(f"a device over REST: phone saw {caught.value}")
+        async with open_device(phone_path, device_url=server.device_url) as again:
+            with trio.fail_after(PATIENCE_S):
+                await until_healed(again)
+            assert await again.alarms() == []
+        async with open_rest_device(phone_path, rest_url=server.rest_url) as phone:
+            read_again = [int(event.data or b"-1") for event in await phone.read(STREAM)]
+            assert read_again[:17] == [*range(1, 11), *range(100, 107)]
 
 
 async def test_what_has_lost_its_place_is_published_again(
@@ -252,7 +344,7 @@ async def test_what_has_lost_its_place_is_published_again(
 async def test_a_device_that_only_writes_goes_on_after_a_restore(
     database_url: str, data_dir: Path, tmp_path: Path, backup: Backup
 ) -> None:
-    """It holds nothing of what it wrote: the signed rewind explains what is missing, and its user is told of it."""
+    """It kept what it wrote, for no backup had it: that comes back as it was signed, and its user is told of it."""
     async with running_server(data_dir, database_url=database_url) as server:
         path = await new_user(await find_server(server.rest_url), tmp_path)
         async with open_device(path) as laptop:
@@ -268,9 +360,9 @@ async def test_a_device_that_only_writes_goes_on_after_a_restore(
         open_device(path, device_url=server.device_url) as laptop,
     ):
         with trio.fail_after(PATIENCE_S):
-            await publish(laptop, 16, 17)
-            told = await laptop.restorations()
-            assert [(each.common_seq, each.held_seq, each.handed_in, each.lost) for each in told] == [(10, 15, 0, 5)]
             await until_healed(laptop)
-            assert await read(laptop, 12) == [*range(1, 11), 16, 17]
+            await publish(laptop, 16, 17)
+            (told,) = await laptop.restorations()
+            assert (told.common_seq, told.held_seq, told.handed_in, told.anew, told.lost) == (10, 15, 0, 5, 0)
+            assert await read(laptop, 17) == list(range(1, 18))
         assert await laptop.alarms() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,11 @@ from keepstep.protocol.messages import (
     Resumed,
     Subscribe,
 )
+from keepstep.suspects import WAIT_MAX_S
 from tests.support.database import DatabaseServer
 from tests.support.events import DeviceFixture, UserFixture, seed, wire_events
 from tests.support.server import RunningServer, running_server
+from tests.support.tokens import bearer
 from tests.support.wire import Closed, SocketConnection, WireDevice, closing_reason, open_socket
 
 
@@ -268,6 +271,31 @@ async def test_a_devices_bad_frame_ends_its_session_and_loses_nothing(
             (again,) = await session.publish(event)
             assert again.seq == 1
             await session.publish(phone.event("notes"))
+
+
+async def test_a_device_that_floods_with_bad_signatures_waits_alone(data_dir: Path, database_url: str) -> None:
+    """Over REST too, whichever way they came; what it sends next is not looked at, and its user's others go on."""
+    async with serving(data_dir, database_url) as client:
+        phone = await client.register("alice")
+        laptop = await client.enrol(phone, "laptop")
+        token = await trio.to_thread.run_sync(bearer, client.server.rest_url, phone)
+        async with client.session(phone) as flooding, client.session(laptop) as honest:
+            forged = replace(phone.sign("notes", b"x", n=1, prev=bytes(16)), sig=bytes(64))
+            assert {each.code for each in await flooding.publish(*[forged] * 256)} == {"bad_signature"}
+            await flooding.start_publish(forged)
+            for _ in range(5):
+                (accepted,) = await honest.publish(laptop.event("notes"))
+                assert accepted.count == 1
+            async with httpx.AsyncClient(base_url=client.server.rest_url, headers={"authorization": token}) as http:
+                events = wire_events(phone.event("notes"))
+                headers = {"content-type": "application/msgpack"}
+                refused = await http.post("/api/v1/events", content=events, headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (429, "limit_exceeded")
+            assert int(refused.headers["retry-after"]) <= WAIT_MAX_S
+            # A new connection of the device is let in and reads, and is the same device.
+        async with client.session(phone, nonce="again") as again:
+            await again.subscribe("notes")
+            assert len(await again.receive_events("notes", 5)) == 5
 
 
 async def test_bad_events_are_answered_one_by_one(data_dir: Path, database_url: str) -> None:

@@ -39,6 +39,7 @@ async def test_its_own_database_keeps_what_it_acknowledged(data_dir: Path) -> No
                 assert answer.status_code == status
                 metrics = (await http.get("/metrics")).text
                 assert "keepstep_database_away 0.0" in metrics
+                assert 'keepstep_cache_lookups_total{cache="heads",result="missing"}' in metrics
             async with open_socket(started.device_url) as end:
                 device = await WireDevice.connect(phone, end, started.server_key)
                 (result,) = await device.publish(event)

@@ -11,6 +11,7 @@ import trio
 
 from keepstep import cli
 from keepstep.account_file import CONTENT_TYPE
+from keepstep.journal import AccountRecord, read_journal
 from keepstep.postgres.verification import verify_database
 from keepstep.runtime import SystemClock
 from tests.integration.test_rest_application import Account, account
@@ -37,6 +38,12 @@ async def stands(alice: Account) -> dict[str, Any]:
     """Where a stream and its author stand."""
     stream = (await alice.http.get("/api/v1/streams/notes")).json()
     return {name: stream[name] for name in ("head", "author", "policy")}
+
+
+def in_journal(data_dir: Path, phone: DeviceFixture) -> list[int]:
+    """Which events of the account log a server has written down outside of its database."""
+    found = [record for record in read_journal(data_dir) if isinstance(record, AccountRecord)]
+    return [record.seq for record in found if record.user_key == phone.user.user_key]
 
 
 async def go_on(data_dir: Path, database_url: str, phone: DeviceFixture) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -73,6 +80,7 @@ def test_an_account_goes_on_on_another_server(
         assert not ended.value.code
         told.append(capsys.readouterr().out.splitlines()[-1])
     verified = f"302 events in 4 streams of {phone.user.user_key.hex()} verify"
+    assert in_journal(data_dir, phone) == [1, 1], "once stored, once repeated"
     assert told == [verified, f"{verified}; 302 of them are new here", f"{verified}; 0 of them are new here"]
 
     after, result = trio.run(go_on, data_dir, database_url, phone)
@@ -98,6 +106,7 @@ async def test_an_account_is_read_in_by_a_running_server(tmp_path: Path, data_di
             answer = await http.post("/admin/accounts/import", content=content, headers=headers)
             answers.append((answer.status_code, answer.json().get("stored")))
         assert answers == [(422, None), (200, 302), (200, 0)]
+        assert in_journal(data_dir, phone) == [1]
         alice = Account(http, phone)
         await alice.sign_in()
         assert await stands(alice) == before

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -73,6 +74,15 @@ def register(address: ServerAddress, name: str) -> str:
     return genesis.user_key.hex()
 
 
+def test_the_server_is_asked_on_the_port_that_its_setting_names(
+    address: ServerAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no --server says otherwise."""
+    monkeypatch.setenv("KEEPSTEP_REST_PORT", str(urlsplit(address.rest_url).port))
+    result = CliRunner().invoke(admin, ["users"])
+    assert result.exit_code == 0, result
+
+
 def test_an_operator_sees_who_is_here_and_what_they_have(address: ServerAddress) -> None:
     """Tables for people: ids are whole also where nobody looks."""
     user_id = register(address, "ada")
@@ -81,7 +91,9 @@ def test_an_operator_sees_who_is_here_and_what_they_have(address: ServerAddress)
     assert user_id in listed.stdout
     assert "devices quota" in listed.stdout
     assert user_id in run(address, "user", user_id).stdout
-    assert "publish, subscribe, manage" in run(address, "devices", user_id).stdout
+    devices = run(address, "devices", user_id).stdout
+    assert "publish, subscribe, manage" in devices
+    assert "last seen" in devices
     assert "$devices" in run(address, "streams", user_id).stdout
     assert run(address, "sessions").exit_code == 0
     assert answered(address, "sessions", "--user", user_id) == []
@@ -93,7 +105,9 @@ def test_an_operator_disables_and_enables_an_account(address: ServerAddress) -> 
     assert answered(address, "disable", user_id)["disabled_at_ms"] is not None
     assert answered(address, "enable", user_id)["disabled_at_ms"] is None
     expected = {"streams_max": 5, "devices_max": None, "bytes_max": 4096, "retention_days": None}
-    assert answered(address, "quota", user_id, "--streams", "5", "--bytes", "4096") == expected
+    assert answered(address, "quota", user_id, "--streams", "5", "--bytes", "4KiB") == expected
+    refused = run(address, "quota", user_id, "--bytes", "much")
+    assert "a size is a number of bytes" in refused.output
     assert answered(address, "user", user_id)["quota"] == expected
     assert "5" in run(address, "quota", user_id, "--streams", "5").stdout
     assert answered(address, "quota", user_id, "--retention-days", "90")["retention_days"] == 90

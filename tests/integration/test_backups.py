@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import psycopg
 import pytest
 import structlog
 import trio
+from structlog.testing import capture_logs
 
 from keepstep import keys
-from keepstep.backup import manifest, restoring, schedule, verifying
+from keepstep.backup import manifest, restoring, schedule, verifying, wal
 from keepstep.backup.choosing import make_plan
 from keepstep.backup.files import Stop
 from keepstep.backup.keyfile import make_key
@@ -25,6 +28,7 @@ from keepstep.backup.restoring import Restored, interruptible, restore
 from keepstep.backup.verifying import declare_safe, verify, walk
 from keepstep.config import Settings
 from keepstep.errors import BackupBusyError, BackupError
+from keepstep.journal import DIRECTORY, SUFFIX
 from keepstep.postgres import backups as source
 from keepstep.postgres import embedded, migrate
 from keepstep.restoring import begin_epoch
@@ -121,7 +125,7 @@ async def scheduled(place: Place, metrics: Metrics | None = None, *, later_ms: i
     clock = OffsetClock(CLOCK)
     clock.offset_ms = later_ms
     made = schedule.scheduled(
-        place.settings, source.find_source(place.settings), clock, metrics or Metrics(), structlog.get_logger()
+        lambda: place.settings, source.find_source(place.settings), clock, metrics or Metrics(), structlog.get_logger()
     )
     assert made is not None
     async with trio.open_nursery() as nursery:
@@ -182,6 +186,52 @@ async def test_after_a_restore_the_next_backups_continue_on_their_own_timeline(p
         await place.restore(target)
         async with embedded.running(place.settings) as url:
             assert await trio.to_thread.run_sync(marks, url) == count
+
+
+async def test_log_that_a_node_took_with_it_is_noticed_and_a_whole_backup_made(place: Place) -> None:
+    """What was received and not kept leaves a gap; from the new backup on everything can be restored again."""
+    metrics = Metrics()
+    admin = source.find_source(place.settings).url
+
+    def kept() -> list[wal.Segment]:
+        directory = place.backups[0].path.parent / wal.DIRECTORY
+        return [one for one in wal.segments(directory, place.backups[0].manifest.wal_segment_bytes) if one.is_whole]
+
+    async with place.database() as url:
+        async with scheduled(place, metrics):
+            await until(lambda: place.backups and place.backups[0].is_good)
+            for number in range(3):
+                await trio.to_thread.run_sync(add_mark, url, number)
+                await trio.to_thread.run_sync(execute, admin, "SELECT pg_switch_wal()")
+            await until(lambda: len(kept()) >= 3)
+            assert metric(metrics, "wal_gap") == 0
+        kept()[-2].path.unlink()
+        with capture_logs() as logs:
+            async with scheduled(place, metrics):
+                await until(lambda: len(place.backups) == 2 and place.backups[1].is_good)
+                assert metric(metrics, "wal_gap") == 0
+                await trio.to_thread.run_sync(add_mark, url, 3)
+        assert [entry["log_level"] for entry in logs if entry["event"] == "backup_log_gap"] == ["error"]
+    place.lose_the_disk()
+    await place.restore()
+    async with embedded.running(place.settings) as url:
+        assert await trio.to_thread.run_sync(marks, url) == 4
+
+
+async def test_a_whole_backup_reads_no_faster_than_it_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting is pg_basebackup's, in its own unit."""
+    commands: list[list[str]] = []
+    popen = subprocess.Popen
+
+    def remember(command: list[str], **arguments: Any) -> Any:
+        commands.append([str(each) for each in command])
+        return popen(command, **arguments)
+
+    limited = replace(place, settings=place.settings.model_copy(update={"backup_bytes_per_s_max": 1 << 30}))
+    async with place.database():
+        monkeypatch.setattr(subprocess, "Popen", remember)
+        await limited.make()
+    assert ["--max-rate=1048576" in command for command in commands if command[0].endswith("pg_basebackup")] == [True]
 
 
 async def test_a_damaged_backup_is_not_good(place: Place) -> None:
@@ -347,6 +397,21 @@ async def test_a_log_that_was_given_up_begins_anew_with_a_whole_backup(place: Pl
             await until(lambda: len(place.backups) == 2)
         await schedule.backup_source(place.settings.model_copy(update={"backup_dir": None}), WorkerThreads())
         assert value(admin, "SELECT count(*) FROM pg_replication_slots") == 0
+
+
+async def test_what_a_verified_backup_holds_of_the_journal_goes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old file of it, once a backup was verified; what was written lately stays."""
+    monkeypatch.setattr(schedule, "PRUNE_INTERVAL_S", 0.0)
+    directory = place.settings.data_dir / DIRECTORY
+    directory.mkdir(parents=True)
+    old, new = (directory / f"0000000{number}{SUFFIX}" for number in (1, 2))
+    for path in (old, new):
+        path.touch()
+    os.utime(old, ns=(0, 0))
+    async with place.database(), scheduled(place):
+        await until(lambda: not old.exists())
+        assert place.backups[0].is_good
+        assert new.exists()
 
 
 async def test_what_fails_is_counted_and_tried_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import trio
 
 from keepstep import config_check
+from keepstep.archive.store import ArchiveStore
 from keepstep.config import Settings
 from keepstep.postgres import embedded, migrate, migrationfiles
 
@@ -34,9 +36,10 @@ async def test_an_embedded_database_that_runs_is_asked(data_dir: Path) -> None:
     """Beside the server that it belongs to, which holds the lock of the data directory."""
     settings = Settings(data_dir=data_dir)
     async with embedded.running(settings):
-        _, database, schema = await trio.to_thread.run_sync(config_check.check, settings)
+        _, database, slow_queries, schema = await trio.to_thread.run_sync(config_check.check, settings)
     assert not database.is_problem
     assert "keeps what it acknowledged" in database.text
+    assert slow_queries.text == "logged from 1000 ms on, with plans from 1000 ms on"
     assert "pending: the start applies them" in schema.text
 
 
@@ -81,3 +84,52 @@ def test_a_newer_schema_is_a_problem_unless_it_says_it_is_compatible(
         )
     schema = found(database_url, tmp_path, unsafe=True)["schema"]
     assert (schema[0], words in schema[1]) == (is_problem, True)
+
+
+def test_an_archive_that_can_be_used_is_said_so_and_left_as_it_was(database_url: str, tmp_path: Path) -> None:
+    """An object is written, read, listed and removed again."""
+    archive = tmp_path / "archive"
+    told = found(database_url, tmp_path, unsafe=True, archive_url=str(archive))
+    assert told["archive"] == (False, f"{archive} can be written, read and listed")
+    assert [path for path in archive.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("archive", "words"),
+    [
+        ({"archive_url": "{here}/a file/archive"}, "Not a directory"),
+        (
+            {
+                "archive_url": "s3://nobody/here",
+                "archive_s3_endpoint": "http://127.0.0.1:9",
+                "archive_s3_access_key_id": "tester",
+                "archive_s3_secret_access_key": "secret",
+                "archive_timeout_s": 1,
+            },
+            "the archive does not answer",
+        ),
+    ],
+)
+def test_an_archive_that_cannot_be_used_is_a_problem(
+    database_url: str, tmp_path: Path, archive: dict[str, Any], words: str
+) -> None:
+    """A file where a directory should be, a store that nobody answers for."""
+    (tmp_path / "a file").touch()
+    values = archive | {"archive_url": archive["archive_url"].format(here=tmp_path)}
+    is_problem, text = found(database_url, tmp_path, unsafe=True, **values)["archive"]
+    assert is_problem
+    assert words in text
+
+
+def test_an_archive_that_gives_back_something_else_is_a_problem(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored there would be lost."""
+
+    async def forget(*_: object) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return b"something else"
+
+    monkeypatch.setattr(ArchiveStore, "get", forget)
+    is_problem, text = found(database_url, tmp_path, unsafe=True, archive_url=str(tmp_path / "archive"))["archive"]
+    assert (is_problem, text.endswith("does not give back what was stored in it")) == (True, True)

@@ -149,13 +149,14 @@ def test_missing_rust_components_are_named(machine: Machine) -> None:
 
 
 def test_operations_tests_name_their_own_tools(machine: Machine) -> None:
-    """`make test-ops` lists buildah, chromium, debootstrap, the reverse proxies and setpriv too."""
+    """`make test-ops` lists buildah, chromium, debootstrap, the reverse proxies, setpriv and valgrind too."""
     machine.add_python()
     machine.add_toolchain()
     code, text = machine.doctor("ops")
     assert code == 1
     packages = (
         *("buildah", "caddy", "chromium", "debootstrap", "haproxy", "nginx-light", "pgbackrest", "postgresql-15"),
+        "valgrind",
         "util-linux",
     )
     assert all(f"apt-get install -y {package}" in text for package in packages)

@@ -103,6 +103,7 @@ class DeviceServer:
         self.rewrite: Callable[[Struct], Sequence[Struct]] = lambda message: [message]
         self.page_events = 100
         self.epoch = 0
+        self.safe_at_ms: int | None = None
         self.now_ms = START_MS
         self.unreachable = False
         self.limits: dict[str, int] = {}
@@ -411,7 +412,7 @@ class ServerEnd:
             moved = True
             await self.send(Events(name, rows, stream.chains[rows[-1][0]]))
         if tell or moved:
-            await self.send(CaughtUp(name, self._server.head(name)))
+            await self.send(CaughtUp(name, self._server.head(name), self._server.safe_at_ms))
 
 
 class MemoryTransport:

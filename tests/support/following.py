@@ -29,7 +29,6 @@ class Following:
         self.parts = parts
         self.phone = phone
         self.wakes = 0
-        self.events = 0
 
     @classmethod
     async def start(cls, parts: Parts | None = None, **changes: Any) -> Following:
@@ -48,7 +47,7 @@ class Following:
             principal=bench.principal,
             limits=limited(**limits).subscriber,
             wake=bench.wake,
-            count=bench.count,
+            relayed=parts.metrics.relayed_events,
         )
         return bench
 
@@ -56,9 +55,10 @@ class Following:
         """The subscriber's."""
         self.wakes += 1
 
-    def count(self, events: int) -> None:
-        """The subscriber's."""
-        self.events += events
+    @property
+    def events(self) -> int:
+        """How many it was sent."""
+        return self.parts.metrics.relayed_events.total
 
     async def publish(self, stream: str, count: int = 1, **arguments: Any) -> list[SignedEvent]:
         """Append events one by one, each its own commit."""

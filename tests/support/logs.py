@@ -42,6 +42,8 @@ from keepstep.runtime import WorkerThreads
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, submission
 
 if TYPE_CHECKING:
+    import pytest
+
     from keepstep.administration import Administration
     from keepstep.eventlog.log import StoredLog
     from keepstep.eventlog.retention import Retention
@@ -296,6 +298,11 @@ class PostgresPlace:
         """As ``Place.close``."""
         for database in self._databases:
             database.close()
+
+
+def without_flights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections take no flights from now on, as where they are encrypted: everything goes through psycopg."""
+    monkeypatch.setattr("keepstep.postgres.pool.flights_on", lambda _connection: None)
 
 
 async def create_account(place: Place, log: EventLog, device: DeviceFixture) -> Principal:

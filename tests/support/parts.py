@@ -16,13 +16,21 @@ from keepstep.gateway import Gateway, GatewayLimits, Services
 from keepstep.heads import HeadSigner
 from keepstep.healing import Healing
 from keepstep.identity import Identity, Registrations
-from keepstep.memory import MemoryAccounts, MemoryAdministration, MemoryDatabase, MemoryLog, MemoryRestores
+from keepstep.memory import (
+    MemoryAccounts,
+    MemoryAdministration,
+    MemoryDatabase,
+    MemoryLog,
+    MemoryMaintenance,
+    MemoryRestores,
+)
 from keepstep.presence import Presences
 from keepstep.protocol.messages import ResultAccepted
 from keepstep.publish import Publisher, PublishLimits
 from keepstep.relay import Relay
 from keepstep.revocation import Revocations
-from keepstep.session import SessionLimits
+from keepstep.safety import Safety
+from keepstep.sessionservices import SessionLimits
 from keepstep.subscriber import SubscriberLimits
 from keepstep.telemetry import Metrics
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture, seed, submission
@@ -107,7 +115,8 @@ class Parts:
         self.log = MemoryLog(self.database, **self.log_arguments)
         self.accounts = MemoryAccounts(self.database)
         self.administration = MemoryAdministration(self.database)
-        self.signer = HeadSigner(SERVER_SECRET, epoch=self.log.epoch, clock=self.clock)
+        self.safety = Safety(MemoryMaintenance(self.database, clock=self.clock))
+        self.signer = HeadSigner(SERVER_SECRET, epoch=self.log.epoch, clock=self.clock, safe_at_ms=self.safety.at_ms)
         self.identity = Identity(
             self.log,
             self.accounts,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
+import httpx
 import structlog
 
 from keepstep.accesstokens import SigningKey
@@ -12,6 +14,7 @@ from keepstep.memory import MemoryTokens
 from keepstep.protocol.challenge import Purpose, Statement, sign_statement
 from keepstep.runtime import WorkerThreads
 from keepstep.tokens import TokenLifetimes, Tokens
+from keepstep.validation import format_base64url, parse_base64url
 from tests.support.events import seed
 from tests.support.parts import SERVER_KEY, Parts
 
@@ -102,3 +105,20 @@ async def prove(tokens: Tokens, device: DeviceFixture, purpose: Purpose = Purpos
 async def sign_in(tokens: Tokens, device: DeviceFixture) -> Grant:
     """The tokens of a device that signed a challenge."""
     return await tokens.begin(await prove(tokens, device))
+
+
+def bearer(rest_url: str, device: DeviceFixture) -> str:
+    """An ``Authorization`` header of a device, from a real server. Blocks."""
+    names = {"user_id": device.user.user_key.hex(), "device_id": str(UUID(bytes=device.device_id))}
+    with httpx.Client(base_url=f"{rest_url}/api/v1/auth") as http:
+        challenge = http.post("/challenge", json=names).json()
+        signature = sign_challenge(
+            device,
+            parse_base64url(challenge["nonce"], bytes_max=32, what="nonce"),
+            origin=challenge["origin"],
+            server_key=bytes.fromhex(challenge["server_key"]),
+        )
+        proof = {"nonce": challenge["nonce"], "signature": format_base64url(signature)}
+        answer = http.post("/token", json=names | proof | {"device_key": device.device_key.hex()})
+    assert answer.status_code == 200, answer.text
+    return f"Bearer {answer.json()['access_token']}"

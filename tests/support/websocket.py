@@ -17,7 +17,8 @@ import trio_websocket
 from keepstep.entrance import Entrance
 from keepstep.errors import ProtocolError
 from keepstep.interfaces import ConnectionClosed
-from keepstep.websocket import Limits, WebSocketConnection, serve_stream
+from keepstep.websocket import serve_stream
+from keepstep.websocket_connection import Limits, WebSocketConnection
 from tests.support.wire import forever
 
 LIMITS = Limits(upgrade_timeout_s=10, unauthenticated_message_bytes_max=100, message_bytes_max=10_000)

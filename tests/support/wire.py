@@ -7,7 +7,7 @@ server. The connection is either in memory or a real WebSocket.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from keepstep.protocol.messages import Accepted, Ack, Events, Publish, Ready, Su
 from tests.support.events import DeviceFixture, SignedEvent, seed, wire_events
 
 if TYPE_CHECKING:
+    from keepstep.interfaces import Receiver
     from keepstep.protocol.handshake import Resume
     from keepstep.protocol.messages import FromServer
     from keepstep.protocol.session import ClientSession
@@ -78,7 +79,8 @@ class MemoryConnection:
     """Both ends of a connection in memory: ``interfaces.Connection`` for the server, ``DeviceEnd`` for the device.
 
     Attributes:
-        stuck: while set, the server's sends wait for ever, as to a device that takes nothing.
+        stuck: while set, what the server sends stays where it is, as to a device that takes nothing.
+        backlog_bytes: of what stays.
         closed: (code, reason) once the server closed it.
     """
 
@@ -91,6 +93,9 @@ class MemoryConnection:
         self.writes: list[int] = []
         self._to_server, self._from_device = trio.open_memory_channel[bytes](MESSAGES_MAX)
         self._to_device, self._from_server = trio.open_memory_channel[bytes](MESSAGES_MAX)
+        self.backlog_bytes = 0
+        self._listens = False
+        self._resumed: trio.Event | None = None
 
     def authenticated(self) -> None:
         """As ``Connection.authenticated``."""
@@ -113,6 +118,49 @@ class MemoryConnection:
                 await self._to_device.send(message)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConnectionClosed from exc
+
+    @property
+    def blocked(self) -> bool:
+        """As ``Connection.blocked``."""
+        return self.backlog_bytes > 0
+
+    def write(self, messages: Sequence[bytes]) -> None:
+        """As ``Connection.write``: at once, unless the device takes nothing."""
+        if not self._listens:
+            return
+        if self.stuck:
+            self.backlog_bytes += sum(map(len, messages))
+            return
+        self.writes.append(len(messages))
+        with suppress(trio.BrokenResourceError):  # ``listen`` notices
+            for message in messages:
+                self._to_device.send_nowait(message)
+
+    async def listen(self, receiver: Receiver) -> None:
+        """As ``Connection.listen``."""
+        self._listens = True
+        try:
+            while True:
+                while self._resumed is not None:
+                    await self._resumed.wait()
+                try:
+                    messages = [await self._from_device.receive()]
+                except (trio.EndOfChannel, trio.ClosedResourceError):
+                    receiver.lost(None)
+                    return
+                receiver.received(messages)
+        finally:
+            self._listens = False
+
+    def pause(self) -> None:
+        """As ``Connection.pause``."""
+        self._resumed = self._resumed or trio.Event()
+
+    def resume(self) -> None:
+        """As ``Connection.resume``."""
+        if self._resumed is not None:
+            self._resumed.set()
+            self._resumed = None
 
     async def close(self, code: int, reason: str) -> None:
         """As ``Connection.close``."""

@@ -13,8 +13,10 @@ from keepstep.account_intake import AccountIntake
 from keepstep.diskspace import EnoughRoom
 from keepstep.errors import Unavailable
 from keepstep.eventlog.retention import DAY_MS, RetentionRules
+from keepstep.journal_spool import JournalSpool
 from keepstep.memory import MemoryAccounts, MemoryAdministration, MemoryDatabase, MemoryLog
 from keepstep.memory.retention import MemoryRetention
+from keepstep.restoring import replay
 from keepstep.runtime import WorkerThreads
 from tests.support.events import DeviceFixture
 from tests.support.parts import Parts
@@ -22,8 +24,23 @@ from tests.unit.test_account_file import append, export, of_user, rewritten, see
 
 if TYPE_CHECKING:
     from keepstep.account_import import Imported
+    from keepstep.journal import AccountRecord
 
 RULES: Final = RetentionRules(30)
+
+
+class KeptJournal:
+    """A journal in memory, whose disk may be full."""
+
+    def __init__(self) -> None:
+        self.records: list[AccountRecord] = []
+        self.room_for = 1_000
+
+    async def keep(self, record: AccountRecord) -> None:
+        """As ``AccountJournal.keep``."""
+        if len(self.records) >= self.room_for:
+            raise Unavailable("the journal cannot be written")
+        self.records.append(record)
 
 
 class Taking:
@@ -34,11 +51,14 @@ class Taking:
         self.log = MemoryLog(self.database)
         self.accounts, administration = MemoryAccounts(self.database), MemoryAdministration(self.database)
         self.room = EnoughRoom()
-        self._intake = AccountIntake(self.log, self.accounts, administration, WorkerThreads(), self.room)
+        self.journal = KeptJournal()
+        self._intake = AccountIntake(
+            self.log, self.accounts, administration, WorkerThreads(), self.room, journal=self.journal
+        )
 
-    async def take(self, data: bytes) -> Imported:
+    async def take(self, data: bytes, *, verify_only: bool = False) -> Imported:
         """As over REST."""
-        return await self._intake.take(data, verify_only=False)
+        return await self._intake.take(data, verify_only=verify_only)
 
 
 async def a_life() -> tuple[Parts, DeviceFixture, DeviceFixture]:
@@ -120,6 +140,47 @@ async def test_streams_that_went_on_on_either_server_come_together() -> None:
     others, phone, _ = await a_life()
     await append(others, phone, phone.event("archive"))
     assert (await taking.take(await export(others, phone))).stored == 1
+
+
+async def a_stolen_laptop() -> tuple[Parts, DeviceFixture, DeviceFixture]:
+    """A life in which the second device was revoked."""
+    parts, phone, laptop = await a_life()
+    await see_devices(parts, phone)
+    event, change = phone.revoke(laptop)
+    await append(parts, phone, event, change=change)
+    return parts, phone, laptop
+
+
+async def test_a_restore_from_before_an_import_brings_no_revoked_device_back() -> None:
+    """The whole account log is in the journal as if the account had been made here: all of it is put back."""
+    taking, restored = Taking(), Taking()
+    parts, phone, laptop = await a_stolen_laptop()
+    await taking.take(await export(parts, phone))
+    with JournalSpool() as spool:
+        spool.fill(taking.journal.records)
+        replayed = await replay(spool, restored.log, restored.accounts, WorkerThreads())
+    assert (replayed.count, replayed.unplaced) == (3, ())
+    for where in (taking, restored):
+        stolen = await where.accounts.device(laptop.user.user_key, laptop.device_id)
+        assert stolen is not None
+        assert stolen.revoked_seq == 3
+
+
+async def test_an_import_that_stopped_before_the_journal_writes_it_when_repeated() -> None:
+    """What is stored and was not written down is written down then; and what is verified only is not."""
+    taking = Taking()
+    parts, phone, _ = await a_stolen_laptop()
+    data = await export(parts, phone)
+    for room_for in range(3):
+        taking.journal.room_for, taking.journal.records = room_for, []
+        with pytest.raises(Unavailable):
+            await taking.take(data)
+    taking.journal.room_for, taking.journal.records = 1_000, []
+    await taking.take(data)
+    assert sorted({each.seq for each in taking.journal.records}) == [1, 2, 3]
+    taking.journal.records = []
+    await taking.take(data, verify_only=True)
+    assert taking.journal.records == []
 
 
 @pytest.mark.parametrize("revoked_here", [True, False])

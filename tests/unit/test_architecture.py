@@ -17,7 +17,10 @@ FILE_LINES_MAX: Final = 600
 FUNCTION_LINES_MAX: Final = 70
 
 LAYERS: Final = (
-    ("leaves", ("_keepstep", "certificates", "config", "errors", "model", "proxies", "settings", "validation")),
+    (
+        "leaves",
+        ("_keepstep", "certificates", "config", "errors", "garbage", "model", "proxies", "settings", "validation"),
+    ),
     ("protocol", ("protocol",)),
     (
         "services",
@@ -37,11 +40,14 @@ LAYERS: Final = (
                 "eventlog",
                 "heads",
                 "healing",
+                "hits",
                 "identity",
             ),
-            *("interfaces", "jobs", "journal", "links", "measuring", "pages", "polling", "presence", "publish"),
+            *("interfaces", "jobs", "journal", "links", "lookups", "measuring", "pacing", "pages", "polling"),
+            *("presence", "publish"),
             *("ratelimit", "relay", "retention", "reloading", "replaying", "restores", "revocation"),
-            *("runtime", "session", "subscriber", "tail", "telemetry", "tokens", "tokenstore", "verification"),
+            *("runtime", "safety", "session", "sessionservices", "subscriber", "suspects", "tail", "tallies"),
+            *("telemetry", "tokens", "tokenstore", "turns", "verification"),
         ),
     ),
     (
@@ -61,7 +67,8 @@ LAYERS: Final = (
                 "postgres",
                 "rest",
             ),
-            *("entrance", "proxyheader", "resources", "restoring", "tls", "tokenkeys", "websocket"),
+            *("entrance", "proxyheader", "journal_spool", "resources", "restoring", "tls", "tokenkeys"),
+            *("websocket", "websocket_connection", "websocket_hub", "websocket_upgrade"),
         ),
     ),
     ("server", ("composition", "config_check", "edge", "limits", "server", "upkeep")),
@@ -91,15 +98,16 @@ SINGLE_IMPORTERS: Final = {
     "obstore": {"archive.store"},
     "jwt": {"accesstokens"},
     "nacl": {"client.crypto"},
-    "prometheus_client": {"telemetry"},
+    "prometheus_client": {"tallies", "telemetry"},
     "psycopg": {"postgres"},
     "psutil": {"postgres"},
     "pydantic_settings": {"config", "settings"},
     "pyrage": {"backup"},
     "quart": {"rest"},
     "quart_trio": {"rest"},
-    "sqlite3": {"client.store"},
-    "trio_websocket": {"client", "websocket"},
+    "sqlite3": {"client.store", "journal_spool"},
+    "trio_websocket": {"client"},
+    "wsproto": {"websocket_upgrade"},
 }
 """Third-party libraries that do I/O or cryptography, and the one place on each side that knows them."""
 

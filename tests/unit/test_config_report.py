@@ -74,6 +74,11 @@ TABLE: list[tuple[str, Environment, list[str]]] = [
         ["ADMIN_API_KEY=***: must be 32 to 256 printable ASCII characters without a space"],
     ),
     (
+        "two administration keys",
+        {"ADMIN_API_KEY": "hunter2" * 8, "KEEPSTEP_ADMIN_API_KEY": "hunter3" * 8},
+        ["KEEPSTEP_ADMIN_API_KEY=***, ADMIN_API_KEY=***: must not be set to different values: which one counts?"],
+    ),
+    (
         "a secret and its file",
         {"ADMIN_API_KEY": "hunter2" * 8, "ADMIN_API_KEY_FILE": "{folder}/secret"},
         ["ADMIN_API_KEY=***, ADMIN_API_KEY_FILE={folder}/secret: must not both be set: which one counts?"],

@@ -40,6 +40,10 @@ class ScriptedMaintenance:
         """Not asked by jobs."""
         raise AssertionError
 
+    async def safe_at_ms(self) -> int:
+        """Not asked by jobs."""
+        raise AssertionError
+
     async def now_ms(self) -> int:
         """Half the round trip there, half of it back."""
         await self._arrive("now_ms")

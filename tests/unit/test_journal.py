@@ -15,6 +15,7 @@ from keepstep import journal as journals
 from keepstep.client import crypto
 from keepstep.errors import StartupError, Unavailable
 from keepstep.journal import DIRECTORY, AccountRecord, EpochRecord, FileJournal, keep_published, read_journal
+from keepstep.journal_spool import JournalSpool
 from keepstep.model import DEVICES_STREAM
 from keepstep.protocol.messages import ResultDuplicate, ResultError
 from keepstep.replaying import AccountReplay
@@ -24,11 +25,13 @@ from tests.support.events import NOW_MS, DeviceFixture, UserFixture, submission
 from tests.support.logs import MemoryPlace, create_account, enrol, read_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from keepstep.interfaces import Accounts, EventLog
     from keepstep.journal import Record
     from keepstep.model import Principal
+    from keepstep.restoring import Replayed
     from tests.support.logs import Place
 
 ADA = UserFixture("ada")
@@ -106,6 +109,37 @@ async def test_a_full_file_is_followed_by_the_next(
         await journal.keep(record(seq))
     assert [each.stem for each in sorted((tmp_path / DIRECTORY).iterdir())] == ["00000001", "00000002", "00000003"]
     assert list(read_journal(tmp_path)) == [record(seq) for seq in range(1, 6)]
+
+
+async def test_an_old_file_is_followed_by_the_next(
+    tmp_path: Path, journal: FileJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that there are files to which nothing is written any more, and which may go one day."""
+    now_s = trio.current_time()
+    monkeypatch.setattr(trio, "current_time", lambda: now_s)
+    await journal.keep(record(1))
+    now_s += journals.FILE_AGE_S_MAX
+    await journal.keep(record(2))
+    now_s += 1
+    await journal.keep(record(3))
+    assert [each.stem for each in sorted((tmp_path / DIRECTORY).iterdir())] == ["00000001", "00000002"]
+    assert list(read_journal(tmp_path)) == [record(seq) for seq in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 100, 5_000])
+async def test_a_journal_is_read_in_pieces(
+    tmp_path: Path, journal: FileJournal, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    """Wherever a piece ends, every record is whole; and behind a damaged place the next one is found."""
+    monkeypatch.setattr(journals, "READ_BYTES", chunk_bytes)
+    monkeypatch.setattr(journals, "RECORD_BYTES_MAX", 300)
+    for seq in range(1, 9):
+        await journal.keep(record(seq))
+    (path,) = (tmp_path / DIRECTORY).iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 + 30] ^= 1
+    path.write_bytes(data)
+    assert list(read_journal(tmp_path)) == [record(seq) for seq in range(1, 9) if seq != 5]
 
 
 async def test_what_cannot_be_written_is_not_acknowledged(
@@ -187,6 +221,13 @@ class Kept:
         self.records.append(record)
 
 
+async def put_back(records: Iterable[Record], log: EventLog, accounts: Accounts) -> Replayed:
+    """What a journal with these records puts back."""
+    with JournalSpool() as spool:
+        spool.fill(records)
+        return await replay(spool, log, accounts, WorkerThreads())
+
+
 async def account(place: Place) -> tuple[Principal, Kept]:
     """An account with a second device, and the journal of it."""
     log = place.node()
@@ -208,9 +249,9 @@ async def test_a_journal_is_replayed_into_an_empty_log() -> None:
     place, empty = MemoryPlace(), MemoryPlace()
     principal, kept = await account(place)
     log = empty.node()
-    done = await replay([EpochRecord(1), *reversed(kept.records)], log, empty.accounts)
+    done = await put_back([EpochRecord(1), *reversed(kept.records)], log, empty.accounts)
     assert (done.count, done.unplaced, done.revived) == (2, (), (ADA.user_key,))
-    again = await replay(kept.records, log, empty.accounts)
+    again = await put_back(kept.records, log, empty.accounts)
     assert (again.count, again.unplaced, again.revived) == (0, (), ())
     there = (await place.node().stream(principal.user_pk, DEVICES_STREAM)).head
     user_pk = await empty.accounts.user(ADA.user_key)
@@ -238,7 +279,7 @@ async def test_what_a_journal_cannot_put_back_is_named() -> None:
     """An event whose predecessor is nowhere."""
     _, kept = await account(MemoryPlace())
     empty = MemoryPlace()
-    done = await replay(kept.records[1:], empty.node(), empty.accounts)
+    done = await put_back(kept.records[1:], empty.node(), empty.accounts)
     assert (done.count, done.unplaced, done.revived) == (0, ((ADA.user_key, 2),), ())
 
 

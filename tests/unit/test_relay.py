@@ -38,7 +38,7 @@ class Follower:
             principal=principal,
             limits=LIMITS.subscriber,
             wake=follower.wake,
-            count=lambda _: None,
+            relayed=parts.metrics.relayed_events,
         )
         devices_pk = (await parts.log.stream(principal.user_pk, DEVICES_STREAM)).stream_pk
         parts.relay.add(follower.subscriber, devices_pk=devices_pk, devices_changed=follower.heard.append)

@@ -88,6 +88,29 @@ def test_what_contradicts_the_settings_that_stay_changes_nothing() -> None:
     assert server.told == []
 
 
+async def test_what_nobody_foresaw_leaves_the_settings_that_were(lines: Lines) -> None:
+    """A part that fails, or a file that cannot be read: it is logged, who had taken over goes back, and all go on."""
+    server = Fixture()
+
+    def fail(settings: Settings) -> None:
+        if settings.page_bytes_max == 2048:
+            raise RuntimeError("not foreseen")
+
+    server.reloads.on(("page_bytes_max",), fail)
+    answers = [Settings(page_bytes_max=2048), Settings(page_bytes_max=4096)]
+    requests = ReloadRequests(lambda: answers.pop(0))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.reloads.run, requests)
+        for expected in ([2048, Settings().page_bytes_max], [2048, Settings().page_bytes_max, 4096]):
+            requests.request()
+            await trio.testing.wait_all_tasks_blocked()
+            assert [settings.page_bytes_max for settings in server.told] == expected
+        nursery.cancel_scope.cancel()
+    (refused,) = [line for line in lines if line["event"] == "configuration_refused"]
+    assert refused["error"] == "RuntimeError"
+    assert server.reloads.settings.page_bytes_max == 4096
+
+
 def test_files_are_looked_at_every_time(lines: Lines) -> None:
     """They change without their path, and settings without them."""
     server = Fixture()

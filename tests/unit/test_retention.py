@@ -11,7 +11,15 @@ from structlog.testing import capture_logs
 
 from keepstep import retention as retention_module
 from keepstep.errors import Unavailable
-from keepstep.eventlog.retention import DAY_MS, Advanced, RetentionRules, RetentionState
+from keepstep.eventlog.retention import (
+    DAY_MS,
+    EVENTS_PER_STEP_MIN,
+    PARTITIONS_PER_RUN_MAX,
+    ROWS_PER_STEP_MIN,
+    Advanced,
+    RetentionRules,
+    RetentionState,
+)
 from keepstep.model import UserPk
 from keepstep.retention import Pruned, RetentionRun
 from keepstep.telemetry import Metrics
@@ -46,11 +54,11 @@ class ScriptedRetention:
         self.events -= count
         return Advanced(UserPk(1), 3, 0, count)
 
-    async def drop_partitions(self, *, now_ms: int) -> list[str]:
+    async def drop_partitions(self, *, now_ms: int, partitions_max: int = PARTITIONS_PER_RUN_MAX) -> list[str]:
         """As ``Retention.drop_partitions``."""
         assert now_ms == NOW_MS
         await self._take("drop")
-        dropped, self.partitions = self.partitions, []
+        dropped, self.partitions = self.partitions[:partitions_max], self.partitions[partitions_max:]
         return dropped
 
     async def remove_rows(self, *, rows_max: int) -> int:
@@ -99,7 +107,8 @@ async def test_a_run_does_everything_in_steps(autojump_clock: MockClock) -> None
         done = await run_of(retention, metrics).run()
 
     assert done == Pruned(2_500, 1_500, ("events_standard_20250101",), is_done=True)
-    assert retention.steps == ["advance"] * 4 + ["drop"] + ["remove"] * 3
+    assert set(retention.steps[:-1]) == {"advance", "drop", "remove"}
+    assert retention.steps == sorted(retention.steps, key=["advance", "drop", "remove"].index)
     assert {rules.days for rules in retention.rules} == {90}
     counted = ("pruned_events_total", "pruned_rows_total", "dropped_partitions_total")
     assert [value(metrics, name) for name in counted] == [2_500, 1_500, 1]
@@ -107,12 +116,29 @@ async def test_a_run_does_everything_in_steps(autojump_clock: MockClock) -> None
 
 
 async def test_there_is_a_rest_after_each_step(autojump_clock: MockClock) -> None:
-    """Four times as long as the step took: the rest of the time is everybody else's."""
+    """Nine times as long as the step took: the rest of the time is everybody else's."""
     del autojump_clock
     began_s = trio.current_time()
-    await run_of(ScriptedRetention(events=2_000)).run()
-    # two steps with rests, one that finds nothing, the partitions, one look for rows
-    assert trio.current_time() - began_s == pytest.approx(2 * 5 * STEP_S + 3 * STEP_S)
+    await run_of(ScriptedRetention(events=2 * EVENTS_PER_STEP_MIN, partitions=("a", "b"))).run()
+    # two steps and one that finds nothing, two partitions and none, one look for rows
+    assert trio.current_time() - began_s == pytest.approx(7 * 10 * STEP_S)
+
+
+async def test_partitions_go_one_by_one(autojump_clock: MockClock) -> None:
+    """Nobody who publishes has to look up all of them anew at once; a run has an end."""
+    del autojump_clock
+    retention = ScriptedRetention(partitions=tuple(f"week {number}" for number in range(5)))
+    assert (await run_of(retention).run()).partitions == tuple(f"week {number}" for number in range(5))
+    assert retention.steps.count("drop") == 6
+
+
+async def test_a_run_drops_so_many_partitions(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one goes on."""
+    del autojump_clock
+    monkeypatch.setattr(retention_module, "PARTITIONS_PER_RUN_MAX", 2)
+    retention = ScriptedRetention(partitions=("a", "b", "c"))
+    run = run_of(retention)
+    assert [(await run.run()).partitions for _ in range(2)] == [("a", "b"), ("c",)]
 
 
 async def test_a_run_ends_although_there_is_more(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +146,7 @@ async def test_a_run_ends_although_there_is_more(autojump_clock: MockClock, monk
     del autojump_clock
     monkeypatch.setattr(retention_module, "STEPS_MAX", 2)
     metrics = Metrics()
-    retention = ScriptedRetention(events=2_001, rows=2_001)
+    retention = ScriptedRetention(events=2 * EVENTS_PER_STEP_MIN + 1, rows=2 * ROWS_PER_STEP_MIN + 1)
     run = run_of(retention, metrics)
 
     assert not (await run.run()).is_done

@@ -92,11 +92,39 @@ async def test_nothing_of_another_log_is_sent_in_a_session() -> None:
             return page
 
         alice.parts.log.read = restored  # type: ignore[method-assign]
+        alice.parts.log.tail.clear()
         await session.subscribe("notes")
         await session.expect(Resumed)
         with pytest.raises(Closed) as caught:
             await session.receive()
         assert caught.value.reason == "unavailable"
+
+
+async def test_where_an_author_is_comes_before_the_answers_to_what_it_wrote_since() -> None:
+    """A device that hears of fewer events than were acknowledged to it takes that for a loss."""
+    alice = Alice()
+    async with alice.parts.running() as nursery:
+        session = await alice.connect(nursery)
+        author = alice.parts.log.author
+        was_read, may_answer = trio.Event(), trio.Event()
+
+        async def slow(*arguments: Any) -> Any:
+            found = await author(*arguments)
+            was_read.set()
+            await may_answer.wait()
+            return found
+
+        await session.publish(alice.phone.event("notes"))
+        alice.parts.log.author = slow  # type: ignore[method-assign, assignment]
+        await session.subscribe("notes")
+        await was_read.wait()
+        rid = await session.start_publish(alice.phone.event("notes"))
+        await trio.testing.wait_all_tasks_blocked()
+        may_answer.set()
+        resumed = await session.receive()
+        assert isinstance(resumed, Resumed)
+        assert resumed.author[0] == 1
+        assert (await session.expect(Accepted)).rid == rid
 
 
 def restore(parts: Parts) -> None:
@@ -121,6 +149,7 @@ async def test_reading_goes_on_when_the_log_is_back(autojump_clock: trio.testing
         await session.subscribe("notes")
         await session.expect(Resumed)
         alice.parts.log.read = away  # type: ignore[method-assign]
+        alice.parts.log.read_in_memory = lambda *_, **__: None  # type: ignore[method-assign]
         await session.publish(alice.phone.event("notes"))
         await session.send(Ping(1))
         assert await session.expect(Pong) == Pong(1)

@@ -12,6 +12,7 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from keepstep.errors import KeepstepError, ProtocolError
+from keepstep.hits import Hits
 from keepstep.protocol.messages import Result, ResultAccepted, ResultDuplicate, ResultError
 from keepstep.telemetry import FRAMES_MAX, LOG_FIELDS, BoundedLines, Metrics, configure_logging, describe
 
@@ -53,6 +54,16 @@ def test_two_servers_in_one_process_count_apart() -> None:
     one, other = Metrics(), Metrics()
     one.faults.inc()
     assert other.registry.get_sample_value("keepstep_faults_total") == 0
+
+
+def test_caches_are_told_apart_by_what_they_had() -> None:
+    """Two series for each cache, as they stand when somebody scrapes."""
+    metrics = Metrics()
+    tail = Hits(found=3)
+    metrics.cache_lookups.read({"tail": tail})
+    tail.missing += 1
+    labels = ({"cache": "tail", "result": result} for result in ("found", "missing"))
+    assert [metrics.registry.get_sample_value("keepstep_cache_lookups_total", each) for each in labels] == [3, 1]
 
 
 def test_answers_are_counted_by_what_became_of_the_events() -> None:

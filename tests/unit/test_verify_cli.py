@@ -110,6 +110,6 @@ def test_how_far_it_is_is_told_once_a_second(capsys: pytest.CaptureFixture[str])
     written = capsys.readouterr()
     assert written.out == ""
     assert written.err.splitlines() == [
-        "1 users, 2 events, 0 faults so far",
-        "1 users, 4 events, 0 faults so far",
+        "1 user, 2 events, 0 faults so far",
+        "1 user, 4 events, 0 faults so far",
     ]

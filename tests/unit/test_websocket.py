@@ -20,7 +20,9 @@ from keepstep.proxies import TrustedProxies, parse_networks
 from keepstep.runtime import SystemClock, WorkerThreads
 from keepstep.telemetry import Metrics
 from keepstep.tls import ServerCertificate
-from keepstep.websocket import REFUSAL_TIMEOUT_S, UPGRADE_BYTES_MAX, WebSocketConnection, _serve_socket, serve
+from keepstep.websocket import REFUSAL_TIMEOUT_S, _serve_socket, serve
+from keepstep.websocket_connection import WebSocketConnection
+from keepstep.websocket_upgrade import UPGRADE_BYTES_MAX
 from tests.support.certificates import Authority
 from tests.support.websocket import (
     LIMITS,
@@ -34,9 +36,6 @@ from tests.support.websocket import (
     serving,
     upgraded,
 )
-
-GROUP = "Exceptions from Trio nursery"
-
 
 # -- upgrade --------------------------------------------------------------------------------------------------------
 
@@ -149,8 +148,8 @@ async def test_an_upgrade_request_is_bounded(autojump_clock: trio.testing.MockCl
         assert trio.current_time() == start_s
 
 
-@pytest.mark.parametrize("broken_step", ["WebSocketRequest.accept", "WebSocketConnection._handle_ping_event"])
-async def test_a_fault_in_a_library_ends_one_connection(monkeypatch: pytest.MonkeyPatch, broken_step: str) -> None:
+@pytest.mark.parametrize("broken_step", ["websocket.upgrade", "websocket_connection.WebSocketConnection.take"])
+async def test_a_fault_of_ours_ends_one_connection(monkeypatch: pytest.MonkeyPatch, broken_step: str) -> None:
     """Whatever bytes a peer finds that make it raise: the fault is reported, and the next connection is served."""
 
     async def broken(*_arguments: object, **_keywords: object) -> None:
@@ -159,31 +158,56 @@ async def test_a_fault_in_a_library_ends_one_connection(monkeypatch: pytest.Monk
 
     async with serving() as server:
         with monkeypatch.context() as patch:
-            patch.setattr(f"trio_websocket.{broken_step}", broken)
+            patch.setattr(f"keepstep.{broken_step}", broken)
             stream = server.connect()
             await stream.send_all((UPGRADE + "\r\n").encode())
-            if await stream.receive_some():  # upgraded
-                await stream.send_all(frame(9, b"ping"))
-                await read_all(stream)
-        assert server.faults == [(repr(ExceptionGroup(GROUP, [IndexError("a bug")])), "192.0.2.1")]
+            await read_all(stream)
+        assert server.faults == [(repr(IndexError("a bug")), "192.0.2.1")]
         peer = await server.open()
         await peer.send_message(b"one")
         assert await peer.get_message() == b"one"
 
 
-async def test_a_peer_that_is_gone_when_its_upgrade_is_accepted_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peer_that_is_gone_when_its_upgrade_is_accepted_is_no_fault() -> None:
     """It left in between."""
-
-    async def gone(*_arguments: object, **_keywords: object) -> None:
-        await trio.lowlevel.checkpoint()
-        raise trio_websocket.ConnectionClosed(None)
-
-    monkeypatch.setattr("trio_websocket.WebSocketRequest.accept", gone)
     async with serving() as server:
         stream = server.connect()
+        stream.receive_stream.close()  # whatever is sent to it meets nobody
         await stream.send_all((UPGRADE + "\r\n").encode())
-        await read_all(stream)
+        await trio.testing.wait_all_tasks_blocked()
         assert not server.faults
+        assert Place.inside == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("POST /v1/connect HTTP/1.1\r\nHost: here\r\n\r\n", b"400"),
+        ("GET / HTTP/1.1\r\nHost: here\r\n\r\n", b"400"),
+        ("GET /v1/connect HTTP/1.1\r\nUpgrade websocket\r\n\r\n", b"400"),
+        (UPGRADE.replace("Version: 13", "Version: 8") + "\r\n", b"426"),
+        (UPGRADE.replace("Host: here", "Host: \xff") + "\r\n", b"400"),
+    ],
+)
+async def test_a_request_that_is_no_upgrade_is_told_so(head: str, status: bytes) -> None:
+    """In HTTP, so that whoever points a browser here learns something."""
+    async with serving() as server:
+        stream = server.connect()
+        await stream.send_all(head.encode("latin-1"))
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 " + status)
+        assert not server.faults
+
+
+async def test_frames_right_behind_the_upgrade_request_are_taken() -> None:
+    """A device should wait for the answer (RFC 6455 section 4.1); one that does not is understood all the same."""
+    async with serving() as server:
+        stream = server.connect()
+        await stream.send_all((UPGRADE + "\r\n").encode() + frame(2, b"early") + frame(2, b"and again")[:4])
+        await stream.send_all(frame(2, b"and again")[4:])
+        answer = b""
+        while not answer.endswith(b"and again"):
+            answer += await stream.receive_some()
+    assert server.received == [b"early", b"and again"]
 
 
 # -- limits on messages ---------------------------------------------------------------------------------------------
@@ -277,9 +301,9 @@ async def test_control_frames_within_reason_are_answered() -> None:
         assert answer == b"\x8a\x01p\x8a\x01q\x82\x03one"
 
 
-@pytest.mark.parametrize("sent", [b"\x82\x01x", frame(3, b""), frame(0, b""), frame(1, b"\xff"), frame(8, b"\x03")])
+@pytest.mark.parametrize("sent", [b"\x82\x01x", frame(3, b""), frame(0, b""), frame(8, b"\x03")])
 async def test_frames_that_break_the_standard_end_the_connection(sent: bytes) -> None:
-    """Unmasked, unknown, out of turn, no text: the handler only sees that it is over."""
+    """Unmasked, unknown, out of turn, half a close code: the handler only sees that it is over."""
     async with serving() as server:
         stream = await upgraded(server)
         await stream.send_all(sent)
@@ -487,5 +511,6 @@ async def test_a_socket_that_is_gone_before_it_is_served_does_no_harm() -> None:
         entrance=Entrance(),
         refusals=trio.CapacityLimiter(1),
         on_fault=lambda error, _address: pytest.fail(repr(error)),
+        hub=None,
     )
     assert stream.closed

@@ -15,7 +15,8 @@ import trio_websocket
 
 from keepstep.entrance import Entrance
 from keepstep.interfaces import ConnectionClosed
-from keepstep.websocket import CLOSE_TIMEOUT_S, WebSocketConnection, serve_stream
+from keepstep.websocket import serve_stream
+from keepstep.websocket_connection import CLOSE_TIMEOUT_S, WebSocketConnection
 from tests.support.websocket import LIMITS, CountedStream, Place, close_reason, frame, read_all, serving, upgraded
 
 
@@ -76,6 +77,7 @@ async def test_frames_never_mix(autojump_clock: trio.testing.MockClock) -> None:
     async with one_connection() as (connection, stream, peer), trio.open_nursery() as nursery:
         stream.gate = trio.Event()
         nursery.start_soon(connection.send, [bytes(1_000)])
+        nursery.start_soon(connection.receive)
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(peer.ping, b"ping")
         await trio.testing.wait_all_tasks_blocked()
@@ -84,6 +86,7 @@ async def test_frames_never_mix(autojump_clock: trio.testing.MockClock) -> None:
         assert await peer.get_message() == bytes(1_000)
         await trio.testing.wait_all_tasks_blocked()
         assert stream.writes == [1_004, 6]
+        nursery.cancel_scope.cancel()
 
 
 async def test_sending_to_a_peer_that_is_gone_says_so() -> None:
@@ -95,17 +98,12 @@ async def test_sending_to_a_peer_that_is_gone_says_so() -> None:
         await connection.close(1000, "")
 
 
-async def test_the_guarded_stream_is_as_ready_as_the_one_below() -> None:
-    """Part of what a Trio stream is."""
-    async with one_connection() as (connection, _, _):
-        await connection._stream.wait_send_all_might_not_block()
-
-
 async def test_sending_to_a_peer_that_closed_says_so() -> None:
-    """As receiving does; closing it again is no fault."""
-    async with one_connection() as (connection, _, peer):
-        await peer.aclose()
-        await trio.testing.wait_all_tasks_blocked()
+    """As receiving does, which answers the peer; closing it again is no fault."""
+    async with one_connection() as (connection, _, peer), trio.open_nursery() as nursery:
+        nursery.start_soon(peer.aclose)
+        with pytest.raises(ConnectionClosed):
+            await connection.receive()
         with pytest.raises(ConnectionClosed):
             await connection.send([b"one"])
         with pytest.raises(ConnectionClosed):

@@ -42,6 +42,12 @@ def open_archive(
     settings: Settings, database: Database, log: StoredLog, *, threads: Threads, clock: Clock
 ) -> Archive | None:
     """The archive of the settings; ``None`` where there is none. Asks nothing of it yet."""
+    store = store_of(settings, threads, clock)
+    return None if store is None else Archive(PostgresArchive(database), store, log)
+
+
+def store_of(settings: Settings, threads: Threads, clock: Clock) -> ArchiveStore | None:
+    """Where the archive's objects are; ``None`` where there is none. Asks nothing of it yet."""
     if settings.archive_url is None:
         return None
     secret = settings.archive_s3_secret_access_key
@@ -51,8 +57,7 @@ def open_archive(
         access_key_id=settings.archive_s3_access_key_id,
         secret_access_key=None if secret is None else secret.get_secret_value(),
     )
-    store = open_store(settings.archive_url, access, timeout_s=settings.archive_timeout_s, threads=threads, clock=clock)
-    return Archive(PostgresArchive(database), store, log)
+    return open_store(settings.archive_url, access, timeout_s=settings.archive_timeout_s, threads=threads, clock=clock)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -35,6 +36,9 @@ AWAY_S: Final = 10.0
 """How long a store that did not answer is left alone."""
 OBJECT_BYTES_MAX: Final = BYTES_MAX + MANIFEST_BYTES_MAX + 4096
 """Largest object that is read."""
+PROBE_FOLDER: Final = "check/"
+"""Where ``probe`` writes; no segment is there."""
+PROBE_BYTES: Final = 16
 DELETE_PAGE: Final = 500
 """Objects listed and removed at a time."""
 
@@ -118,6 +122,26 @@ class ArchiveStore:
     async def delete(self, name: str) -> None:
         """Remove an object; one that is not there is none."""
         await self._run(lambda: self._delete([name]))
+
+    async def probe(self) -> None:
+        """Write, list, read and remove an object, as archiving does; nothing of it stays.
+
+        Raises:
+            ArchiveError: what is read or listed is not what was written.
+        """
+        name = f"{PROBE_FOLDER}{secrets.token_hex(PROBE_BYTES)}"
+        await self.put(name, name.encode())
+        try:
+            read = await self.get(name)
+
+            def list_names() -> list[str]:
+                return [each["path"] for page in self._pages(PROBE_FOLDER) for each in page]
+
+            if read != name.encode() or name not in await self._run(list_names):
+                raise ArchiveError("segment_damaged", "the archive does not give back what was stored in it")
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.delete(name)
 
     async def delete_below(self, folder: str) -> int:
         """Remove all objects whose names begin with ``folder``, which ends in a slash; how many."""

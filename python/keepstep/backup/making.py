@@ -94,7 +94,7 @@ def _fill(
     private = settings.data_dir / WORK_DIRECTORY
     with (
         source.retained(database.url),
-        source.copying(database.url, programs, private) as copying,
+        source.copying(database.url, programs, private, bytes_per_s_max=settings.backup_bytes_per_s_max) as copying,
         stop.calling(copying.end),
     ):
         written = write_sealed(copying.stream, draft, COPY_NAME, key=key, stop=stop)

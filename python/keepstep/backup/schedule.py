@@ -20,6 +20,7 @@ import trio
 from keepstep.backup import manifest, wal
 from keepstep.backup.making import WORK_DIRECTORY, backup_dir, encryption_key, make
 from keepstep.backup.mirror import Mirror
+from keepstep.backup.pruning import prune_journal
 from keepstep.backup.restoring import interruptible
 from keepstep.backup.verifying import Walk, declare_safe, verify, walk
 from keepstep.errors import BackupBusyError, BackupError, KeepstepError
@@ -42,6 +43,10 @@ LAST_RECEIVED_S: Final = 3.0
 """Seconds to wait for what was committed last, so that a server that was stopped has all of it in its backups."""
 LAST_COPY_S: Final = 15.0
 """Seconds for keeping the end of the log when the server goes down."""
+PRUNE_INTERVAL_S: Final = 3_600.0
+"""Seconds between looks at what of the journal is in every backup."""
+GAP_LOOKS: Final = 2
+"""So often a gap in the log has to be seen before it is one."""
 SPOOL: Final = "received"
 _MENDABLE: Final = (KeepstepError, OSError)
 """What the server goes on after: a database that is away, a disk that is full, a file that is damaged."""
@@ -67,19 +72,35 @@ async def backup_source(settings: Settings, threads: Threads) -> Source:
 
 
 def scheduled(
-    settings: Settings, database: Source | None, clock: Clock, metrics: Metrics, logger: Log
+    settings: Callable[[], Settings], database: Source | None, clock: Clock, metrics: Metrics, logger: Log
 ) -> Backups | None:
-    """The backups of a server with these settings; ``None`` where it makes none."""
-    if settings.backup_dir is None or database is None:
+    """The backups of a server with these settings, which are asked for whenever they are used; ``None``: no backups."""
+    if settings().backup_dir is None or database is None:
         return None
     return Backups(settings, database, walk=walk, clock=clock, metrics=metrics, logger=logger)
+
+
+def _find_gap(system: Path, newest: manifest.Manifest) -> str | None:
+    """The name of the first piece of the log that is missing behind a backup. Blocks; raises BackupError, OSError.
+
+    A node that dies may take with it what it had received and not kept yet: the database has let go of it.
+    """
+    segment_bytes = newest.wal_segment_bytes
+    copied = (wal.lsn_bytes(newest.end_lsn) - 1) // segment_bytes
+    gap = None
+    for _ in range(GAP_LOOKS):  # a directory that is read while files come may show a later one alone
+        found = wal.segments(system / wal.DIRECTORY, segment_bytes)
+        gap = wal.find_gap(found, timeline=newest.timeline, copied=copied)
+        if gap is None:
+            return None
+    return None if gap is None else wal.segment_name(newest.timeline, gap, segment_bytes)
 
 
 class Backups:
     """The backups of a running server.
 
     Args:
-        settings: where to and how often; ``backup_dir`` is set.
+        settings: where to and how often, as it is set now; ``backup_dir`` is.
         database: how it is reached.
         walk: verifies every chain and signature of a database.
         clock: this machine's.
@@ -88,9 +109,16 @@ class Backups:
     """
 
     def __init__(
-        self, settings: Settings, database: Source, *, walk: Walk, clock: Clock, metrics: Metrics, logger: Log
+        self,
+        settings: Callable[[], Settings],
+        database: Source,
+        *,
+        walk: Walk,
+        clock: Clock,
+        metrics: Metrics,
+        logger: Log,
     ) -> None:
-        self._settings = settings
+        self._read_settings = settings
         self._database = database
         self._walk = walk
         self._clock = clock
@@ -99,6 +127,11 @@ class Backups:
         self._verified_at_ms: int | None = None
         self._wanted = trio.Event()
         metrics.backup_verified_age_seconds.set_function(self._verified_age_s)
+
+    @property
+    def _settings(self) -> Settings:
+        """Of now: some change while the server runs."""
+        return self._read_settings()
 
     @property
     def spool(self) -> Path:
@@ -169,6 +202,7 @@ class Backups:
         shipper = wal.Shipper(self.spool, target, key=encryption_key(settings))
         self.spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         await self._ship(shipper)
+        await trio.to_thread.run_sync(shipper.forget_superseded, facts.segment_bytes)
         await self._have_slot()
         programs = await trio.to_thread.run_sync(source.client_programs, settings, facts.version)
         with source.credentials(self._database.url, self.spool.parent) as url, tempfile.TemporaryFile() as output:
@@ -181,7 +215,7 @@ class Backups:
             )
             try:
                 while process.returncode is None:
-                    with trio.move_on_after(settings.backup_wal_interval_s):
+                    with trio.move_on_after(self._settings.backup_wal_interval_s):
                         await process.wait()
                     await self._ship(shipper)
             finally:
@@ -228,10 +262,15 @@ class Backups:
         due_ms = last_due_ms(now_ms, interval_s=settings.backup_interval_s, offset_s=settings.backup_offset_s)
         newest = found[-1].manifest if found else None
         is_there = newest is not None and newest.started_at >= due_ms and newest.timeline == facts.timeline
-        if is_there and not self._wanted.is_set():
+        gap = None if newest is None else await trio.to_thread.run_sync(_find_gap, system, newest)
+        self._metrics.backup_wal_gap.set(0 if gap is None else 1)
+        if gap is not None:
+            self._logger.error("backup_log_gap", detail=f"segment {gap} was never kept: a whole backup is made now")
+        elif is_there and not self._wanted.is_set():
             return
         made = await interruptible(lambda stop: make(settings, self._database, now_ms=now_ms, stop=stop))
         self._wanted = trio.Event()
+        self._metrics.backup_wal_gap.set(0)
         self._show([made, *[one for one in found if one.is_good]])
         seconds = (made.manifest.finished_at - made.manifest.started_at) / 1000
         self._logger.info("backup_made", count=made.size_bytes, duration_ms=round(seconds * 1000))
@@ -254,9 +293,20 @@ class Backups:
         settings = self._settings
         system = backup_dir(settings) / facts.system
         mirror = Mirror(settings.data_dir, system, key=encryption_key(settings))
+        prune_at_s = trio.current_time()
         while True:
             await interruptible(mirror.update)
-            await trio.sleep(settings.backup_wal_interval_s)
+            if trio.current_time() >= prune_at_s:
+                await self._reported("journal", lambda: self._prune_journal(system))
+                prune_at_s = trio.current_time() + PRUNE_INTERVAL_S
+            await trio.sleep(self._settings.backup_wal_interval_s)
+
+    async def _prune_journal(self, system: Path) -> None:
+        """Remove what of the journal every backup holds. Raises BackupError."""
+        data_dir = self._settings.data_dir
+        removed = await interruptible(lambda stop: prune_journal(data_dir, system.parent, system.name, stop))
+        if removed:
+            self._logger.info("journal_pruned", count=removed)
 
     # -- metrics --------------------------------------------------------------------------------------------------
 

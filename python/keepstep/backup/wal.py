@@ -151,6 +151,32 @@ class Shipper:
             raise BackupError(f"cannot keep the write-ahead log in {self._directory}: {error.strerror}") from error
         return taken
 
+    def forget_superseded(self, segment_bytes: int) -> int:
+        """Remove from the spool what another node received whole, or beyond, since it was begun here; how many.
+
+        ``pg_receivewal`` goes on where its directory ends, and asks for what the database need not have any more.
+
+        Raises:
+            BackupError: it cannot be removed.
+        """
+        try:
+            kept = segments(self._directory, segment_bytes)
+            begun = [segment for segment in segments(self._spool, segment_bytes) if not segment.is_whole]
+            old = [
+                segment
+                for segment in begun
+                if any(
+                    one.timeline == segment.timeline
+                    and (one.number > segment.number or (one.is_whole and one.number == segment.number))
+                    for one in kept
+                )
+            ]
+            for segment in old:
+                segment.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise BackupError(f"cannot clear {self._spool}: {error.strerror}") from error
+        return len(old)
+
     def _ship_history(self, name: str, stop: Stop) -> int:
         if (self._directory / sealed_name(name, self._key)).exists():
             return 0
@@ -203,6 +229,24 @@ def needed(found: Iterable[Segment], *, timeline: int, first: int, last: int | N
         chosen.append(segment)
         previous = segment
     return chosen
+
+
+def find_gap(found: Iterable[Segment], *, timeline: int, copied: int) -> int | None:
+    """The first piece that is missing behind a whole backup although later ones are there; ``None``: none is.
+
+    Args:
+        found: in the order of the log.
+        timeline: the backup's.
+        copied: the last piece that is in the backup itself.
+    """
+    expected = copied + 1
+    for segment in found:
+        if segment.timeline != timeline or segment.number < expected:
+            continue
+        if segment.number > expected:
+            return expected
+        expected += 1
+    return None
 
 
 def place(chosen: Iterable[Segment], target: Path, segment_bytes: int, *, key: BackupKey | None, stop: Stop) -> int:

@@ -14,6 +14,7 @@ from keepstep.client.notices import Notice, NoticeKind, Notices
 from keepstep.client.publication import Publication, Receipt
 from keepstep.client.recovering import recover
 from keepstep.client.rewinds import Restoration
+from keepstep.client.safekeeping import Fallen, Safety
 from keepstep.client.server import Server, find_server
 from keepstep.client.snapshots import Snapshot
 from keepstep.client.store import Alarm
@@ -24,6 +25,7 @@ from keepstep.errors import (
     EventsRewound,
     KeepstepError,
     ProtocolError,
+    SessionNeeded,
     StoreError,
     VerificationError,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "Event",
     "EventsPruned",
     "EventsRewound",
+    "Fallen",
     "KeepstepError",
     "LinkOffer",
     "Notice",
@@ -54,7 +57,9 @@ __all__ = [
     "Receipt",
     "ReceivedSignal",
     "Restoration",
+    "Safety",
     "Server",
+    "SessionNeeded",
     "Signals",
     "Snapshot",
     "StoreError",

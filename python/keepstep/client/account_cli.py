@@ -12,8 +12,10 @@ import trio
 
 from keepstep.client import cli, device, server
 from keepstep.client.listing import list_devices_of
+from keepstep.client.notices import describe_time
 from keepstep.client.recovering import recover
 from keepstep.client.recovery import read_recovery_file
+from keepstep.client.safekeeping import Safekeeping
 from keepstep.client.store import open_store
 from keepstep.errors import ClientError, ProtocolError
 
@@ -79,6 +81,29 @@ async def _restorations(path: Path, end: bool) -> None:
                 f"{each.stream}: as it was up to {each.common_seq} of {each.held_seq}; handed in {each.handed_in}, "
                 f"appended or published again {each.anew}, lost {each.lost}"
             )
+
+
+@cli.device_group.command("safety")
+@cli.device_option
+def device_safety(name: str | None) -> None:
+    """Show what a restore of the server could cost.
+
+    As this device knew when it was last connected. The server tells up to when everything is in a verified backup of
+    it. What came later the device keeps, at most 30 days and 256 MiB, so that it can bring it back; what it had to let
+    go before that is counted.
+    """
+    with contextlib.closing(open_store(cli.choose(name))) as store:
+        found = Safekeeping(store).safety()
+    if found.safe_at_ms is None:
+        click.echo("the server has told of no verified backup")
+    else:
+        click.echo(f"in a verified backup: what the server received until {describe_time(found.safe_at_ms)}")
+    for stream, events in sorted(found.unsafe.items()):
+        click.echo(f"{stream}: held here and in none {events}")
+    for each in found.fallen:
+        click.echo(
+            f"{each.stream}: let go before they were in one {each.events}, last {describe_time(each.last_at_ms)}"
+        )
 
 
 def _id(text: str) -> bytes | str:

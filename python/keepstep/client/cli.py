@@ -24,6 +24,7 @@ from keepstep.client import accounts, device, restdevice, server
 from keepstep.client.listing import list_devices_of
 from keepstep.client.notices import describe_day, describe_notice
 from keepstep.client.recovery import COST, PASSPHRASE_CHARACTERS_MIN, Cost
+from keepstep.client.safekeeping import Safekeeping
 from keepstep.client.store import open_store
 from keepstep.client.worker import open_nursery
 from keepstep.errors import ClientError, KeepstepError, ProtocolError, StoreError
@@ -297,7 +298,9 @@ def _state(store: Store) -> str:
     identity = store.identity
     may = "+".join((capability.name or "").lower() for capability in identity.capabilities)
     waiting = store.row("SELECT count(*) FROM outbox")[0]
-    return f"user {identity.user_key.hex()[:16]}  {may}  {identity.device_url}  {waiting} waiting to be sent"
+    fallen = sum(each.events for each in Safekeeping(store).fallen())
+    unsafe = f"  {fallen} let go before a backup had them" if fallen else ""
+    return f"user {identity.user_key.hex()[:16]}  {may}  {identity.device_url}  {waiting} waiting to be sent{unsafe}"
 
 
 # -- publish ----------------------------------------------------------------------------------------------------------
@@ -335,7 +338,8 @@ async def _publish(path: Path, stream: str, text: str) -> int:
                     receipt = await _accepted(opened, publication)
                     click.echo(f"{stream} #{receipt.seq}")
         if patience.cancelled_caught:
-            click.echo(f"keepstep: not sent yet ({opened.last_problem or 'no answer'}); it is in the outbox", err=True)
+            waits = "the server was restored and waits for your other devices" if opened.is_healing else "no answer"
+            click.echo(f"keepstep: not sent yet ({opened.last_problem or waits}); it is in the outbox", err=True)
             return EXIT_WAITING
     return 0
 

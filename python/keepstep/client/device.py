@@ -89,7 +89,11 @@ class Device(EnrolCalls, HealCalls, LiveCalls, SnapshotCalls):
         self._keyring = Keyring(store.content_keys())
         # Each needs the other: what is signed says what was read, and what was acknowledged is compared with it.
         self._outbox = outbox = Outbox(
-            store, self._keyring, environment, lambda stream: self._follower.position(stream)
+            store,
+            self._keyring,
+            environment,
+            lambda stream: self._follower.position(stream),
+            lambda stream: stream in self._follower.followed,
         )
         self._follower = Follower(store, self._log, self._keyring, environment, outbox.settle_within)
         self._publisher = Publisher(store, outbox, worker, environment, outbox.count(), self._follower.rewinds)

@@ -18,8 +18,10 @@ import msgspec
 from keepstep.client import crypto
 from keepstep.client.accountchanges import AccountChanges
 from keepstep.client.keys import Wraps, recovery_box, unwrap
+from keepstep.client.losers import excused
 from keepstep.client.payload import PayloadError
 from keepstep.client.rewinds import Rewinds
+from keepstep.client.safekeeping import Safekeeping
 from keepstep.client.setback import SetBack
 from keepstep.client.store import Alarm
 from keepstep.errors import KeepstepError, ProtocolError, VerificationError
@@ -133,6 +135,7 @@ class Follower(SetBack):
         self.account = AccountLog(crypto, store.identity.user_key, state)
         self._changes = AccountChanges(store, log)
         self.rewinds = Rewinds(store)
+        self.kept = Safekeeping(store)
         self._read_wraps()
         self._states = log.streams()
         self.followed: dict[str, Followed] = {}
@@ -195,7 +198,8 @@ class Follower(SetBack):
             state=state,
             chain_at=lambda seq: self._log.chain_at(stream, seq),
             is_own_inbox=stream == inbox_of(identity.device_id),
-            is_dead=self.rewinds.is_dead,
+            rewinds=self.rewinds.of,
+            received_at_ms=self._log.received_at_ms,
         )
 
     # -- what has arrived -----------------------------------------------------------------------------------------
@@ -258,13 +262,22 @@ class Follower(SetBack):
             if followed.name == DEVICES_STREAM:
                 outcome.ended_at_ms = self.ended_at_ms
             self._save(followed.name, verifier, ())
+            self._let_go(followed.name, message.safe_at_ms)
         elif isinstance(message, Head):
             verifier.note(message.head)
             self._save(followed.name, verifier, ())
+            self._let_go(followed.name, message.safe_at_ms)
         else:
             events = verifier.reread(message.rows)
             self._states[followed.name] = verifier.state
-            self._log.fill(followed.name, verifier.state, events)
+            self._log.fill(followed.name, verifier.state, excused(self._log, followed.name, verifier.state, events))
+
+    def _let_go(self, stream: str, safe_at_ms: int | None) -> None:
+        """Keep apart no more what is safe, nor what this device has read of its own."""
+        self.kept.learn(safe_at_ms, now_ms=self._environment.now_ms())
+        mine = self._state(stream).authors.get(self._store.identity.device_id)
+        if mine is not None:
+            self.kept.forget(stream, mine.n)
 
     def _resumed(self, followed: Followed, message: Resumed, outcome: Outcome) -> None:
         name = followed.name

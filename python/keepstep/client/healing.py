@@ -18,7 +18,7 @@ from keepstep.client.outbox import NO_HASH, Entry
 from keepstep.client.rewinds import Restoration
 from keepstep.client.transport import Disconnected
 from keepstep.errors import ClientError, ProtocolError, VerificationError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Position
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Policy, Position
 from keepstep.protocol.chain import decode_head, event_hash
 from keepstep.protocol.event import decode_header
 from keepstep.protocol.messages import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from keepstep.client.follower import Follower
     from keepstep.client.locallog import LocalLog
     from keepstep.client.outbox import Outbox
+    from keepstep.client.safekeeping import Safety
     from keepstep.client.store import Store
     from keepstep.client.worker import Worker
     from keepstep.protocol.messages import EventRow, SignedHead
@@ -51,6 +52,8 @@ PAGE_BYTES_MAX: Final = 512 * 1024
 """Events handed in with one message, bytes; one event above it still goes."""
 PAUSE_S: Final = 2.0
 """Before asking again where the server names no time, seconds."""
+PASSING: Final = frozenset({"rate_limited", "unavailable"})
+"""Refusals that pass: after the time that the server names the same is asked again."""
 WAIT_S_MAX: Final = 24 * 60 * 60.0
 """How long other devices are waited for at most, seconds: the longest window that a server can be set to."""
 PROVEN: Final = 1
@@ -116,6 +119,10 @@ class Healer:
     async def restorations(self) -> list[Restoration]:
         """As ``HealCalls.restorations``."""
         return await self._worker.run(self._follower.rewinds.restorations)
+
+    async def safety(self) -> Safety:
+        """As ``HealCalls.safety``."""
+        return await self._worker.run(self._follower.kept.safety)
 
     async def end_window(self) -> None:
         """As ``HealCalls.end_healing``."""
@@ -287,8 +294,9 @@ class Healer:
     async def _give_up(self, session: _Session, lost: _Lost) -> None:
         """Go back to what both have; what is beyond it is appended anew, published again, or lost."""
         rows = await self._worker.run(lambda: self._rest(lost))
-        mine = [row for row in rows if row[1] == self._store.identity.device_id]
-        others = [row for row in rows if row[1] != self._store.identity.device_id]
+        is_mine = self._republishes(lost.stream)
+        mine = [row for row in rows if is_mine(row)]
+        others = [row for row in rows if not is_mine(row)]
         gone = lost.held.seq - lost.common - len(rows)
         for page in _pages(others):
             answer = await self._append_anew(session, lost.stream, page)
@@ -302,6 +310,17 @@ class Healer:
             self._went_back(lost.stream, lost.common)
         self._queued(self._again)
         self._again = 0
+
+    def _republishes(self, stream: str) -> Callable[[EventRow], bool]:
+        """Which events this device publishes again itself: its own.
+
+        Where the policy is ``expect``, none: what it would send again conflicts, what is handed in need not build on
+        the head (protocol.md section 4, "appended anew as signed, by author order, `base` ignored").
+        """
+        policy = self._follower.state_of(stream).rules.policy
+        if policy is not None and policy.policy == Policy.EXPECT:
+            return lambda _row: False
+        return lambda row: row[1] == self._store.identity.device_id
 
     async def _append_anew(
         self, session: _Session, stream: str, page: list[EventRow]
@@ -331,9 +350,8 @@ class Healer:
         if again:
             last = self._log.last_of(lost.stream, self._store.identity.device_id, up_to=lost.common)
             before = (0, NO_HASH) if last is None else (decode_header(last[0]).n, event_hash(crypto, *last))
-            self._outbox.publish_again(lost.stream, before, again)
+            self._again += self._outbox.publish_again(lost.stream, before, again)
         self._follower.set_back(restoration)
-        self._again += len(again)
 
     async def _report(self, session: _Session, step: Literal[1, 2]) -> None:
         """Say that this device is done with a step, and wait for the others where they have to be waited for."""
@@ -353,6 +371,15 @@ class HealCalls(abc.ABC):
     async def restorations(self) -> list[Restoration]:
         """What restores of the server took away, stream by stream, and what came of it, the earliest first."""
         return await self._healer.restorations()
+
+    @property
+    def is_healing(self) -> bool:
+        """Whether the server was restored and waits for what the user's devices hold; it takes nothing new then."""
+        return self._healer.pending
+
+    async def safety(self) -> Safety:
+        """What a restore of the server could cost this device: what is in no verified backup, and what it let go."""
+        return await self._healer.safety()
 
     async def end_healing(self) -> None:
         """After a restore of the server: wait no longer for the user's other devices to hand in what was lost.
@@ -395,7 +422,7 @@ class _Session:
                     raise Disconnected("the connection ended before the answer came")
                 answer = self.answer
             assert answer is not None
-            if not isinstance(answer, Error) or answer.code != "unavailable":
+            if not isinstance(answer, Error) or answer.code not in PASSING:
                 return answer
             await trio.sleep((answer.retry_after_ms or 0) / 1000 or PAUSE_S)
 

@@ -39,6 +39,7 @@ from keepstep.protocol.messages import (
     Rewound,
     SignalFrom,
     Signalled,
+    Subscribe,
 )
 from keepstep.protocol.succession import decode_announcement
 
@@ -284,6 +285,7 @@ class Link:
                 self._connection, self._inbox = connection, inbox
                 self._healer.begin(connection, inbox.subscribe, pending=pending)
                 await inbox.subscribe(readable)
+                await self._ask_what_is_left(connection)
             self.last_problem = ""
             self.failure = None
             self._source.announce()
@@ -294,6 +296,16 @@ class Link:
                 nursery.start_soon(self._healer.run)
                 nursery.start_soon(self._live.run, connection)
                 nursery.start_soon(self._ping, connection)
+
+    async def _ask_what_is_left(self, connection: Connection) -> None:
+        """Of streams that it only writes, ask what the latest restore left of this device's events."""
+        unasked = await self._worker.run(self._follower.kept.unasked)
+        asked: dict[str, tuple[int, bytes] | Start] = {
+            stream: "end" for stream in unasked if stream not in self._follower.followed
+        }
+        if asked:
+            self._publisher.ask(asked.keys())
+            await connection.send(Subscribe(asked))
 
     async def _check_epoch(self, epoch: int) -> bool:
         """Whether a restore began an epoch in which this device has not handed in what it holds."""
@@ -318,8 +330,7 @@ class Link:
             message = await connection.receive()
             if isinstance(message, Events | CaughtUp | Head | Pruned | Resumed | Rewound | ReadResult):
                 if isinstance(message, Resumed) and message.stream not in self._follower.followed:
-                    await self._worker.run(partial(self._follower.take_rewinds, message.stream, message.rewinds))
-                    self._publisher.resumed(message.stream, message.author)
+                    await self._take_asked(message)
                 await inbox.put(message)
             elif isinstance(message, Revoked):
                 raise DeviceRevoked(message.row)
@@ -329,6 +340,14 @@ class Link:
                 await self._tell(Notice(NoticeKind.CLONED, message.at_ms, message.device_id))
             else:
                 self._take(message)
+
+    async def _take_asked(self, message: Resumed) -> None:
+        """What the server has of this device in a stream that it does not read."""
+        if message.answer == "limit_exceeded":
+            self._publisher.not_told(message.stream)
+            return
+        await self._worker.run(partial(self._follower.take_rewinds, message.stream, message.rewinds))
+        self._publisher.resumed(message.stream, message.author)
 
     def _take_announcement(self, data: bytes) -> None:
         """The server's next key, for the other devices (``keeper``); what the pinned key did not sign is nothing."""

@@ -190,6 +190,22 @@ class LocalLog:
         )
         return None if row is None else (row[0], row[1])
 
+    def unread_to(self, stream: str, *, before: int, whole: bool) -> int | None:
+        """The seq up to which events below ``before`` were never read, the last such; ``None``: all were.
+
+        Args:
+            stream: its name.
+            before: a seq.
+            whole: whether the stream was read from its first event on, or from a gap.
+        """
+        row = self._store.row("SELECT max(to_seq) FROM gaps WHERE stream = ? AND to_seq < ?", stream, before)
+        if row is not None and row[0] is not None:
+            return int(row[0])
+        if whole:
+            return None
+        first = self._store.row("SELECT min(seq) FROM events WHERE stream = ?", stream)
+        return None if first is None or first[0] is None or first[0] <= 1 else first[0] - 1
+
     def exact_rows(self, stream: str, *, after: int, events_max: int) -> list[EventRow]:
         """Kept events with seq > ``after`` as they were signed and received, in order."""
         return [
@@ -301,7 +317,10 @@ class LocalLog:
             self._prune(stream, now_ms)
 
     def _prune(self, stream: str, now_ms: int) -> None:
-        """Remove the oldest events that every cursor has passed, where they are above the limits."""
+        """Remove the oldest events that every cursor has passed, where they are above the limits.
+
+        Those that are in no verified backup of the server are counted (protocol.md section 4, "safe").
+        """
         if stream in (DEVICES_STREAM, KEYS_STREAM):
             return
         kept = self._store.row("SELECT kept_bytes FROM streams WHERE name = ?", stream)
@@ -316,13 +335,16 @@ class LocalLog:
             stream, passed, PRUNE_EVENTS,
         )  # fmt: skip
         above = kept[0] - KEPT_BYTES_MAX
-        freed, last = 0, 0
+        safe_ms = self._store.safe_at_ms() or 0
+        freed, last, fallen = 0, 0, 0
         for seq, received_at_ms, size in oldest:
             if freed >= above and received_at_ms > oldest_ms:
                 break
             freed += size + ROW_OVERHEAD_BYTES
+            fallen += received_at_ms > safe_ms
             last = seq
         if last:
+            self._store.count_fallen(stream, fallen, now_ms=now_ms)
             self._store.execute("DELETE FROM events WHERE stream = ? AND seq <= ?", stream, last)
             self._store.execute("UPDATE streams SET kept_bytes = kept_bytes - ? WHERE name = ?", freed, stream)
 

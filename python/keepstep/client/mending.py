@@ -49,6 +49,7 @@ class Mender:
         environment: clock and jitter.
         done: called with an entry that has left the outbox, and what became of it.
         rewinds: what restores of the server explain.
+        queued: told how many events entered the outbox again.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Mender:
         environment: Environment,
         done: Callable[[Entry, Receipt | Exception], None],
         rewinds: Rewinds,
+        queued: Callable[[int], None],
     ) -> None:
         self._rewinds = rewinds
+        self._queued = queued
         self._store = store
         self._outbox = outbox
         self._worker = worker
@@ -136,21 +139,23 @@ class Mender:
         is_behind = last_n < self._outbox.own(stream).accepted_n
         return is_behind and self._store.own_epoch(stream) < self._store.epoch()
 
-    def _is_set_back(self, stream: str, last_n: int, last_hash: bytes, *, is_read: bool) -> bool:
-        """Whether a restore explains what is missing; then this device goes on from what the server has.
+    def _set_back(self, stream: str, last_n: int, last_hash: bytes, *, is_read: bool) -> int | None:
+        """Where a restore explains what is missing, go on from what the server has; how many are published again.
 
-        Of a stream that it does not read nobody else counts what was acknowledged to it and is lost.
+        ``None``: no restore explains it. Of a stream that it does not read nobody else counts what was acknowledged to
+        it and is missing.
         """
         floor = self._rewinds.floor(stream, since=self._store.own_epoch(stream))
         if floor is None:
-            return False
+            return None
         with self._store.transaction():
-            before = self._outbox.set_back_within(stream, last_n, last_hash)
-            lost = before.accepted_n - last_n
-            if lost > 0 and not is_read:
-                held_seq = max(before.receipt.seq, floor)
-                self._rewinds.add(Restoration(stream, self._environment.now_ms(), floor, held_seq, 0, 0, lost))
-        return True
+            before, again = self._outbox.set_back_within(stream, last_n, last_hash)
+            missing = before.accepted_n - last_n
+            if missing > 0 and not is_read:
+                at_ms, held_seq = self._environment.now_ms(), max(before.receipt.seq, floor)
+                lost = max(missing - again, 0)
+                self._rewinds.add(Restoration(stream, at_ms, floor, held_seq, 0, again, lost))
+        return again
 
     def _sign_again(self, stream: str) -> None:
         own = self._outbox.own(stream)
@@ -181,13 +186,18 @@ class Mender:
         own, known = await self._worker.run(lambda: (self._outbox.own(stream), self._outbox.hash_of(stream, last_n)))
         floor_n = own.accepted_n if floor_n is None else floor_n
         if last_n < floor_n or (last_n == own.accepted_n and last_hash != own.accepted_hash):
-            is_set_back = partial(self._is_set_back, stream, last_n, last_hash, is_read=stream in session.followed)
-            if not await self._worker.run(is_set_back):
+            is_read = stream in session.followed
+            again = await self._worker.run(partial(self._set_back, stream, last_n, last_hash, is_read=is_read))
+            if again is None:
                 raise VerificationError("the server lost events that it had acknowledged", stream=stream)
+            self._queued(again)
             return
         if last_n < own.accepted_n:
             return  # what was on its way when the server answered has been acknowledged since
-        if known == last_hash or await self._stored_instead(stream, last_n, last_hash, None):
+        if known == last_hash:
+            await self._worker.run(lambda: self._outbox.confirm(stream))
+            return
+        if await self._stored_instead(stream, last_n, last_hash, None):
             return
         if stream in session.adopted:
             raise ProtocolError("cloned", f"another device writes {stream} with this device's key")

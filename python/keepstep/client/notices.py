@@ -103,8 +103,13 @@ def describe_notice(notice: Notice, devices: Sequence[DeviceInfo], program: str)
     """
     names = [each.name for each in devices if each.device_id == notice.device_id]
     name = (names[0] if names else None) or (notice.device_id or b"").hex()
-    at, until = (f"{_local(at_ms):%Y-%m-%d %H:%M}" for at_ms in (notice.at_ms, notice.until_ms or 0))
+    at, until = (describe_time(at_ms) for at_ms in (notice.at_ms, notice.until_ms or 0))
     return f"{at}  {_WORDS[notice.kind].format(name=name, program=program, until=until)}"
+
+
+def describe_time(at_ms: int) -> str:
+    """A moment for a person, where he is."""
+    return f"{_local(at_ms):%Y-%m-%d %H:%M}"
 
 
 def describe_day(at_ms: int) -> str:

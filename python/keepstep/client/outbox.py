@@ -18,6 +18,7 @@ import msgspec
 from keepstep.client import crypto
 from keepstep.client.environment import uuid7
 from keepstep.client.payload import NONCE_BYTES, PLAINTEXT_BYTES_MAX, Place, key_name, seal_payload
+from keepstep.client.safekeeping import Safekeeping
 from keepstep.errors import ClientError, ProtocolError, VerificationError
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Kind, Position, is_inbox
 from keepstep.protocol.chain import event_hash
@@ -28,6 +29,7 @@ from keepstep.validation import parse_stream_name
 if TYPE_CHECKING:
     from keepstep.client.environment import Environment
     from keepstep.client.keys import Keyring
+    from keepstep.client.safekeeping import KeptEvent
     from keepstep.client.store import Store
 
 PAYLOAD_BYTES_MAX: Final = 262_144
@@ -143,16 +145,24 @@ class Outbox:
         keyring: what to encrypt under.
         environment: clock and randomness.
         position: how far a stream has been verified, for ``seen`` and ``devices_seen``.
+        is_read: whether a stream is read, and so its events are in the log; others are kept (``safekeeping``).
     """
 
     def __init__(
-        self, store: Store, keyring: Keyring, environment: Environment, position: Callable[[str], Position]
+        self,
+        store: Store,
+        keyring: Keyring,
+        environment: Environment,
+        position: Callable[[str], Position],
+        is_read: Callable[[str], bool] = lambda _stream: True,
     ) -> None:
         self._store = store
         self._keyring = keyring
         self._environment = environment
         self._position = position
-        self._accepted: dict[str, tuple[Entry, Position]] = {}
+        self._is_read = is_read
+        self._kept = Safekeeping(store)
+        self._accepted: dict[str, tuple[Entry, Position, int]] = {}
 
     # -- in -----------------------------------------------------------------------------------------------------
 
@@ -285,7 +295,7 @@ class Outbox:
         with self._store.transaction():
             self._store.execute_many("UPDATE outbox SET sent = 1 WHERE entry = ?", ((each.entry,) for each in entries))
 
-    def accept(self, entry: Entry, place: Position | None) -> None:
+    def accept(self, entry: Entry, place: Position | None, received_at_ms: int | None) -> None:
         """The server holds ``entry``, and so everything before it in its stream.
 
         Written with the next transaction: if that is lost, the event is sent again and answered as a duplicate.
@@ -293,11 +303,13 @@ class Outbox:
         Args:
             entry: as it was sent.
             place: where the server says it is; ``None`` where it does not say.
+            received_at_ms: when the server says that it received it, unix milliseconds; ``None`` likewise.
         """
-        known, receipt = self._accepted.get(entry.stream, (entry, _NOTHING_WRITTEN.receipt))
+        known, receipt, at_ms = self._accepted.get(entry.stream, (entry, _NOTHING_WRITTEN.receipt, 0))
+        at_ms = max(at_ms, self._environment.now_ms() if received_at_ms is None else received_at_ms)
         if place is not None and place.seq > receipt.seq:
             receipt = place
-        self._accepted[entry.stream] = (entry if entry.n > known.n else known, receipt)
+        self._accepted[entry.stream] = (entry if entry.n > known.n else known, receipt, at_ms)
 
     def settle(self) -> None:
         """Write down what was accepted.
@@ -312,7 +324,8 @@ class Outbox:
     def settle_within(self) -> None:
         """The same, as part of a transaction. Raises likewise."""
         while self._accepted:
-            stream, (entry, receipt) = self._accepted.popitem()
+            stream, (entry, receipt, received_at_ms) = self._accepted.popitem()
+            self._keep(stream, entry.n, received_at_ms)
             self._set_accepted(stream, entry.n, entry.hash)
             mine = self._own(stream)
             if receipt.seq > mine.receipt.seq:
@@ -322,6 +335,11 @@ class Outbox:
                     raise VerificationError(
                         "not the history that the server acknowledged", stream=stream, seq=receipt.seq
                     )
+
+    def _keep(self, stream: str, up_to_n: int, received_at_ms: int) -> None:
+        if not self._is_read(stream):
+            now_ms = self._environment.now_ms()
+            self._kept.keep(stream, up_to_n, received_at_ms=received_at_ms, now_ms=now_ms)
 
     def _set_accepted(self, stream: str, n: int, hash_: bytes) -> None:
         self._store.execute("DELETE FROM outbox WHERE stream = ? AND n <= ?", stream, n)
@@ -358,6 +376,7 @@ class Outbox:
                 return None
             # Each signing names the one before it, so what stood before it in the outbox is stored as well.
             accepted = [each for each in self._waiting(stream) if each.entry <= row[0]]
+            # Not kept: what the server stored is an earlier signing, of which this device has the hash only.
             self._store.execute("DELETE FROM outbox WHERE stream = ? AND entry <= ?", stream, row[0])
             self._save_own(stream, replace(self._own(stream), accepted_n=n, accepted_hash=hash_))
             self._renumber(stream, n, hash_)
@@ -384,8 +403,10 @@ class Outbox:
             self._save_own(stream, replace(mine, accepted_n=last_n, accepted_hash=last_hash))
             self._renumber(stream, last_n, last_hash)
 
-    def publish_again(self, stream: str, before: tuple[int, bytes], lost: Sequence[Entry]) -> None:
+    def publish_again(self, stream: str, before: tuple[int, bytes], lost: Sequence[Entry]) -> int:
         """A restore took events of this device away: they are published again, before what waits.
+
+        So is what was kept of the stream since it was read last; returns how many there are in all.
 
         Args:
             stream: theirs.
@@ -394,26 +415,44 @@ class Outbox:
         """
         with self._store.transaction():
             self.settle_within()
-            kept = {each.n for each in self._waiting(stream)}
-            again = [each for each in lost if each.n not in kept]
-            lowest = min(self._store.row("SELECT coalesce(min(entry), 0) FROM outbox")[0], 0) - len(again)
-            for number, each in enumerate(again):
-                self._insert(replace(each, entry=lowest + number), sent=True)
+            again = {each.n: each for each in lost}
+            again |= {each.n: _as_entry(stream, each) for each in self._kept.take_after(stream, before[0])}
+            self._put_before(stream, [again[n] for n in sorted(again)])
             self._set_back_to(stream, *before)
-            if [each.n for each in lost] != list(range(before[0] + 1, before[0] + 1 + len(lost))):
+            if not _joins_on(self._waiting(stream), *before):
                 self._renumber(stream, *before)
+        return len(again)
 
-    def set_back_within(self, stream: str, last_n: int, last_hash: bytes) -> Own:
-        """A restore took events of this device away that it does not hold: go on after the server's last one.
+    def _put_before(self, stream: str, lost: Sequence[Entry]) -> None:
+        """Put what was accepted before what waits, in all streams. Part of a transaction."""
+        waiting = {each.n for each in self._waiting(stream)}
+        again = [each for each in lost if each.n not in waiting]
+        lowest = min(self._store.row("SELECT coalesce(min(entry), 0) FROM outbox")[0], 0) - len(again)
+        for number, each in enumerate(again):
+            self._insert(replace(each, entry=lowest + number), sent=True)
 
-        Part of a transaction; returns what was known before.
+    def set_back_within(self, stream: str, last_n: int, last_hash: bytes) -> tuple[Own, int]:
+        """A restore took events of this device away that its log does not have: go on after the server's last one.
+
+        What was kept of them is published again, as it was signed where it joins on.
+
+        Part of a transaction; returns what was known before, and how many are published again.
         """
         self.settle_within()
         before = self._own(stream)
+        again = [_as_entry(stream, each) for each in self._kept.take_after(stream, last_n)]
+        self._put_before(stream, again)
         self._set_back_to(stream, last_n, last_hash)
-        self._renumber(stream, last_n, last_hash)
+        if not _joins_on(self._waiting(stream), last_n, last_hash):
+            self._renumber(stream, last_n, last_hash)
         self._confirm_epoch(stream)
-        return before
+        return before, len(again)
+
+    def confirm(self, stream: str) -> None:
+        """The server has all that it acknowledged to this device, in the log's epoch as it is now."""
+        with self._store.transaction():
+            self.settle_within()
+            self._confirm_epoch(stream)
 
     def _set_back_to(self, stream: str, n: int, hash_: bytes) -> None:
         mine = self._own(stream)
@@ -486,6 +525,22 @@ class Outbox:
 def _entry(row: tuple[int, str, int, bytes, bytes, bytes, bytes, int]) -> Entry:
     entry, stream, n, hash_, header, sig, payload, sent = row
     return Entry(entry, stream, n, hash_, header, sig, payload, sent=bool(sent))
+
+
+def _as_entry(stream: str, kept: KeptEvent) -> Entry:
+    """What the server had acknowledged, as the outbox had it."""
+    hash_ = event_hash(crypto, kept.header, kept.sig)
+    return Entry(0, stream, kept.n, hash_, kept.header, kept.sig, kept.payload, sent=True)
+
+
+def _joins_on(waiting: Sequence[Entry], last_n: int, last_hash: bytes) -> bool:
+    """Whether events follow each other and the last one that the server has, as they are signed."""
+    n, hash_ = last_n, last_hash
+    for each in waiting:
+        if (each.n, decode_header(each.header).prev) != (n + 1, _prev(n + 1, hash_)):
+            return False
+        n, hash_ = each.n, each.hash
+    return bool(waiting)
 
 
 def _prev(n: int, last_hash: bytes) -> bytes:

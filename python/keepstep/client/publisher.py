@@ -78,7 +78,7 @@ class Publisher:
         self._outbox = outbox
         self._worker = worker
         self._intake = Intake(outbox, worker, is_sending=lambda: self._session is not None, added=self._added)
-        self._mender = Mender(store, outbox, worker, environment, self._done, rewinds)
+        self._mender = Mender(store, outbox, worker, environment, self._done, rewinds, self.queued)
         self._queue: deque[_Queued] = deque()
         self._more_on_disk = waiting > 0
         self._loading = False
@@ -136,6 +136,21 @@ class Publisher:
         """A session begins; streams that are followed wait for the answer to their subscription."""
         self._session = Sending(connection, followed, {stream: Held(until_resumed=True) for stream in followed})
         self._forget_queue()
+
+    def ask(self, streams: Collection[str]) -> None:
+        """Streams that are not read are about to be subscribed to: what did a restore leave of this device's events?"""
+        session = self._session
+        if session is not None:
+            session.asking.update(streams)
+            session.held.update({stream: Held(until_resumed=True) for stream in streams})
+
+    def not_told(self, stream: str) -> None:
+        """The server did not take a subscription, and so does not say what it has of this device."""
+        held = None if self._session is None else self._session.held.get(stream)
+        if self._session is not None and held is not None and held.until_resumed:
+            held.until_resumed, held.until_s = False, 0
+            self._session.asking.discard(stream)
+            self.wake()
 
     async def hold_until_resumed(self, stream: str) -> None:
         """A stream is about to be subscribed to: the answer says what the server has of this device in it."""
@@ -298,7 +313,8 @@ class Publisher:
         if isinstance(result, ResultAccepted):
             for seq, entry in enumerate(entries, result.first_seq):
                 self._done(entry, Receipt(entry.stream, entry.n, seq, result.received_at_ms))
-            self._outbox.accept(last, Position(result.first_seq + result.count - 1, result.chain))
+            place = Position(result.first_seq + result.count - 1, result.chain)
+            self._outbox.accept(last, place, result.received_at_ms)
         elif isinstance(result, ResultError):
             # What follows a refused event is out of order: only the first answer says what is wrong.
             session.held.setdefault(last.stream, Held(trouble=Trouble(last, result.code, result.detail)))
@@ -309,7 +325,8 @@ class Publisher:
         else:
             self._done(last, Receipt(last.stream, last.n, result.seq, result.received_at_ms))
             known = result.seq is not None and result.chain is not None
-            self._outbox.accept(last, Position(result.seq or 0, result.chain or b"") if known else None)
+            place_told = Position(result.seq or 0, result.chain or b"") if known else None
+            self._outbox.accept(last, place_told, result.received_at_ms)
         session.fruitless[last.stream] = session.retries[last.stream] = 0
 
     def _done(self, entry: Entry, outcome: Receipt | Exception) -> None:

@@ -22,6 +22,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
+from keepstep.client import crypto
 from keepstep.client.accounts import register
 from keepstep.client.environment import SYSTEM
 from keepstep.client.follower import Follower
@@ -33,9 +34,9 @@ from keepstep.client.publication import Receipt
 from keepstep.client.rest import JSON, RestClient, decode_answer
 from keepstep.client.store import check_live, open_store
 from keepstep.client.subscription import EventSource, check_readable
-from keepstep.errors import ERRORS, ClientError, ProtocolError, Retry
+from keepstep.errors import ERRORS, ClientError, ProtocolError, Retry, SessionNeeded
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Position
-from keepstep.protocol.chain import decode_head
+from keepstep.protocol.chain import decode_head, verify_head
 from keepstep.protocol.messages import CaughtUp, Events, Resumed
 from keepstep.validation import format_base64url, parse_base64url
 
@@ -145,10 +146,15 @@ class RestDevice:
         self._keyring = Keyring(store.content_keys())
         # Each needs the other: what is signed says what was read, and what was acknowledged is compared with it.
         self._outbox = outbox = Outbox(
-            store, self._keyring, environment, lambda stream: self._follower.position(stream)
+            store,
+            self._keyring,
+            environment,
+            lambda stream: self._follower.position(stream),
+            lambda stream: stream in self._follower.followed,
         )
         self._follower = Follower(store, self._log, self._keyring, environment, outbox.settle_within)
         self._source = EventSource(self._log, self._keyring, worker, store.identity.user_key)
+        self._server_epoch = 0
         client.follow_server(lambda: self._follower.account.announcements, self._repin)
 
     async def _repin(self, server_key: bytes) -> None:
@@ -169,6 +175,7 @@ class RestDevice:
         Raises:
             ClientError: they cannot be published like that; or the server cannot be reached or cannot take them now:
                 they are in the outbox, and the next publish, over REST or WebSocket, sends them.
+            SessionNeeded: the server was restored, or has other events of this device; they are in the outbox.
             ProtocolError: the server refused an event for good.
             VerificationError: the server lies about this account.
 
@@ -207,6 +214,8 @@ class RestDevice:
 
         Raises:
             ClientError: that is no name for a stream; the server cannot be reached.
+            SessionNeeded: the server was restored to a moment before what this device has read, or has pruned what
+                comes after it: open the device with ``open_device`` once.
             ProtocolError: the server does not let this device read it.
             VerificationError: the server or an author lies about it.
 
@@ -242,6 +251,7 @@ class RestDevice:
         for _ in range(CATCH_UPS_MAX):
             self._follower.ask_from(stream)
             shown = await self._stream(stream)
+            await self._check_restored(stream, None if shown is None else signed_head(shown.signed_head))
             if shown is None:
                 await self._apply([Resumed(stream, "contiguous", None, (0, _NO_HASH))])
                 return
@@ -250,7 +260,8 @@ class RestDevice:
             await self._apply([Resumed(stream, "contiguous", head, author)])
             position = self._follower.position(stream)
             if decode_head(head[0]).seq == position.seq:
-                await self._apply([CaughtUp(stream, head)])
+                safe_at_ms = self._store.safe_at_ms()  # as a session told it last: REST does not
+                await self._apply([CaughtUp(stream, head, safe_at_ms)])
                 if not wait_s or position.seq > after:
                     return
             await self._read_pages(stream, wait_s=wait_s)
@@ -260,15 +271,49 @@ class RestDevice:
     async def _read_pages(self, stream: str, *, wait_s: int) -> None:
         while True:
             after = self._follower.position(stream).seq
-            query = urlencode({"stream": stream, "after": after, "limit": PAGE_EVENTS, "wait_s": wait_s})
-            response = await self._client.request("GET", f"/api/v1/events?{query}")
-            raise_for_problem(response)
-            page = decode_answer(response, EventPage)
+            page = await self._page(stream, after=after, events_max=PAGE_EVENTS, wait_s=wait_s)
             if page.events:
                 await self._apply([Events(stream, [to_row(event) for event in page.events], bytes.fromhex(page.chain))])
             if not page.events or page.head_seq <= page.events[-1].seq:
                 return
             wait_s = 0
+
+    async def _page(self, stream: str, *, after: int, events_max: int, wait_s: int = 0) -> EventPage:
+        query = urlencode({"stream": stream, "after": after, "limit": events_max, "wait_s": wait_s})
+        response = await self._client.request("GET", f"/api/v1/events?{query}")
+        try:
+            raise_for_problem(response)
+        except ProtocolError as refusal:
+            if refusal.code == "pruned":
+                raise SessionNeeded(stream, "pruned") from refusal
+            raise
+        return decode_answer(response, EventPage)
+
+    async def _check_restored(self, stream: str, signed: SignedHead | None) -> None:
+        """A restore that this device has not heard of in a session left what it holds of a stream.
+
+        Only sessions bring the signed rewinds (protocol.md section 4, "After a restore"); without them what such a
+        server shows would look like a lie. Raises SessionNeeded where the stream went back.
+        """
+        head = None
+        if signed is not None:
+            try:
+                head = verify_head(crypto, self._store.identity.server_key, signed)
+            except ProtocolError:
+                return  # the follower calls it out
+            self._server_epoch = max(self._server_epoch, head.epoch)
+        if self._server_epoch <= self._store.epoch():
+            return
+        for known in (self._follower.position(stream), self._store.receipt(stream)):
+            if known.seq and (head is None or not await self._stands(stream, known, Position(head.seq, head.chain))):
+                raise SessionNeeded(stream, "restored")
+
+    async def _stands(self, stream: str, known: Position, head: Position) -> bool:
+        """Whether the server still has a position in its place."""
+        if known.seq >= head.seq:
+            return known == head
+        page = await self._page(stream, after=known.seq - 1, events_max=1)
+        return bytes.fromhex(page.chain) == known.chain
 
     async def _stream(self, stream: str) -> _Stream | None:
         response = await self._client.request("GET", f"/api/v1/streams/{quote(stream, safe='/$@:')}")
@@ -326,7 +371,7 @@ class RestDevice:
                 continue
             places, last = _places(result, entries)
             receipts |= places
-            self._outbox.accept(entries[-1], last)
+            self._outbox.accept(entries[-1], last, result.received_at_ms)
         self._outbox.settle()
         if refused is not None:
             self._refuse(*refused)
@@ -342,10 +387,7 @@ class RestDevice:
             raise ProtocolError(row.code, f"the server refused an event for {entry.stream}")
         if row.retry is Retry.LATER:
             raise ClientError(f"the server cannot take events now ({row.meaning}); they are safe in the outbox")
-        raise ClientError(
-            f"the server has other events of this device in {entry.stream} ({row.code}); open it with open_device "
-            "once, which finds out why and mends what can be mended"
-        )
+        raise SessionNeeded(entry.stream, "diverged")
 
 
 def _body(batch: Sequence[Entry]) -> bytes:

@@ -81,9 +81,13 @@ class Rewinds:
         """How far back restores since an epoch may have set a stream; ``None`` where there was none since."""
         return min((each.seq for each in self._known.get(stream, ()) if each.epoch > since), default=None)
 
-    def is_dead(self, stream: str, seq: int) -> bool:
-        """Whether a position may be of a branch that a restore ended: above a rewind (protocol.md section 4)."""
-        return any(each.seq < seq for each in self._known.get(stream, ()))
+    def of(self, stream: str) -> Sequence[Rewind]:
+        """The restores that set a stream back, as far as the server has told."""
+        return self._known.get(stream, ())
+
+    def chain_at(self, stream: str, seq: int) -> bytes:
+        """The chain at a place that a restore set a stream back to."""
+        return next(each.chain for each in self._known[stream] if each.seq == seq)
 
     def add(self, restoration: Restoration) -> None:
         """Keep what came of a restore, and tell the user of it; part of a transaction."""

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from keepstep.client import crypto
-from keepstep.client.settingback import account_at, set_back
+from keepstep.client.settingback import account_at, heads_up_to, set_back
 from keepstep.errors import VerificationError
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Position
 from keepstep.protocol.chain import chain_0, decode_head
+from keepstep.protocol.streamstate import state_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,10 +122,12 @@ class SetBack(abc.ABC):
         """
         stream, seq = restoration.stream, restoration.common_seq
         chain = self.chain_of(stream, seq)
-        assert chain is not None
-        to = Position(seq, chain)
+        to = Position(seq, self.rewinds.chain_at(stream, seq) if chain is None else chain)
         with self._store.transaction():
-            state = set_back(self._log, stream, self._states[stream], to)
+            if chain is None:  # what was there has left this device's log: it begins anew where the server says
+                state = msgspec.structs.replace(state_at(to), heads=heads_up_to(self._states[stream], seq))
+            else:
+                state = set_back(self._log, stream, self._states[stream], to)
             if stream == DEVICES_STREAM:
                 self.account.adopt(account_at(self._log, self._store.identity.user_key, to))
                 self._store.save_account(self.account.state.encode())

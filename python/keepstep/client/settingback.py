@@ -21,6 +21,7 @@ from keepstep.protocol.streamstate import Author
 if TYPE_CHECKING:
     from keepstep.client.locallog import LocalLog
     from keepstep.model import Position
+    from keepstep.protocol.messages import SignedHead
     from keepstep.protocol.policy import PolicyPayload
     from keepstep.protocol.streamstate import StreamState
 
@@ -45,7 +46,9 @@ def set_back(log: LocalLog, stream: str, state: StreamState, to: Position) -> St
             header = decode_header(data)
             if device_id not in passed and header.n > 1:
                 # It names the event before it, which is the author's last one that stays.
-                authors[device_id] = Author(header.n - 1, header.prev, 0, to.seq)
+                known = state.authors.get(device_id)
+                knew = (0, 0) if known is None else (known.knew_ms, known.knew_devices_ms)
+                authors[device_id] = Author(header.n - 1, header.prev, 0, to.seq, *knew)
             passed.add(device_id)
             if header.kind == Kind.POLICY:
                 policy = _policy_at(log, stream, to, is_whole=state.whole)
@@ -57,10 +60,15 @@ def set_back(log: LocalLog, stream: str, state: StreamState, to: Position) -> St
         received_at_ms=log.received_at_ms(stream, to.seq),
         authors=authors,
         missing={seq: each for seq, each in state.missing.items() if seq <= to.seq},
-        heads=[signed for signed in state.heads if decode_head(signed[0]).seq <= to.seq],
+        heads=heads_up_to(state, to.seq),
         claimed=None,
         rules=Rules(policy, {key: rank for key, rank in state.rules.winners.items() if rank.seq <= to.seq}),
     )
+
+
+def heads_up_to(state: StreamState, seq: int) -> list[SignedHead]:
+    """The signed heads that are not beyond a place."""
+    return [signed for signed in state.heads if decode_head(signed[0]).seq <= seq]
 
 
 def _policy_at(log: LocalLog, stream: str, to: Position, *, is_whole: bool) -> PolicyPayload | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from keepstep.client.files import make_private, move_into_place, writing
 from keepstep.client.notices import Notice, NoticeKind
 from keepstep.client.payload import ContentKey
+from keepstep.client.schema import SCHEMA, SCHEMA_VERSION, UPGRADES
 from keepstep.errors import ClientError, StoreError
 from keepstep.model import KEY_BYTES, Capability, Position
 
@@ -24,173 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-SCHEMA_VERSION: Final = 3
 BUSY_TIMEOUT_S: Final = 0.5
 """How long to wait for another process to let go of the file, seconds."""
 ALARMS_MAX: Final = 1000
 """Alarms kept, the newest; a server that lies all the time fills no disk."""
 NOTICES_MAX: Final = 1000
 """Notices kept, the newest."""
-
-_NOTICES: Final = """
-CREATE TABLE notices (                  -- what its user has to be told about devices
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    at_ms INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    device_id BLOB,
-    until_ms INTEGER
-) STRICT;
-"""
-_SNAPSHOT_EVENTS: Final = """
-CREATE INDEX IF NOT EXISTS snapshot_events ON events (stream, seq) WHERE substr(header, 3, 1) IN (x'02', x'03');
-"""
-"""The third byte of a header is its kind: an array of less than 16 elements that begins with the version."""
-_GAPS: Final = """
-CREATE TABLE gaps (                     -- events that were gone on the server before this device had them
-    stream TEXT NOT NULL,
-    after_seq INTEGER NOT NULL,
-    to_seq INTEGER NOT NULL,
-    chain BLOB NOT NULL,                -- at to_seq
-    PRIMARY KEY (stream, to_seq)
-) STRICT, WITHOUT ROWID;
-"""
-_RESTORES: Final = """
-CREATE TABLE rewinds (                  -- the server's word that a restore set a stream back, for ever
-    stream TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    rewind BLOB NOT NULL,
-    sig BLOB NOT NULL,
-    PRIMARY KEY (stream, epoch)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE restorations (             -- what became of the events that a restore took away
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    stream TEXT NOT NULL,
-    at_ms INTEGER NOT NULL,
-    common_seq INTEGER NOT NULL,
-    held_seq INTEGER NOT NULL,
-    handed_in INTEGER NOT NULL,
-    anew INTEGER NOT NULL,
-    lost INTEGER NOT NULL
-) STRICT;
-"""
-_SEEN: Final = """
-CREATE TABLE seen (                     -- when devices were last connected: the server's word, which nobody signs
-    device_id BLOB PRIMARY KEY,
-    at_ms INTEGER NOT NULL
-) STRICT;
-"""
-_UPGRADES: Final = {
-    1: (
-        "ALTER TABLE device ADD COLUMN revoked_at_ms INTEGER;ALTER TABLE events ADD COLUMN concurrent_from INTEGER;"
-        + _NOTICES
-        + _SNAPSHOT_EVENTS
-    ),
-    2: (
-        "ALTER TABLE own ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;"
-        "ALTER TABLE device ADD COLUMN healed_epoch INTEGER NOT NULL DEFAULT 0;"
-        "ALTER TABLE cursors ADD COLUMN rewound_from INTEGER;" + _GAPS + _RESTORES + _SEEN
-    ),
-}
-"""By the version from which each goes to the next."""
-
-_SCHEMA: Final = (
-    """
-CREATE TABLE device (
-    only INTEGER PRIMARY KEY CHECK (only = 1),
-    name TEXT NOT NULL,
-    user_key BLOB NOT NULL,
-    device_id BLOB NOT NULL,
-    device_secret BLOB NOT NULL,
-    box_secret BLOB NOT NULL,
-    capabilities INTEGER NOT NULL,
-    device_url TEXT NOT NULL,
-    rest_url TEXT NOT NULL,
-    server_key BLOB NOT NULL,
-    genesis BLOB,                       -- as signed, until the server has accepted it
-    account BLOB,                       -- the devices of the user, as far as $devices is verified
-    handed_over_seq INTEGER NOT NULL,   -- $devices as the enrolling device knew it: the log must pass through here
-    handed_over_chain BLOB NOT NULL,
-    hlc INTEGER NOT NULL,               -- the highest one given or seen
-    epoch INTEGER NOT NULL,             -- the highest one the server showed
-    revoked_at_ms INTEGER,              -- when it ended: its keys are gone
-    healed_epoch INTEGER NOT NULL DEFAULT 0  -- up to this epoch everything was handed in that a restore had lost
-) STRICT;
-CREATE TABLE content_keys (
-    content_epoch BLOB PRIMARY KEY,
-    after_seq INTEGER NOT NULL,
-    content_key BLOB NOT NULL,
-    index_key BLOB NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE streams (
-    name TEXT PRIMARY KEY,
-    seq INTEGER NOT NULL,               -- verified and stored up to here
-    chain BLOB NOT NULL,
-    reader BLOB NOT NULL,               -- what verification carries from page to page
-    kept_bytes INTEGER NOT NULL         -- of its rows in events
-) STRICT, WITHOUT ROWID;
-CREATE TABLE events (                   -- exact bytes, as received and verified
-    stream TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    device_id BLOB NOT NULL,
-    received_at_ms INTEGER NOT NULL,
-    header BLOB NOT NULL,
-    sig BLOB NOT NULL,
-    payload BLOB,
-    problem TEXT,                       -- why there is no payload, where there is none
-    chain BLOB NOT NULL,
-    concurrent_from INTEGER,            -- policy fork: it does not build on the events from here to the one before it
-    PRIMARY KEY (stream, seq)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE cursors (                  -- how far an application is, with state it commits together
-    name TEXT NOT NULL,
-    stream TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    state BLOB NOT NULL,
-    rewound_from INTEGER,               -- where it was before a restore of the server set it back
-    PRIMARY KEY (name, stream)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE own (                      -- this device as an author
-    stream TEXT PRIMARY KEY,
-    last_n INTEGER NOT NULL,            -- given out
-    last_hash BLOB NOT NULL,
-    accepted_n INTEGER NOT NULL,        -- acknowledged by the server
-    accepted_hash BLOB NOT NULL,
-    receipt_seq INTEGER NOT NULL,       -- the last place the server said it gave to an event of ours
-    receipt_chain BLOB NOT NULL,
-    epoch INTEGER NOT NULL DEFAULT 0    -- of the log when this was last true
-) STRICT, WITHOUT ROWID;
-CREATE TABLE outbox (
-    entry INTEGER PRIMARY KEY AUTOINCREMENT,
-    stream TEXT NOT NULL,
-    n INTEGER NOT NULL,
-    hash BLOB NOT NULL,
-    header BLOB NOT NULL,
-    sig BLOB NOT NULL,
-    payload BLOB NOT NULL,
-    sent INTEGER NOT NULL,              -- 1 before the first send
-    UNIQUE (stream, n)
-) STRICT;
-CREATE TABLE superseded (               -- earlier signings under a number, which may still arrive
-    stream TEXT NOT NULL,
-    n INTEGER NOT NULL,
-    hash BLOB NOT NULL,
-    entry INTEGER NOT NULL,             -- of the outbox: the event that was signed so
-    PRIMARY KEY (stream, n, hash)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE alarms (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    at_ms INTEGER NOT NULL,
-    stream TEXT NOT NULL,
-    seq INTEGER,
-    reason TEXT NOT NULL
-) STRICT;
-"""
-    + _NOTICES
-    + _SNAPSHOT_EVENTS
-    + _GAPS
-    + _RESTORES
-    + _SEEN
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +142,20 @@ class Store:
             " ON CONFLICT (content_epoch) DO UPDATE SET after_seq = max(after_seq, excluded.after_seq)",
             ((key.content_epoch, key.after, key.content_key, key.index_key) for key in keys),
         )
+
+    def safe_at_ms(self) -> int | None:
+        """What the server received by then is in a verified backup, as it said last, unix milliseconds."""
+        at_ms: int | None = self.row("SELECT safe_at_ms FROM device")[0]
+        return at_ms
+
+    def count_fallen(self, stream: str, events: int, *, now_ms: int) -> None:
+        """This device let events go before they were in a verified backup. Part of a transaction."""
+        if events:
+            self.execute(
+                "INSERT INTO fallen VALUES (?, ?, ?) ON CONFLICT (stream) DO UPDATE SET"
+                " events = events + excluded.events, last_at_ms = excluded.last_at_ms",
+                stream, events, now_ms,
+            )  # fmt: skip
 
     def hlc(self) -> int:
         """The highest hybrid logical clock given or seen."""
@@ -416,10 +270,11 @@ class Store:
         with self.transaction():
             nothing = bytes(KEY_BYTES)
             self.execute(
-                "UPDATE device SET device_secret = ?, box_secret = ?, genesis = NULL, revoked_at_ms = ?",
+                "UPDATE device SET device_secret = ?, box_secret = ?, genesis = NULL, kept_bytes = 0,"
+                " revoked_at_ms = ?",
                 nothing, nothing, at_ms,
             )  # fmt: skip
-            for table in ("content_keys", "outbox", "superseded", "events", "streams", "cursors", "own"):
+            for table in ("content_keys", "outbox", "superseded", "events", "streams", "cursors", "own", "kept"):
                 self.execute(f"DELETE FROM {table}")  # noqa: S608 - names of this file
         self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._open().execute("VACUUM")
@@ -437,7 +292,8 @@ class Store:
     def belong_to(self, device_url: str, rest_url: str, server_key: bytes) -> None:
         """Belong to another server, whose log has epochs of its own; within a transaction."""
         self.execute(
-            "UPDATE device SET device_url = ?, rest_url = ?, server_key = ?, epoch = 0, healed_epoch = 0",
+            "UPDATE device SET device_url = ?, rest_url = ?, server_key = ?, epoch = 0, healed_epoch = 0,"
+            " safe_at_ms = NULL",
             device_url,
             rest_url,
             server_key,
@@ -493,9 +349,9 @@ def create_store(path: Path, identity: Identity, *, genesis: bytes | None, conte
             beside.with_name(beside.name + suffix).unlink(missing_ok=True)
         make_private(beside)
     with _plain_errors(path), contextlib.closing(_connect(beside)) as connection:
-        connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        connection.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
         connection.execute(
-            "INSERT INTO device VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0, 0, NULL, 0)",
+            "INSERT INTO device VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, 0, 0, NULL, 0, NULL, 0)",
             (
                 identity.name, identity.user_key, identity.device_id, identity.device_secret, identity.box_secret,
                 int(identity.capabilities), identity.device_url, identity.rest_url, identity.server_key, genesis,
@@ -523,11 +379,11 @@ def open_store(path: Path) -> Store:
         connection = _connect(path)
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (*_UPGRADES, SCHEMA_VERSION):
+            if version not in (*UPGRADES, SCHEMA_VERSION):
                 raise ClientError(f"{path} was made by another version of keepstep (its format is {version})")
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("COMMIT")
-            upgrade = "".join(statements for since, statements in _UPGRADES.items() if since >= version)
+            upgrade = "".join(statements for since, statements in UPGRADES.items() if since >= version)
             if upgrade:
                 connection.executescript(f"BEGIN;{upgrade}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
             return Store(path, connection)

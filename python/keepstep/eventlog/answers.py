@@ -58,16 +58,20 @@ class Answers:
         self._given: list[dict[int, tuple[int, Result]]] = [{} for _ in batch]
         self._open: list[_Open] = []
         self._suspects: set[int] = set()
+        self._names_stored = False
         self._in_order = True
         self._broken_up = False
 
     def give(self, place: Place, run: AnswerRun) -> None:
         """Answer with a run of ``Ingested.results`` of kind NEW, DUPLICATE or REFUSED."""
         if run[0] == NEW:
-            _, count, first_seq, received_at_ms, chain = run
-            self.answer(place, ResultAccepted(count, first_seq, received_at_ms, chain), count=count)
+            submission, event = place
+            given = self._given[submission]
+            assert event not in given, place
+            given[event] = (run[1], ResultAccepted(*run[1:]))
         elif run[0] == DUPLICATE:
             _, seq, stored_chain, stored_at_ms = run
+            self._names_stored = True
             self.answer(place, ResultDuplicate(seq, stored_chain, stored_at_ms))
         else:
             _, code, detail = run
@@ -98,7 +102,9 @@ class Answers:
         found = find([each.lookup for each in self._open])
         self._in_order = False
         for each in self._open:
-            self.answer(each.place, _stored(found.get(each.lookup), each.hash))
+            result = _stored(found.get(each.lookup), each.hash)
+            self._names_stored = self._names_stored or isinstance(result, ResultDuplicate)
+            self.answer(each.place, result)
         self._open.clear()
 
     def give_up(self, result: ResultError) -> None:
@@ -114,7 +120,7 @@ class Answers:
     @property
     def name_stored(self) -> bool:
         """Whether one of them says that its event was stored before."""
-        return any(isinstance(result, ResultDuplicate) for given in self._given for _, result in given.values())
+        return self._names_stored
 
     def suspects(self) -> frozenset[int]:
         """Indices of submissions that held a bad signature."""

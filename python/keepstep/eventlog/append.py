@@ -8,10 +8,11 @@ fault is alone. Everything here runs in one worker thread from beginning to end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
 from keepstep._keepstep import StreamHead, ingest
@@ -46,6 +47,11 @@ STREAM_AHEAD_MS_MAX: Final = 10 * 60 * 1000
 """How far a stream's last received_at may be ahead of the clock (protocol.md section 3)."""
 RETRY_AFTER_MS: Final = 1_000
 """When a device tries again what could not be stored for now."""
+
+_USER_PK: Final = attrgetter("user_pk")
+_CHECKED_APART: Final = attrgetter("events.checked_apart")
+_BYTES_MAX: Final = attrgetter("bytes_max")
+"""Without a Python call for each submission and head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ class _Part:
     @cached_property
     def users(self) -> frozenset[int]:
         """Who the events are from."""
-        return frozenset(each.user_pk for each in self.submissions)
+        return frozenset(map(_USER_PK, self.submissions))
 
     @property
     def event_count(self) -> int:
@@ -207,7 +213,7 @@ class Appending:
 
     def _parts(self, whole: _Part) -> list[_Part]:
         """Events that are checked against what is stored alone and under locks, the others together, in their order."""
-        if not any(each.events.checked_apart for each in whole.submissions):
+        if not any(map(_CHECKED_APART, whole.submissions)):
             return [whole]
         self.answers.break_up()
         parts = []
@@ -271,7 +277,9 @@ class Appending:
             devices = self._devices(part, remembered, loaded, generation)
             decision = self._decide(part, remembered, loaded, devices, self.store)
             left |= self._stale(decision, remembered)
-            if decision.moved:
+            if decision.moved and self._append(part, decision):
+                self._take_stored(decision)
+            elif decision.moved:
                 with self.store.begin() as transaction:
                     unmoved = self._write(transaction, part, decision)
                 if unmoved:
@@ -307,8 +315,8 @@ class Appending:
             read = self.store.devices(unknown)
             self.devices.put(read, generation=generation)
             devices |= read
-        if any(user_pk in devices and devices[user_pk].auth_epoch != epoch for user_pk, epoch in epochs):
-            raise Contended
+            if any(user_pk in devices and devices[user_pk].auth_epoch != epoch for user_pk, epoch in epochs):
+                raise Contended
         return devices
 
     def _apart(self, part: _Part) -> list[_Part]:
@@ -327,7 +335,7 @@ class Appending:
             held = {each for each in unknown if chains.get((each[0], each[1][0])) == each[1][1]}
             self.devices.hold(held, generation=generation)
             self.misplaced |= unknown - held
-        if part.event_count == 1 or self.misplaced.isdisjoint(asked):
+        if self.misplaced.isdisjoint(asked) or part.event_count == 1:
             return []
         self.answers.break_up()
         parts = []
@@ -351,13 +359,16 @@ class Appending:
         So no node takes a new event of it, whatever its sessions know (protocol.md section 1). The same for an event
         that names a position of ``$devices`` that never was.
         """
-        if self._is_misplaced(submission):
+        if self.misplaced and self._is_misplaced(submission):
             return submission.with_capabilities(0)
         live = devices.get(submission.user_pk)
         if live is None:
             return submission  # of a user that is not there there is no stream either
         now_ms = self.now_ms
-        if live.expires_at_ms.get(submission.device_pk) is not None:
+        expires_at_ms = live.expires_at_ms.get(submission.device_pk, 0)
+        if expires_at_ms is None:
+            return submission  # live, and for ever: nearly every one
+        if expires_at_ms:
             # Readers go by received_at, which is later than now where a stream's last one is.
             keys = [(submission.user_pk, name) for name in submission.events.streams]
             now_ms = max([now_ms, *(heads[key].received_at_ms for key in keys if key in heads)])
@@ -417,7 +428,7 @@ class Appending:
 
     def _roomy(self, part: _Part, remembered: dict[StreamKey, StreamHead]) -> dict[StreamKey, StreamHead]:
         """The heads without those whose bound may be reached: payloads that went since are still counted in them."""
-        if all(head.bytes_max is None for head in remembered.values()):
+        if {None}.issuperset(map(_BYTES_MAX, remembered.values())):
             return remembered
         return {
             key: head
@@ -451,6 +462,16 @@ class Appending:
         actual = self.store.load(unproven).heads
         return {key for key in unproven if key not in actual or _version(actual[key]) != _version(remembered[key])}
 
+    def _append(self, part: _Part, decision: _Decision) -> bool:
+        """Store what only moves heads by the store's shorter way; whether it went."""
+        return (
+            not decision.fresh
+            and self.change is None
+            and decision.ingested.only_moves
+            and not part.submissions[0].events.checked_apart
+            and self.store.append(decision.ingested)
+        )
+
     def _write(self, transaction: Transaction, part: _Part, decision: _Decision) -> frozenset[StreamPlace]:
         moved = decision.moved
         created = {_key(new) for _, new in moved if _key(new) in decision.fresh} if decision.fresh else ()
@@ -468,15 +489,17 @@ class Appending:
         transaction.commit()
         if emptied:
             self.erased.add(_key(moved[0][1]))
-        for old, new in moved:
-            if new.stream_pk > KEYS_STREAM_PK and _place(new) not in unmoved:
-                self.rooms.take(new.user_pk, new.stored_bytes - old.stored_bytes)
-        self.runs.extend(
-            (_key(new), run)
-            for (_, new), run in zip(moved, decision.ingested.runs, strict=True)
-            if not unmoved or _place(new) not in unmoved
-        )
+        self._take_stored(decision, unmoved)
         return unmoved
+
+    def _take_stored(self, decision: _Decision, unmoved: Collection[StreamPlace] = ()) -> None:
+        """What was committed is announced, and takes up room."""
+        for (old, new), run in zip(decision.moved, decision.ingested.runs, strict=True):
+            if unmoved and _place(new) in unmoved:
+                continue
+            if new.stream_pk > KEYS_STREAM_PK:
+                self.rooms.take(new.user_pk, new.stored_bytes - old.stored_bytes)
+            self.runs.append(((new.user_pk, new.name), run))
 
     def _keep(self, decision: _Decision, left: set[StreamKey], generation: int) -> None:
         """Remember the heads that are proven now."""

@@ -6,8 +6,10 @@ from collections import OrderedDict
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from keepstep.hits import Hits
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from keepstep.eventlog.store import LiveDevices
 
@@ -25,6 +27,9 @@ class DeviceCache:
 
     What is remembered may be stale. It is only decided upon together with heads of the same ``auth_epoch``, which the
     store's compare and set proves: whatever ends a device, or brings one back, moves that of all the user's streams.
+
+    Attributes:
+        hits: users whose devices batches asked for.
     """
 
     def __init__(self) -> None:
@@ -32,8 +37,9 @@ class DeviceCache:
         self._positions: OrderedDict[AccountPosition, None] = OrderedDict()
         self._generation = 0
         self._lock = Lock()
+        self.hits = Hits()
 
-    def get(self, user_pks: Iterable[int], *, generation: int) -> dict[int, LiveDevices]:
+    def get(self, user_pks: Collection[int], *, generation: int) -> dict[int, LiveDevices]:
         """The devices remembered of ``user_pks``; none from before the store's ``generation``."""
         found = {}
         with self._lock:
@@ -43,6 +49,8 @@ class DeviceCache:
                 if devices is not None:
                     self._users.move_to_end(user_pk)
                     found[user_pk] = devices
+            self.hits.found += len(found)
+            self.hits.missing += len(user_pks) - len(found)
         return found
 
     def put(self, devices: Mapping[int, LiveDevices], *, generation: int) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from keepstep.hits import Hits
+
 if TYPE_CHECKING:
     from keepstep._keepstep import StreamHead
     from keepstep.eventlog.store import StreamKey
@@ -24,6 +26,9 @@ class HeadCache:
 
     Args:
         streams_max: how many heads; the one used longest ago goes first.
+
+    Attributes:
+        hits: heads that batches asked for.
     """
 
     def __init__(self, *, streams_max: int) -> None:
@@ -32,8 +37,9 @@ class HeadCache:
         self._lane: OrderedDict[StreamKey, int] = OrderedDict()
         self._generation = 0
         self._lock = Lock()
+        self.hits = Hits()
 
-    def get(self, keys: Iterable[StreamKey], *, generation: int) -> dict[StreamKey, StreamHead]:
+    def get(self, keys: Collection[StreamKey], *, generation: int) -> dict[StreamKey, StreamHead]:
         """The heads remembered of ``keys``; none from before the store's ``generation``."""
         found = {}
         with self._lock:
@@ -43,6 +49,8 @@ class HeadCache:
                 if head is not None:
                     self._heads.move_to_end(key)
                     found[key] = head
+            self.hits.found += len(found)
+            self.hits.missing += len(keys) - len(found)
         return found
 
     def put(self, heads: Iterable[StreamHead], *, generation: int) -> None:

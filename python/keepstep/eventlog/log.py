@@ -16,13 +16,14 @@ from keepstep.eventlog.healing import Bounds, heal
 from keepstep.eventlog.rooms import ByteRooms
 from keepstep.eventlog.rotation import append_rotation
 from keepstep.eventlog.store import SNAPSHOTS_MAX
+from keepstep.hits import Hits
 from keepstep.interfaces import Appended, Page, StreamInfo
 from keepstep.model import DEVICES_STREAM, KEY_BYTES, Position, is_inbox
 from keepstep.protocol.chain import chain_0
 from keepstep.tail import Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from keepstep._keepstep import Run, Submission
     from keepstep.eventlog.healing import LostEvents
@@ -69,6 +70,7 @@ class StoredLog:
         self._devices = DeviceCache()
         self._rooms = ByteRooms()
         self._generation = backend.generation()
+        self._pages = Hits()
         self._listeners: list[Callable[[Sequence[Run]], None]] = []
         self.past: Past | None = None
         self.tail = Tail(bytes_max=tail_bytes_max, stream_bytes_max=tail_stream_bytes_max)
@@ -80,6 +82,10 @@ class StoredLog:
     def epoch(self) -> int:
         """The log's epoch: unix milliseconds of the latest restore, 0 where there was none."""
         return self._backend.epoch()
+
+    def cache_hits(self) -> Mapping[str, Hits]:
+        """What the caches had: heads and users' devices that batches need, and pages with events, of the tail."""
+        return {"heads": self._heads.hits, "devices": self._devices.hits, "tail": self._pages}
 
     def subscribe_commits(self, listener: Callable[[Sequence[Run]], None]) -> None:
         """Call ``listener`` in the Trio thread after each commit with what it added; it must not block or raise."""
@@ -173,11 +179,12 @@ class StoredLog:
             Pruned: what follows ``after`` is gone with the beginning of the stream.
             Unavailable: the database is needed and away.
         """
-        key = (int(user_pk), stream)
-        self._check_generation()
-        page = self.tail.page(key, after, events_max=events_max, bytes_max=bytes_max, now_ms=now_ms)
+        page = self.read_in_memory(
+            user_pk, stream, after=after, events_max=events_max, bytes_max=bytes_max, now_ms=now_ms
+        )
         if page is not None:
             return page
+        key = (int(user_pk), stream)
 
         def work(reader: Reader) -> Page:
             row = _known(reader, user_pk, stream, up_to=after, left_after=after)
@@ -195,12 +202,23 @@ class StoredLog:
         except Pruned as error:
             pruned = error
         else:
+            self._pages.missing += page.count > 0
             return self._as_of_now(key, page)
         limits = {"events_max": events_max, "bytes_max": bytes_max, "now_ms": now_ms}
         past = None if self.past is None else await self.past.page(user_pk, stream, after=after, **limits)
         if past is None:
             raise pruned
         return past
+
+    def read_in_memory(
+        self, user_pk: UserPk, stream: str, *, after: int, events_max: int, bytes_max: int, now_ms: int
+    ) -> Page | None:
+        """As ``EventLog.read_in_memory``."""
+        self._check_generation()
+        limits = {"events_max": events_max, "bytes_max": bytes_max, "now_ms": now_ms}
+        page = self.tail.page((int(user_pk), stream), after, **limits)
+        self._pages.found += page is not None
+        return page
 
     def _as_of_now(self, key: StreamKey, page: Page) -> Page:
         """A page that was read just now. Raises Unavailable."""

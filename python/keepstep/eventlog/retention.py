@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 DAY_MS: Final = 24 * 60 * 60 * 1000
 SNAPSHOT_DELAY_MS: Final = 7 * DAY_MS
 """How long after its confirmation a snapshot stands for what it covers (protocol.md section 3, Snapshots)."""
+EVENTS_PER_STEP_MIN: Final = 50
 EVENTS_PER_STEP_MAX: Final = 1_000
 """Events by which a tail advances in one transaction, which holds the stream's lock: some milliseconds."""
-ROWS_PER_STEP_MAX: Final = 1_000
-"""Rows removed in one transaction; it locks no stream."""
+ROWS_PER_STEP_MIN: Final = 20
+ROWS_PER_STEP_MAX: Final = 250
+"""Rows removed in one transaction; it locks no stream, but each is on a page of its own that goes into the WAL whole,
+and whoever commits next waits until that is on the disk."""
+PARTITIONS_PER_RUN_MAX: Final = 1_000
+"""Partitions dropped in one run."""
 PARTITION_MARGIN_MS: Final = DAY_MS
 """How long after its end a partition is left alone: whatever was being stored in it is committed."""
 
@@ -123,8 +128,8 @@ class Retention(Protocol):
         confirmed ``SNAPSHOT_DELAY_MS`` ago; in an inbox up to what its device has acknowledged.
         """
 
-    async def drop_partitions(self, *, now_ms: int) -> list[str]:
-        """Drop the partitions beyond which every tail is; returns their names. Disk comes back at once."""
+    async def drop_partitions(self, *, now_ms: int, partitions_max: int = PARTITIONS_PER_RUN_MAX) -> list[str]:
+        """Drop the oldest partitions beyond which every tail is; returns their names. Disk comes back at once."""
 
     async def remove_rows(self, *, rows_max: int) -> int:
         """Remove about ``rows_max`` rows at most below the tail of one stream; returns how many (0: done)."""

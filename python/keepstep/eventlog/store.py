@@ -308,6 +308,20 @@ class Store(Protocol):
     def load(self, keys: Collection[StreamKey]) -> Loaded:
         """Heads as of one snapshot, without locks. Raises TryAgain when the generation has changed."""
 
+    def append(self, ingested: Ingested) -> bool:
+        """Move heads, store the events of what moves and make it durable, by a shorter way than a transaction.
+
+        Only for what ``only_moves``, in streams that there are.
+
+        Returns:
+            Whether it is done; where not, nothing is stored, and ``begin`` does it or shows why it cannot be done: a
+            head was moved by another transaction, or there is no shorter way now.
+
+        Raises:
+            TryAgain, Contended, DataFault, Unavailable, OutcomeUnknown: as ``Transaction.write`` and ``commit``;
+                TryAgain also when the generation has changed.
+        """
+
     def begin(self) -> AbstractContextManager[Transaction]:
         """Open a transaction. Raises TryAgain when the generation has changed."""
 

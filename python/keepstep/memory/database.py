@@ -128,6 +128,7 @@ class MemoryDatabase:
         away: while it is true, everything raises Unavailable.
         refuses: rows that the database does not take, as a constraint would.
         epoch: as in ``server_state``; a test that plays a restore raises it and ``generation``.
+        safe_at_ms: as in ``server_state``.
         generation: changes when this is another database than before.
         users: by user_pk.
         events: rows by (user_pk, stream_pk), in order of seq.
@@ -151,6 +152,7 @@ class MemoryDatabase:
         self.away = False
         self.refuses: Callable[[EventRow], bool] = refuses_nothing
         self.epoch = 0
+        self.safe_at_ms = 0
         self.generation = 0
         self.users: dict[int, UserRow] = {}
         self.events: defaultdict[StreamPlace, list[EventRow]] = defaultdict(list)

@@ -34,6 +34,11 @@ class MemoryMaintenance:
         await self._arrive()
         return self._clock.now_ms()
 
+    async def safe_at_ms(self) -> int:
+        """As ``Maintenance.safe_at_ms``: ``MemoryDatabase.safe_at_ms``. Cancel-safe."""
+        await self._arrive()
+        return self._database.safe_at_ms
+
     async def make_partitions(self, *, now_ms: int, ahead: int) -> int:
         """As ``Maintenance.make_partitions``: memory has none to make. Cancel-safe."""
         del now_ms, ahead

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepstep.eventlog.retention import SNAPSHOT_DELAY_MS, Advanced, RetentionState, advanced_authors
+from keepstep.eventlog.retention import (
+    PARTITIONS_PER_RUN_MAX,
+    SNAPSHOT_DELAY_MS,
+    Advanced,
+    RetentionState,
+    advanced_authors,
+)
 from keepstep.memory.database import TailRow
 from keepstep.model import Kind, RetentionClass, UserPk, is_inbox
 from keepstep.protocol.event import decode_header
@@ -46,9 +52,9 @@ class MemoryRetention:
                 return self._advance(place, user, due)
         return None
 
-    async def drop_partitions(self, *, now_ms: int) -> list[str]:
+    async def drop_partitions(self, *, now_ms: int, partitions_max: int = PARTITIONS_PER_RUN_MAX) -> list[str]:
         """As ``Retention.drop_partitions``: memory has none. Cancel-safe."""
-        del now_ms
+        del now_ms, partitions_max
         await self._arrive()
         return []
 

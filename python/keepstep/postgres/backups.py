@@ -28,6 +28,7 @@ from keepstep.postgres import guardian
 from keepstep.postgres.cluster import ADMIN_ROLE, DATABASE, PORT, ROLE, tail
 from keepstep.postgres.directory import SOCKET_PATH_BYTES_MAX, short_link
 from keepstep.postgres.installation import find_account, find_installation
+from keepstep.settings.types import KIB
 
 if TYPE_CHECKING:
     from keepstep.config import Settings
@@ -286,13 +287,14 @@ def _major(program: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def copying(url: str, programs: Path, private: Path) -> Iterator[Copying]:
+def copying(url: str, programs: Path, private: Path, *, bytes_per_s_max: int | None = None) -> Iterator[Copying]:
     """A whole copy of the database as one tar stream, with the write-ahead log that it needs to be started.
 
     Args:
         url: of a role that may replicate.
         programs: where pg_basebackup is.
         private: a directory of ours alone, for the password.
+        bytes_per_s_max: read from the database's files a second at most; ``None`` for no bound.
 
     Raises:
         BackupError: it failed; raised at the end of the block, which has been given a stream that ends early.
@@ -300,6 +302,7 @@ def copying(url: str, programs: Path, private: Path) -> Iterator[Copying]:
     with credentials(url, private) as target, tempfile.TemporaryFile() as said:
         command = [str(programs / "pg_basebackup"), "-d", target, "-D", "-", "-F", "tar", "-X", "fetch"]
         command += ["--checkpoint=fast", "--verbose", "--no-password", "--no-sync", "--label=keepstep"]
+        command += [] if bytes_per_s_max is None else [f"--max-rate={bytes_per_s_max // KIB}"]
         with subprocess.Popen(  # noqa: S603  # PostgreSQL's own program
             command, cwd="/", env=guardian.ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
         ) as process:

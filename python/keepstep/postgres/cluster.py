@@ -31,6 +31,7 @@ from keepstep.postgres import guardian
 from keepstep.postgres.directory import DirectoryLock, SocketAddress
 from keepstep.postgres.installation import Account, Installation, find_account, find_installation
 from keepstep.postgres.isolation import READER_ROLE
+from keepstep.postgres.slowqueries import SLOW_QUERY_MS, embedded_settings
 
 if TYPE_CHECKING:
     from keepstep.config import Settings
@@ -79,10 +80,6 @@ log_rotation_age = 1d
 log_rotation_size = 0
 log_timezone = 'UTC'
 log_line_prefix = '%m [%p] %a '
-log_min_duration_statement = 1s           # the slow-query log
-log_parameter_max_length = 0              # and nobody's events in it,
-log_parameter_max_length_on_error = 0
-log_error_verbosity = terse               # nor in an error's details
 """
 """What fits this job on a small machine; operators may overrule it."""
 ENFORCED_SETTINGS: Final = {
@@ -132,7 +129,14 @@ def open_cluster(settings: Settings) -> Cluster:
             f"cannot keep the embedded PostgreSQL in {data_dir}: {error}; "
             "set KEEPSTEP_DATA_DIR to a directory that this user may write, or DATABASE_URL"
         ) from error
-    return Cluster(home, account=account, installation=installation, address=address, lock=lock)
+    return Cluster(
+        home,
+        account=account,
+        installation=installation,
+        address=address,
+        lock=lock,
+        slow_query_ms=settings.slow_query_ms,
+    )
 
 
 def _initialise(home: Path, account: Account, installation: Installation) -> None:
@@ -223,9 +227,17 @@ class Cluster:
     start_timeout_s = START_TIMEOUT_S
 
     def __init__(
-        self, home: Path, *, account: Account, installation: Installation, address: SocketAddress, lock: DirectoryLock
+        self,
+        home: Path,
+        *,
+        account: Account,
+        installation: Installation,
+        address: SocketAddress,
+        lock: DirectoryLock,
+        slow_query_ms: int = SLOW_QUERY_MS,
     ) -> None:
         self.account = account
+        self._slow_query_ms = slow_query_ms
         self.home = home
         self._data = home / "data"
         self._installation = installation
@@ -265,7 +277,7 @@ class Cluster:
         with contextlib.suppress(IndexError, ValueError):
             self._free_from(int(self._old_lock_file[0]))
         own_name = pwd.getpwuid(os.geteuid()).pw_name
-        self.write("postgresql.conf", SETTINGS)
+        self.write("postgresql.conf", SETTINGS + embedded_settings(self._slow_query_ms))
         self.write("pg_hba.conf", "local all all peer map=keepstep\nlocal replication all peer map=keepstep\n")
         self.write("pg_ident.conf", "".join(f'keepstep "{own_name}" "{role}"\n' for role in self.roles))
 

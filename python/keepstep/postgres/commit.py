@@ -46,7 +46,8 @@ def _outcome(connection: Connection, statement: bytes, timeout_s: float) -> PGre
     outcome = None
     while True:
         while pgconn.flush() or pgconn.is_busy():
-            if _is_readable(pgconn, give_up_at_s):
+            remaining_s = None if give_up_at_s is None else max(0.0, give_up_at_s - time.monotonic())
+            if is_readable(pgconn, remaining_s):
                 pgconn.consume_input()
             else:
                 connection.cancel_safe(timeout=timeout_s)
@@ -59,9 +60,8 @@ def _outcome(connection: Connection, statement: bytes, timeout_s: float) -> PGre
             outcome = result
 
 
-def _is_readable(pgconn: PGconn, until_s: float | None) -> bool:
-    """Whether something arrived, waiting for it until that time at most; ``None``: for as long as it takes."""
+def is_readable(pgconn: PGconn, timeout_s: float | None) -> bool:
+    """Whether something arrived, waiting for it so many seconds at most; ``None``: for as long as it takes."""
     poller = select.poll()
     poller.register(pgconn.socket, select.POLLIN)
-    remaining_ms = None if until_s is None else max(0.0, until_s - time.monotonic()) * 1000
-    return bool(poller.poll(remaining_ms))
+    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from keepstep import _keepstep
 from keepstep.model import RetentionClass
@@ -27,6 +27,8 @@ _STEPS: Final = (
     ),
 )
 """What refers to other rows goes before them."""
+USERS_MAX: Final = 16
+"""Deleted accounts that one step looks through for something to remove."""
 
 
 async def delete_user(database: Database, user_pk: UserPk, user_key: bytes, *, now_ms: int) -> None:
@@ -48,13 +50,21 @@ async def delete_user(database: Database, user_pk: UserPk, user_key: bytes, *, n
 
 async def remove_deleted(database: Database, *, before_ms: int, rows_max: int) -> int:
     """As ``Administration.remove_deleted``."""
-    arguments = {"before_ms": before_ms, "rows_max": rows_max}
-    for name, retention_class in _STEPS:
-        statement = query(name, retention_class)
-        removed = await database.accounts.run(partial(_execute, statement, arguments))
-        if removed:
-            return removed
+    for user_pk in await database.accounts.run(partial(_find_deleted, before_ms)):
+        arguments = {"user_pk": user_pk, "rows_max": rows_max}
+        for name, retention_class in _STEPS:
+            statement = query(name, retention_class)
+            removed = await database.accounts.run(partial(_execute, statement, arguments))
+            if removed:
+                return removed
     return 0
+
+
+def _find_deleted(before_ms: int, lease: Lease) -> list[int]:
+    """Deleted accounts of which something is left."""
+    arguments = {"before_ms": before_ms, "users_max": USERS_MAX}
+    rows = lease.ask(lambda connection: connection.execute(query("find_deleted_users"), arguments).fetchall())
+    return [cast("int", user_pk) for (user_pk,) in rows]
 
 
 def _execute(statement: bytes, arguments: dict[str, int], lease: Lease) -> int:

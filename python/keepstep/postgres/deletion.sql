@@ -1,5 +1,5 @@
--- Removing accounts: first nobody gets in any more, then everything goes, in bounded steps. What is removed was deleted at
--- before_ms or earlier, so that one run of the statements, in this order, sees the same accounts in each.
+-- Removing accounts: first nobody gets in any more, then everything goes, in bounded steps, one account after the other:
+-- each statement goes by the account's key, for the tables have everybody's rows.
 
 -- delete_user --
 -- The streams are locked. Every node is told to end the user's sessions.
@@ -17,69 +17,76 @@ ON CONFLICT (user_pk, device_pk, session_no) DO UPDATE SET at = excluded.at
 -- find_deleted_user --
 SELECT 1 FROM deleted_users WHERE user_hash = %(user_hash)s
 
+-- find_deleted_users --
+-- Those that wait for the archive to be emptied come last.
+SELECT u.user_pk FROM users u
+WHERE u.deleted_at <= %(before_ms)s
+ORDER BY EXISTS (SELECT FROM archive_users a WHERE a.user_pk = u.user_pk), u.deleted_at
+LIMIT %(users_max)s
+
 -- remove_events --
 WITH due AS (
-    SELECT e.user_pk, e.stream_pk, e.seq, e.received_at FROM users u JOIN events_of_class e ON e.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT e.user_pk, e.stream_pk, e.seq, e.received_at FROM events_of_class e
+    WHERE e.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM events_of_class e USING due
 WHERE e.user_pk = due.user_pk AND e.stream_pk = due.stream_pk AND e.seq = due.seq AND e.received_at = due.received_at
 
 -- remove_kept_events --
 WITH due AS (
-    SELECT t.user_pk, t.stream_pk, t.seq FROM users u JOIN kept_events t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.stream_pk, t.seq FROM kept_events t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM kept_events t USING due WHERE t.user_pk = due.user_pk AND t.stream_pk = due.stream_pk AND t.seq = due.seq
 
 -- remove_prunings --
 WITH due AS (
-    SELECT t.user_pk, t.stream_pk FROM users u JOIN prunings t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.stream_pk FROM prunings t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM prunings t USING due WHERE t.user_pk = due.user_pk AND t.stream_pk = due.stream_pk
 
 -- remove_latest --
 WITH due AS (
-    SELECT t.user_pk, t.stream_pk, t.key FROM users u JOIN latest t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.stream_pk, t.key FROM latest t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM latest t USING due WHERE t.user_pk = due.user_pk AND t.stream_pk = due.stream_pk AND t.key = due.key
 
 -- remove_removals --
 WITH due AS (
-    SELECT t.user_pk, t.stream_pk, t.seq FROM users u JOIN removals t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.stream_pk, t.seq FROM removals t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM removals t USING due WHERE t.user_pk = due.user_pk AND t.stream_pk = due.stream_pk AND t.seq = due.seq
 
 -- remove_snapshots --
 WITH due AS (
-    SELECT t.user_pk, t.stream_pk, t.seq FROM users u JOIN snapshots t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.stream_pk, t.seq FROM snapshots t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM snapshots t USING due WHERE t.user_pk = due.user_pk AND t.stream_pk = due.stream_pk AND t.seq = due.seq
 
 -- remove_authors --
 WITH due AS (
-    SELECT t.user_pk, t.stream_pk, t.device_pk FROM users u JOIN authors t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.stream_pk, t.device_pk FROM authors t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM authors t USING due
 WHERE t.user_pk = due.user_pk AND t.stream_pk = due.stream_pk AND t.device_pk = due.device_pk
 
 -- remove_positions --
 WITH due AS (
-    SELECT t.user_pk, t.device_pk, t.stream_pk FROM users u JOIN positions t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.device_pk, t.stream_pk FROM positions t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM positions t USING due
 WHERE t.user_pk = due.user_pk AND t.device_pk = due.device_pk AND t.stream_pk = due.stream_pk
 
 -- remove_sessions --
 WITH due AS (
-    SELECT t.user_pk, t.device_pk, t.session_no FROM users u JOIN sessions t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.device_pk, t.session_no FROM sessions t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM sessions t USING due
 WHERE t.user_pk = due.user_pk AND t.device_pk = due.device_pk AND t.session_no = due.session_no
@@ -87,15 +94,15 @@ WHERE t.user_pk = due.user_pk AND t.device_pk = due.device_pk AND t.session_no =
 -- remove_tokens --
 -- A family takes its refresh tokens with it.
 WITH due AS (
-    SELECT t.user_pk, t.family_id FROM users u JOIN refresh_families t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.family_id FROM refresh_families t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM refresh_families t USING due WHERE t.user_pk = due.user_pk AND t.family_id = due.family_id
 
 -- remove_revoked_tokens --
 WITH due AS (
-    SELECT t.user_pk, t.token_id FROM users u JOIN revoked_tokens t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.token_id FROM revoked_tokens t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM revoked_tokens t USING due WHERE t.user_pk = due.user_pk AND t.token_id = due.token_id
 
@@ -103,21 +110,21 @@ DELETE FROM revoked_tokens t USING due WHERE t.user_pk = due.user_pk AND t.token
 -- They name who registered with them.
 WITH due AS (
     SELECT t.code_hash FROM users u JOIN invites t ON t.user_id = u.user_id
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    WHERE u.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM invites t USING due WHERE t.code_hash = due.code_hash
 
 -- remove_streams --
 WITH due AS (
-    SELECT t.user_pk, t.stream_pk FROM users u JOIN streams t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.stream_pk FROM streams t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM streams t USING due WHERE t.user_pk = due.user_pk AND t.stream_pk = due.stream_pk
 
 -- remove_devices --
 WITH due AS (
-    SELECT t.user_pk, t.device_pk FROM users u JOIN devices t ON t.user_pk = u.user_pk
-    WHERE u.deleted_at <= %(before_ms)s LIMIT %(rows_max)s
+    SELECT t.user_pk, t.device_pk FROM devices t
+    WHERE t.user_pk = %(user_pk)s LIMIT %(rows_max)s
 )
 DELETE FROM devices t USING due WHERE t.user_pk = due.user_pk AND t.device_pk = due.device_pk
 
@@ -125,7 +132,7 @@ DELETE FROM devices t USING due WHERE t.user_pk = due.user_pk AND t.device_pk = 
 -- They take links with them; challenges run out within a minute by themselves. What a user has in the archive goes first.
 WITH due AS (
     SELECT u.user_pk FROM users u
-    WHERE u.deleted_at <= %(before_ms)s AND NOT EXISTS (SELECT FROM archive_users a WHERE a.user_pk = u.user_pk)
+    WHERE u.user_pk = %(user_pk)s AND NOT EXISTS (SELECT FROM archive_users a WHERE a.user_pk = u.user_pk)
     LIMIT %(rows_max)s
 )
 DELETE FROM users t USING due WHERE t.user_pk = due.user_pk

@@ -33,6 +33,10 @@ class PostgresMaintenance:
         """The database's own clock, unix milliseconds, which ``received_at`` follows."""
         return cast("int", await self._value("read_clock"))
 
+    async def safe_at_ms(self) -> int:
+        """What was received by then is in a verified backup, unix milliseconds; 0 for nothing."""
+        return cast("int", await self._value("read_safe_at"))
+
     async def make_partitions(self, *, now_ms: int, ahead: int) -> int:
         """Make the event partitions of the running period and ``ahead`` more; returns how many were missing."""
         wanted = [

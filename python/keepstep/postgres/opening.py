@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from keepstep.postgres.tokens import PostgresTokens
 
 if TYPE_CHECKING:
     from keepstep.config import Settings
+    from keepstep.hits import Hits
     from keepstep.interfaces import Clock, Threads
 
 
@@ -67,6 +68,10 @@ class Opened:
     def is_away(self) -> bool:
         """Whether calls fail at once because the database did not answer."""
         return self.database.breaker.state is not BreakerState.CLOSED
+
+    def cache_hits(self) -> Mapping[str, Hits]:
+        """What the log's caches had, by their names."""
+        return self.log.cache_hits()
 
     def tail_bytes(self) -> int:
         """What the newest events take up in memory, bytes."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 import trio
@@ -20,11 +21,13 @@ from keepstep.postgres import arrays
 from keepstep.postgres.breaker import Breaker
 from keepstep.postgres.commit import execute_bounded
 from keepstep.postgres.faults import away, ends_connection
+from keepstep.postgres.flight import flights_on
 from keepstep.postgres.isolation import READER_ROLE
 from keepstep.postgres.queries import query
 
 if TYPE_CHECKING:
     from keepstep.interfaces import Clock, Threads
+    from keepstep.postgres.flight import Flights
 
 T = TypeVar("T")
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -237,6 +240,16 @@ class Lease:
         """As ``commit.execute_bounded``, within the time of any statement."""
         return execute_bounded(self.connection, statement, timeout_s=self._pool.statement_timeout_s)
 
+    @property
+    def flights(self) -> Flights | None:
+        """What commits on the connection in one flight; ``None`` where it takes none. Raises psycopg.Error."""
+        return self._pool.flights(self.connection)
+
+    def forget_flights(self) -> None:
+        """The session may have lost what is prepared for flights."""
+        if self._connection is not None:
+            self._pool.forget_flights(self._connection)
+
     def discard_if_lost(self, error: psycopg.Error) -> bool:
         """Drop the connection if it did not survive an error; returns whether there is none any more."""
         if self._connection is not None and (self._connection.closed or ends_connection(error)):
@@ -280,6 +293,7 @@ class Pool:
         self._settings = settings
         self._role = role
         self._idle: list[Connection] = []
+        self._flights: WeakKeyDictionary[Connection, Flights | None] = WeakKeyDictionary()
         self._closed = False
         self.limiter = trio.CapacityLimiter(size)
 
@@ -317,6 +331,16 @@ class Pool:
     def connect(self) -> Connection:
         """A new connection. Blocks; raises psycopg.Error."""
         return self._database.connect(self._name, self._settings, self._role)
+
+    def flights(self, connection: Connection) -> Flights | None:
+        """As ``Lease.flights``."""
+        if connection not in self._flights:
+            self._flights[connection] = flights_on(connection)
+        return self._flights[connection]
+
+    def forget_flights(self, connection: Connection) -> None:
+        """As ``Lease.forget_flights``."""
+        self._flights.pop(connection, None)
 
     def take(self) -> Connection | None:
         """An idle connection, the one used last; it may have died since."""

@@ -24,6 +24,7 @@ _FILES: Final = (
     "verification.sql",
 )
 _NAME: Final = re.compile(r"^-- (\w+) --$", re.MULTILINE)
+_PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 _COMMENT: Final = re.compile(r"^--.*\n", re.MULTILINE)
 
 
@@ -38,6 +39,16 @@ def _statements() -> dict[str, str]:
 _STATEMENTS: Final = _statements()
 
 
+def statement_names() -> tuple[str, ...]:
+    """All statements, in the order of their files."""
+    return tuple(_STATEMENTS)
+
+
+def is_of_class(name: str) -> bool:
+    """Whether a statement is about the table of one retention class, which ``query`` then has to be told."""
+    return "events_of_class" in _STATEMENTS[name]
+
+
 @cache
 def query(name: str, retention_class: int | None = None) -> bytes:
     """A statement; ``retention_class`` says which table ``events_of_class`` is."""
@@ -46,3 +57,11 @@ def query(name: str, retention_class: int | None = None) -> bytes:
     if retention_class is not None:
         text = text.replace("events_of_class", EVENT_TABLES[RetentionClass(retention_class)])
     return text.encode()
+
+
+@cache
+def numbered(name: str) -> tuple[bytes, tuple[str, ...]]:
+    """A statement with PostgreSQL's own placeholders, $1 and so on, and the names of its parameters in that order."""
+    names = tuple(dict.fromkeys(_PARAMETER.findall(_STATEMENTS[name])))
+    numbers = {parameter: f"${index}" for index, parameter in enumerate(names, 1)}
+    return _PARAMETER.sub(lambda match: numbers[match[1]], _STATEMENTS[name]).encode(), names

@@ -117,6 +117,7 @@ SELECT pg_current_xact_id()::text, array_agg(user_pk), array_agg(stream_pk) FROM
 -- version again, so a head that another transaction moved is not moved. Bytes are added, for what drops payloads takes
 -- them off without moving the head. The plan must be a nested loop with unnest
 -- outside, for the order of the locks hangs on it: the limit, which cuts nothing off, lets the planner expect one row.
+-- With all_or_none a head that does not move is an error, which ends the transaction; its text is the message.
 WITH moved AS (
     UPDATE streams s
     SET head_seq = m.new_seq, head_chain = m.new_chain, head_received_at = m.new_received_at, authors = m.new_authors,
@@ -134,7 +135,11 @@ WITH moved AS (
       AND s.head_seq = m.old_seq AND s.head_chain = m.old_chain AND s.auth_epoch = m.auth_epoch
     RETURNING s.user_pk, s.stream_pk
 )
-SELECT pg_current_xact_id()::text, count(*),
+SELECT pg_current_xact_id()::text,
+       CASE WHEN count(*) < %(count)s AND %(all_or_none)s::boolean
+            THEN ('heads that moved: ' || count(*) || ' of ' || %(count)s)::bigint
+            ELSE count(*)
+       END,
        CASE WHEN count(*) < %(count)s THEN array_agg(user_pk) END,
        CASE WHEN count(*) < %(count)s THEN array_agg(stream_pk) END
 FROM moved
@@ -191,6 +196,15 @@ COPY events_of_class (user_pk, stream_pk, seq, received_at, device_pk, n, author
 -- transaction_status --
 -- Only whether it is over: after a crash the number of a transaction that left no trace may be given out again.
 SELECT pg_xact_status(%(xid)s::text::xid8)
+
+-- backend_lives --
+-- While it does, what was sent to it may still be carried out.
+SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %(pid)s)
+
+-- flight_session --
+-- The server process, whether GSS encrypts what it is sent, and what is prepared for flights.
+SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_gssapi WHERE pid = pg_backend_pid() AND encrypted),
+       ARRAY(SELECT name FROM pg_prepared_statements WHERE starts_with(name, 'keepstep_'))
 
 -- find_witness --
 -- On events_of_class. A chain stands for every byte up to it: where it is, that very transaction was committed.
@@ -417,6 +431,9 @@ SELECT 1
 
 -- read_clock --
 SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint
+
+-- read_safe_at --
+SELECT safe_at FROM server_state
 
 -- expire_payloads --
 -- On events_of_class. Header and signature stay: only the payload can go away. Streams are locked before their rows, as

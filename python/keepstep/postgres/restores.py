@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+import time
+from typing import TYPE_CHECKING, Any, Final, LiteralString, TypeVar, cast
 
 import psycopg
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _VOID: Final = ("void_challenges", "void_families", "void_links", "void_invites")
+
+
+SERVER_GONE_S: Final = 3.0
+"""How long a server that was stopped just now may take to be gone from its database, seconds."""
+_LOOK_S: Final = 0.1
+_SERVERS: Final = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND application_name LIKE 'keepstep %'"
+)
+"""Connections of servers: what ``postgres.pool`` opens names itself so."""
 
 
 def begin_epoch(connection: Connection, *, at_least: int) -> tuple[int, int]:
@@ -51,13 +62,33 @@ def begin_epoch(connection: Connection, *, at_least: int) -> tuple[int, int]:
 
 
 def begin_epoch_at(database_url: str, *, at_least: int) -> tuple[int, int]:
-    """``begin_epoch`` in a database by its URL. Blocks. Raises StartupError: nothing was changed."""
+    """``begin_epoch`` in a database by its URL. Blocks.
+
+    Raises:
+        StartupError: a server runs on it, also one of another machine; or it cannot be used. Nothing was changed.
+    """
     try:
         with psycopg.connect(database_url, autocommit=True) as connection:
+            _check_no_server(connection)
             arrays.register(connection)
             return begin_epoch(connection, at_least=at_least)
     except psycopg.Error as error:
         raise StartupError(f"no new epoch could be begun in the database: {type(error).__name__}: {error}") from error
+
+
+def _check_no_server(connection: Connection) -> None:
+    """A server beside it would go on signing in the old epoch. Raises StartupError."""
+    give_up_s = time.monotonic() + SERVER_GONE_S
+    while _count(connection, _SERVERS):
+        if time.monotonic() >= give_up_s:
+            raise StartupError("a server, or another command of keepstep, is at work on the database: stop it first")
+        time.sleep(_LOOK_S)
+
+
+def _count(connection: Connection, statement: LiteralString) -> int:
+    row = connection.execute(statement).fetchone()
+    assert row is not None
+    return cast("int", row[0])
 
 
 def begin_at_nothing(connection: Connection, user_pk: int, user_key: bytes, *, epoch: int) -> None:

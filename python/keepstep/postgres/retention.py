@@ -12,6 +12,7 @@ from psycopg import sql
 from keepstep.eventlog.retention import (
     DAY_MS,
     PARTITION_MARGIN_MS,
+    PARTITIONS_PER_RUN_MAX,
     SNAPSHOT_DELAY_MS,
     Advanced,
     RetentionRules,
@@ -96,7 +97,7 @@ class PostgresRetention:
                 row = connection.execute(query("take_pruning"), binary=True).fetchone()
                 if row is None:
                     return 0
-                user_pk, stream_pk, removed_seq, to_seq, from_at, to_at = cast("Any", row)
+                user_pk, stream_pk, removed_seq, to_seq, from_at, to_at, _ = cast("Any", row)
                 up_to = min(to_seq, removed_seq + rows_max)
                 place = {"user_pk": user_pk, "stream_pk": stream_pk}
                 arguments = {"removed_seq": removed_seq, "up_to": up_to, "from_at": from_at, "to_at": to_at}
@@ -109,7 +110,7 @@ class PostgresRetention:
 
         return await self._ask(remove)
 
-    async def drop_partitions(self, *, now_ms: int) -> list[str]:
+    async def drop_partitions(self, *, now_ms: int, partitions_max: int = PARTITIONS_PER_RUN_MAX) -> list[str]:
         """As ``Retention.drop_partitions``."""
 
         def drop(connection: Connection) -> list[str]:
@@ -117,7 +118,7 @@ class PostgresRetention:
                 return []
             try:
                 _finish_drops(connection)
-                return _drop_partitions(connection, now_ms)
+                return _drop_partitions(connection, now_ms, partitions_max)
             finally:
                 if not connection.closed:
                     connection.execute(query("give_partition_turn"), {"key": RETENTION_LOCK})
@@ -261,12 +262,12 @@ def _keep(connection: Connection, place: dict[str, int], *, to_seq: int, policy_
     connection.execute(query("forget_snapshots"), place | {"to_seq": to_seq, "snapshot_seq": snapshot_seq})
 
 
-def _drop_partitions(connection: Connection, now_ms: int) -> list[str]:
+def _drop_partitions(connection: Connection, now_ms: int, partitions_max: int) -> list[str]:
     """The oldest first, up to the first that is needed."""
     dropped: list[str] = []
     for name, pending in cast("Any", connection.execute(query("read_partitions")).fetchall()):
         partition = _partition(name)
-        if partition is None or partition.to_ms + PARTITION_MARGIN_MS > now_ms:
+        if len(dropped) == partitions_max or partition is None or partition.to_ms + PARTITION_MARGIN_MS > now_ms:
             break
         if _one(connection, "is_partition_needed", to_ms=partition.to_ms)[0]:
             break

@@ -2,8 +2,9 @@
 -- class standard lose events, so their table is named.
 
 -- take_retention_turn --
--- One node at a time. It is given back with the transaction.
-SELECT pg_try_advisory_xact_lock(%(key)s)
+-- One node at a time. It is given back with the transaction, whose commit waits for no disk: what comes after it, a row
+-- removed or a partition dropped, is on the disk after it only.
+SELECT pg_try_advisory_xact_lock(%(key)s), set_config('synchronous_commit', 'off', true)
 
 -- take_partition_turn --
 -- As take_retention_turn, where there can be no transaction around; given back by give_partition_turn.
@@ -132,7 +133,9 @@ VALUES (%(user_pk)s, %(stream_pk)s, %(tail_seq)s, %(to_seq)s, %(from_ms)s, %(to_
 ON CONFLICT (user_pk, stream_pk) DO UPDATE SET to_seq = excluded.to_seq, to_at = excluded.to_at
 
 -- take_pruning --
-SELECT user_pk, stream_pk, removed_seq, to_seq, from_at, to_at FROM prunings LIMIT 1 FOR UPDATE SKIP LOCKED
+-- Nobody waits for the disk here: rows that come back after a crash are removed again.
+SELECT user_pk, stream_pk, removed_seq, to_seq, from_at, to_at, set_config('synchronous_commit', 'off', true)
+FROM prunings LIMIT 1 FOR UPDATE SKIP LOCKED
 
 -- remove_rows --
 DELETE FROM events_standard

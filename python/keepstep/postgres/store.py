@@ -13,14 +13,19 @@ from keepstep import _keepstep
 from keepstep.eventlog.store import WALK_EVENTS_MAX, Found, Loaded, Lookup, StreamKey, TryAgain
 from keepstep.model import UserPk
 from keepstep.postgres.arrays import bigints
+from keepstep.postgres.commit import is_readable
 from keepstep.postgres.faults import away, fault, misses_partition
 from keepstep.postgres.heads import load_device_chains, load_devices, load_heads, load_stored_bytes
+from keepstep.postgres.outcome import LostTransaction, pass_barrier
 from keepstep.postgres.partitions import make_partitions, partitions_of
 from keepstep.postgres.queries import query
-from keepstep.postgres.transaction import PostgresTransaction, pass_barrier
+from keepstep.postgres.transaction import PostgresTransaction
 
 if TYPE_CHECKING:
+    from keepstep._keepstep import Ingested, StreamHead
+    from keepstep.errors import KeepstepError
     from keepstep.eventlog.store import LiveDevices
+    from keepstep.postgres.flight import Flights
     from keepstep.postgres.pool import Connection, Database, Lease
 
 T = TypeVar("T")
@@ -79,13 +84,48 @@ class PostgresStore:
             yield transaction
         except psycopg.Error as error:
             transaction.roll_back()
-            self._lease.discard_if_lost(error)
-            if misses_partition(error):
-                self._add_partitions(transaction)
-                raise TryAgain from error
-            raise fault(error) from error
+            raise self._fault(error, transaction.heads) from error
         finally:
             transaction.roll_back()
+
+    def append(self, ingested: Ingested) -> bool:
+        """As ``Store.append``: in one flight, where the connection takes one."""
+        flights = self._ask(self._flights)
+        if flights is None:
+            return False
+        heads = [new for _, new in ingested.moved]
+        self._probe("before_commit")
+        flown = flights.fly(self._lease.connection, ingested, timeout_s=self._database.statement_timeout_s)
+        if flown.error is None:
+            if flown.warned:
+                pass_barrier(self._lease)
+        elif self._lease.discard_if_lost(flown.error):
+            lost = LostTransaction(heads[0], flown.xid, flights.backend_pid)
+            if not lost.was_committed(self._lease, pause=self._pause):
+                raise away(flown.error) from flown.error
+            pass_barrier(self._lease)
+        else:
+            if flown.is_not_prepared:
+                self._lease.forget_flights()
+            if flown.is_not_moved or flown.is_not_prepared:
+                return False
+            raise self._fault(flown.error, heads) from flown.error
+        self._probe("after_commit")
+        return True
+
+    def _flights(self, connection: Connection) -> Flights | None:
+        """What takes a flight. Nobody can tell of one that did not arrive: a dead connection is found out before."""
+        if is_readable(connection.pgconn, 0.0):
+            connection.execute("SELECT")  # takes what the server said meanwhile, if it was not that it goes
+        return self._lease.flights
+
+    def _fault(self, error: psycopg.Error, heads: Sequence[StreamHead]) -> KeepstepError:
+        """What the caller is told of a transaction that was rolled back and would have moved streams to ``heads``."""
+        self._lease.discard_if_lost(error)
+        if misses_partition(error):
+            self._add_partitions({(head.retention_class, head.received_at_ms) for head in heads})
+            return TryAgain()
+        return fault(error)
 
     def find(self, lookups: Sequence[Lookup]) -> Mapping[Lookup, Found]:
         """As ``Store.find``: the lookups that start at the same event are one walk."""
@@ -132,15 +172,19 @@ class PostgresStore:
             self._lease.discard_if_lost(error)
             raise away(error) from error
 
-    def _add_partitions(self, transaction: PostgresTransaction) -> None:
-        """Make what the job that makes partitions ahead of time has not made."""
+    def _add_partitions(self, needs: Collection[tuple[int, int]]) -> None:
+        """Make what the job that makes partitions ahead of time has not made.
+
+        ``needs``: (retention class, received_at in unix ms) of the rows that are stored.
+        """
         needed = [
             partition
-            for retention_class, received_at_ms in sorted(transaction.needs)
+            for retention_class, received_at_ms in sorted(needs)
             for partition in partitions_of(retention_class, received_at_ms)
         ]
         try:
             make_partitions(self._lease.connection, needed)
+            self._lease.forget_flights()  # psycopg drops all prepared statements when a table has changed
         except psycopg.Error as error:
             self._lease.discard_if_lost(error)
             raise away(error) from error

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from keepstep.errors import Unavailable
-from keepstep.eventlog.store import COMPACTION_DELAY_MS, Loaded, OutcomeUnknown, StreamKey, StreamPlace
+from keepstep.eventlog.store import COMPACTION_DELAY_MS, Loaded, StreamKey, StreamPlace
 from keepstep.model import DevicePk, UserPk
 from keepstep.postgres.apart import PostgresStoredStream
 from keepstep.postgres.arrays import bigints, byteas, texts
 from keepstep.postgres.faults import away
 from keepstep.postgres.heads import load_devices, load_heads, load_stored_bytes
+from keepstep.postgres.outcome import LostTransaction, collected_warnings, pass_barrier
 from keepstep.postgres.queries import query
 from keepstep.postgres.retention import store_beginning
 
@@ -25,14 +24,7 @@ if TYPE_CHECKING:
     from keepstep.eventlog.store import LiveDevices, StoredStream
     from keepstep.interfaces import Genesis
     from keepstep.model import AccountChange, DeviceEntry, PrunedPrefix
-    from keepstep.postgres.pool import Connection, Lease
-
-OUTCOME_LOOKS_MAX: Final = 40
-"""How often a lost transaction is looked for."""
-OUTCOME_PAUSE_S: Final = 0.25
-"""Seconds between two looks: with ``OUTCOME_LOOKS_MAX`` as long as PostgreSQL leaves a lost client's rows locked."""
-OUTCOME_TIMEOUT_S: Final = OUTCOME_LOOKS_MAX * OUTCOME_PAUSE_S
-"""Seconds after which no new look begins: one at a database that says nothing takes as long as connecting may."""
+    from keepstep.postgres.pool import Lease
 
 
 class PostgresTransaction:
@@ -53,9 +45,9 @@ class PostgresTransaction:
         self._xid = ""
 
     @property
-    def needs(self) -> set[tuple[int, int]]:
-        """(retention class, received_at in unix ms) of the rows that are stored."""
-        return {(head.retention_class, head.received_at_ms) for head in self._heads}
+    def heads(self) -> Sequence[StreamHead]:
+        """Of the streams whose events are stored, as they are then."""
+        return self._heads
 
     def lock(self, keys: Collection[StreamKey]) -> Loaded:
         """As ``Transaction.lock``."""
@@ -125,6 +117,7 @@ class PostgresTransaction:
             "new_authors": byteas([new.authors_packed for _, new in moves]),
             "added_bytes": bigints([new.stored_bytes - old.stored_bytes for old, new in moves]),
             "count": len(moves),
+            "all_or_none": False,
         }
         xid, count, user_pks, stream_pks = self._one("move_heads", arguments)
         self._xid = xid
@@ -285,12 +278,13 @@ class PostgresTransaction:
         """As ``Transaction.commit``. No cancellation of the task reaches COMMIT; only its bound in time ends it."""
         self._probe("before_commit")
         try:
-            with _warnings(self._connection) as warnings:
+            with collected_warnings(self._connection) as warnings:
                 tag = self._lease.execute_bounded(b"COMMIT")
         except psycopg.Error as error:
             if not self._lease.discard_if_lost(error):
                 raise  # told by PostgreSQL itself: it was rolled back
-            if not self._learn_outcome():
+            lost = LostTransaction(self._heads[0], self._xid)
+            if not lost.was_committed(self._lease, pause=self._pause):
                 raise away(error) from error
             pass_barrier(self._lease)
         else:
@@ -306,86 +300,12 @@ class PostgresTransaction:
             return
         try:
             self._connection.execute("ROLLBACK", prepare=False)
+            self._lease.forget_flights()  # psycopg drops all prepared statements after it
         except psycopg.Error:
             self._connection.close()
 
-    def _learn_outcome(self) -> bool:
-        """Whether the transaction whose COMMIT got no answer was committed.
-
-        Raises:
-            OutcomeUnknown: the database did not come back in time, or still has the transaction in progress.
-        """
-        give_up_at_s = time.monotonic() + OUTCOME_TIMEOUT_S
-        for look in range(OUTCOME_LOOKS_MAX):
-            if look:
-                if time.monotonic() >= give_up_at_s:
-                    break
-                self._pause(OUTCOME_PAUSE_S)
-            try:
-                outcome = self._look()
-            except psycopg.Error as error:
-                self._lease.discard_if_lost(error)
-                continue
-            if outcome is not None:
-                return outcome
-        raise OutcomeUnknown("the outcome of a transaction is not known yet")
-
-    def _look(self) -> bool | None:
-        """Whether it was committed; ``None`` while it is in progress. On another timeline it is in none."""
-        connection = self._lease.connection
-        in_progress = self._in_progress(connection)
-        # Looked for only then: what was over and is not stored was never committed.
-        if self._is_stored(connection):
-            return True
-        return None if in_progress else False
-
-    def _in_progress(self, connection: Connection) -> bool:
-        try:
-            row = connection.execute(query("transaction_status"), {"xid": self._xid}).fetchone()
-        except psycopg.errors.InvalidParameterValue:
-            return False  # a number that was never given out: the transaction went with a crash
-        return row is not None and row[0] == "in progress"
-
-    def _is_stored(self, connection: Connection) -> bool:
-        head = self._heads[0]  # a transaction is committed whole, so one row of it tells of all
-        arguments = {"user_pk": head.user_pk, "stream_pk": head.stream_pk, "seq": head.seq, "chain": head.chain}
-        row = connection.execute(query("find_witness", head.retention_class), arguments).fetchone()
-        return row == (True,)
-
     def _one(self, name: str, arguments: Mapping[str, object]) -> Any:
         return self._connection.execute(query(name), arguments, binary=True).fetchone()
-
-
-def pass_barrier(lease: Lease) -> None:
-    """Where a standby is required, commit something small: when that is replicated, what was committed before is too.
-
-    Raises:
-        OutcomeUnknown: it is committed here, and may be lost if a standby takes over.
-    """
-    try:
-        with _warnings(lease.connection) as warnings:
-            lease.execute_bounded(query("write_barrier"))
-    except psycopg.Error as error:
-        lease.discard_if_lost(error)
-        raise OutcomeUnknown("a transaction may not have reached the standby") from error
-    if warnings:
-        raise OutcomeUnknown("a transaction may not have reached the standby")
-
-
-@contextmanager
-def _warnings(connection: Connection) -> Iterator[list[str]]:
-    """Collects warnings: of a COMMIT they say that its wait for a standby was cut short."""
-    warnings: list[str] = []
-
-    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
-        if diagnostic.severity_nonlocalized == "WARNING":
-            warnings.append(diagnostic.message_primary or "")
-
-    connection.add_notice_handler(note)
-    try:
-        yield warnings
-    finally:
-        connection.remove_notice_handler(note)
 
 
 def _bytes_maxs(heads: Sequence[StreamHead]) -> object:

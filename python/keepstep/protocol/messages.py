@@ -292,10 +292,11 @@ class Events(Struct, frozen=True, array_like=True, tag=65):
 
 
 class CaughtUp(Struct, frozen=True, array_like=True, tag=66):
-    """``[66, stream, signed head]``: the session's position is exactly that head."""
+    """``[66, stream, signed head, safe_at_ms]``: the session's position is that head; the last as in ``Head``."""
 
     stream: StreamName
     head: SignedHead
+    safe_at_ms: U64 | None = None
 
 
 class SignalFrom(Struct, frozen=True, array_like=True, tag=67):
@@ -376,10 +377,14 @@ class ServerRekey(Struct, frozen=True, array_like=True, tag=75):
 
 
 class Head(Struct, frozen=True, array_like=True, tag=76):
-    """``[76, stream, signed head]``: once a minute on a moving stream that is subscribed."""
+    """``[76, stream, signed head, safe_at_ms]``: once a minute on a moving stream that is subscribed.
+
+    ``safe_at_ms``: what was received by then is in a verified backup; nil for nothing, or where nobody says so.
+    """
 
     stream: StreamName
     head: SignedHead
+    safe_at_ms: U64 | None = None
 
 
 class Revoked(Struct, frozen=True, array_like=True, tag=77):

@@ -106,7 +106,9 @@ class Reading:
         """After what was read so far."""
         return Rules(self._policy, self._winners)
 
-    def check(self, header: Header, payload: bytes | None, *, before: Position, own_seq: int | None) -> None:
+    def check(
+        self, header: Header, payload: bytes | None, *, before: Position, own_seq: int | None, is_anew: bool = False
+    ) -> None:
         """Check that an event keeps the stream's rules, as far as they are known.
 
         Args:
@@ -114,6 +116,7 @@ class Reading:
             payload: ``None`` where it is gone.
             before: the position that the event follows.
             own_seq: seq of the author's event before it, ``None`` where there is none or it was not read.
+            is_anew: a restore took its place away: what it builds on is not asked.
 
         Raises:
             ProtocolError: as the server should have answered it.
@@ -122,7 +125,7 @@ class Reading:
             self._check_payload(header.kind, payload, is_first=before.seq == 0)
         if self._policy is None or header.kind != Kind.APPLICATION:
             return
-        if self._policy.policy == Policy.EXPECT and not _builds_on(header, before, own_seq):
+        if self._policy.policy == Policy.EXPECT and not is_anew and not _builds_on(header, before, own_seq):
             raise ProtocolError("conflict", "the event does not build on the one before it")
         if self._policy.policy == Policy.LATEST and header.key is None:
             raise ProtocolError("unprocessable", "the stream's policy asks for a key")

@@ -62,7 +62,9 @@ def _author_after(state: StreamState, device_id: bytes, n: int, prev: bytes, to_
     known = state.authors.get(device_id)
     if known is not None and known.n == n:
         return known
-    return Author(n, prev, 0 if known is None else known.devices_seen_seq, to_seq)
+    if known is None:
+        return Author(n, prev, 0, to_seq)
+    return Author(n, prev, known.devices_seen_seq, to_seq, known.knew_ms, known.knew_devices_ms)
 
 
 def _check_authors(state: StreamState, message: Pruned, kept: Sequence[tuple[EventRow, Header]]) -> None:

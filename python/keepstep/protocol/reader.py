@@ -24,17 +24,19 @@ from keepstep.protocol.missing import (
     capability_for,
 )
 from keepstep.protocol.pruning import KEPT_KINDS, state_after
+from keepstep.protocol.rewind import explains, lifts_base
 from keepstep.protocol.streamstate import AUTHORS_MAX, Author
 from keepstep.protocol.verified import Problem, VerifiedEvent
 from keepstep.protocol.witness import HeadWitness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from keepstep.protocol.account import AccountLog
     from keepstep.protocol.chain import Head
     from keepstep.protocol.messages import EventRow, Pruned, SignedHead
     from keepstep.protocol.primitives import Primitives
+    from keepstep.protocol.rewind import Rewind
     from keepstep.protocol.streamstate import StreamState
 
 CHAINS_MAX: Final = 256
@@ -65,6 +67,7 @@ class _Page:
         self.reading = Reading(state.rules, self.missing)
         self.account = account
         self.chains = dict(chains)
+        self.times: dict[int, int] = {}
 
 
 class StreamVerifier:
@@ -79,7 +82,8 @@ class StreamVerifier:
         state: where to go on from.
         chain_at: looks the chain at a seq up in the device's store; ``None`` where it is not held.
         is_own_inbox: the stream is the inbox of the device that reads.
-        is_dead: whether a seq of a stream, by its name, may be of a branch that a restore of the server ended.
+        rewinds: the restores that set a stream back, by its name.
+        received_at_ms: when the event at a seq of a stream that the device holds was received; 0 where it holds none.
     """
 
     def __init__(
@@ -93,9 +97,11 @@ class StreamVerifier:
         state: StreamState,
         chain_at: Callable[[int], bytes | None] = lambda _: None,
         is_own_inbox: bool = False,
-        is_dead: Callable[[str, int], bool] = lambda _stream, _seq: False,
+        rewinds: Callable[[str], Sequence[Rewind]] = lambda _stream: (),
+        received_at_ms: Callable[[str, int], int] = lambda _stream, _seq: 0,
     ) -> None:
-        self._is_dead = is_dead
+        self._rewinds = rewinds
+        self._received_at_ms = received_at_ms
         self._primitives = primitives
         self._user_key = user_key
         self._stream = stream
@@ -173,7 +179,7 @@ class StreamVerifier:
             devices_seen = header.devices_seen[0]
             if devices_seen <= known or self._account.is_after_revocation(row[1], self._stream, header.n):
                 continue
-            if devices_complete and self._is_dead(DEVICES_STREAM, devices_seen):
+            if devices_complete and self._is_dead(DEVICES_STREAM, devices_seen, self._state.authors.get(row[1])):
                 continue
             if devices_complete:
                 # protocol.md section 1: "so a hidden revocation shows"
@@ -200,7 +206,7 @@ class StreamVerifier:
         hash_ = event_hash(self._primitives, header_bytes, sig)
         own_seq = last.seq if (last := page.authors.get(device_id)) is not None else None
         went_back = self._follow_author(page, seq, device_id, header, hash_)
-        ahead = self._check_seen(page, seq, device_id, header)
+        ahead = self._check_seen(page, seq, device_id, header, last)
         if self._stream == DEVICES_STREAM:
             problem = self._change_account(page, row)
         else:
@@ -209,7 +215,7 @@ class StreamVerifier:
                 problem = Problem.INVALID
             if problem is None or (not ahead and self._was_acted_upon(row, header)):
                 problem = self._check_rules(page, row, header, own_seq) or problem
-        page.seq, page.received_at_ms = seq, received_at_ms
+        page.seq, page.received_at_ms, page.times[seq] = seq, received_at_ms, received_at_ms
         page.chain = chain_next(self._primitives, page.chain, seq, received_at_ms, hash_)
         page.chains[seq] = page.chain
         if len(page.chains) > CHAINS_MAX:
@@ -239,8 +245,9 @@ class StreamVerifier:
             return None
         seq, device_id, _, _, _, payload, _ = row
         before = Position(page.seq, page.chain)
+        is_anew = lifts_base(self._rewinds(self._stream), header, seq)
         try:
-            page.reading.check(header, payload, before=before, own_seq=own_seq)
+            page.reading.check(header, payload, before=before, own_seq=own_seq, is_anew=is_anew)
         except ProtocolError as error:
             return _PROBLEMS.get(error.code, Problem.INVALID)
         page.reading.apply(header, payload, seq=seq, device_id=device_id)
@@ -265,10 +272,11 @@ class StreamVerifier:
         elif header.n == 1 and header.prev != NO_PREV:
             raise self._lie("an author's first event names one before it", seq)
         highest = max(header.devices_seen[0], last.devices_seen_seq if last is not None else 0)
-        page.authors[device_id] = Author(header.n, hash_[:PREV_BYTES], highest, seq)
+        knew = (0, 0) if last is None else (last.knew_ms, last.knew_devices_ms)
+        page.authors[device_id] = Author(header.n, hash_[:PREV_BYTES], highest, seq, *knew)
         return header.devices_seen[0] < highest
 
-    def _check_seen(self, page: _Page, seq: int, device_id: bytes, header: Header) -> bool:
+    def _check_seen(self, page: _Page, seq: int, device_id: bytes, header: Header, last: Author | None) -> bool:
         """What the author had read is what this device has read, where held; whether it names what comes later.
 
         What a device says after it was revoked is no sign of a lying server: revoking it heals the stream.
@@ -278,13 +286,38 @@ class StreamVerifier:
         seen_seq, seen_chain = header.seen
         devices_seq, devices_chain = header.devices_seen
         held = self._held(page.chains, seen_seq) if seen_seq < seq else None
-        is_dead = self._is_dead(self._stream, seen_seq)
+        is_dead = self._is_dead(self._stream, seen_seq, last)
         if held is not None and held != seen_chain and not is_dead:
             raise self._lie("an author was shown another history of this stream", seq)
-        held = page.account.chain_at(devices_seq)
-        if held is not None and held != devices_chain and not self._is_dead(DEVICES_STREAM, devices_seq):
+        devices_held = page.account.chain_at(devices_seq)
+        differs = devices_held is not None and devices_held != devices_chain
+        if differs and not self._is_dead(DEVICES_STREAM, devices_seq, last):
             raise self._lie("an author was shown another history of $devices", seq)
+        if self._rewinds(self._stream) or self._rewinds(DEVICES_STREAM):
+            has_read = {self._stream: seen_seq if held == seen_chain else 0}
+            has_read[DEVICES_STREAM] = devices_seq if devices_held == devices_chain else 0
+            page.authors[device_id] = self._knowing(page, page.authors[device_id], has_read)
         return seen_seq >= seq and not is_dead
+
+    def _is_dead(self, stream: str, seq: int, author: Author | None) -> bool:
+        """Whether a restore explains that an author names a position which is not in the log."""
+        rewinds = self._rewinds(stream)
+        if not rewinds:
+            return False
+        knew_ms = 0 if author is None else author.knew_devices_ms if stream == DEVICES_STREAM else author.knew_ms
+        return explains(rewinds, seq, knew_ms=knew_ms)
+
+    def _knowing(self, page: _Page, author: Author, has_read: Mapping[str, int]) -> Author:
+        """The author, with when the latest events were received that it has read, by their streams and seqs."""
+        at_ms = {
+            stream: (page.times.get(seq, 0) if stream == self._stream else 0) or self._received_at_ms(stream, seq)
+            for stream, seq in has_read.items()
+        }
+        return msgspec.structs.replace(
+            author,
+            knew_ms=max(author.knew_ms, at_ms[self._stream]),
+            knew_devices_ms=max(author.knew_devices_ms, at_ms[DEVICES_STREAM]),
+        )
 
     def _check_author(self, row: EventRow, header: Header) -> Problem | None:
         """The author was allowed to write it and has signed it."""

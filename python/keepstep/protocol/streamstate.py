@@ -23,12 +23,18 @@ STATE_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 class Author(Struct, frozen=True, array_like=True):
-    """Where an author is in a stream."""
+    """Where an author is in a stream.
+
+    ``knew_ms``, ``knew_devices_ms``: when the latest event of it, and of ``$devices``, was received that the author is
+    known to have read; kept where restores have set them back.
+    """
 
     n: U64
     prev: Bytes16
     devices_seen_seq: U64
     seq: U64
+    knew_ms: U64 = 0
+    knew_devices_ms: U64 = 0
 
 
 class StreamState(Struct, frozen=True, array_like=True, tag=1):

@@ -94,13 +94,17 @@ class QuotaChange(RequestBody, frozen=True, kw_only=True):
 
 
 class AdminDevice(AnswerBody, frozen=True, kw_only=True):
-    """A device as its operator sees it; its name is sealed. `revoked_at_ms` is null while it is live."""
+    """A device as its operator sees it; its name is sealed. `revoked_at_ms` is null while it is live.
+
+    `last_seen_ms`: when it was last connected, to some ten minutes, or got tokens; null: never.
+    """
 
     device_id: DeviceId
     capabilities: list[CapabilityName]
     issued_at_ms: Milliseconds
     expires_at_ms: Milliseconds | None
     revoked_at_ms: Milliseconds | None
+    last_seen_ms: Milliseconds | None
 
 
 class AdminDevicePage(AnswerBody, frozen=True, kw_only=True):
@@ -196,6 +200,7 @@ def _device(listed: ListedDevice) -> AdminDevice:
         issued_at_ms=listed.entry.issued_at_ms,
         expires_at_ms=listed.entry.expires_at_ms,
         revoked_at_ms=None if listed.revoked is None else listed.revoked[0],
+        last_seen_ms=listed.last_seen_ms,
     )
 
 
@@ -316,6 +321,7 @@ ENDPOINTS: Final = (
                         "issued_at_ms": 1_767_225_600_000,
                         "expires_at_ms": None,
                         "revoked_at_ms": None,
+                        "last_seen_ms": 1_767_312_000_000,
                     }
                 ],
                 "next_cursor": None,

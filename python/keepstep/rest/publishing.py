@@ -142,6 +142,7 @@ async def _publish(call: Call[NoParameters, NoParameters, PublishRequest | bytes
     services, principal = call.services, call.principal
     if services.is_draining():
         raise ProtocolError("draining")
+    services.publisher.suspects.require(principal)
     raw = call.body if isinstance(call.body, bytes) else _wire(call.body)
     parse_size(len(raw), bytes_max=PUBLISH_BYTES_MAX, what="the events of a publish")
     submission = Submission(
@@ -184,7 +185,7 @@ ENDPOINTS: Final = (
         answers={200: PublishAnswer},
         body_type=PublishRequest,
         binary_body=Binary(MSGPACK, "`[[header, sig, payload or nil, trace or nil] ...]` as in a publish message"),
-        errors=("draining", "unsupported"),
+        errors=("draining", "limit_exceeded", "unsupported"),
         body_bytes_max=BODY_BYTES_MAX,
         example=Example(
             body={"events": [{"header": "nAEAxBA", "sig": "q6urq6urq6s", "payload": "lAEBxBg"}]},

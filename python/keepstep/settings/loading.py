@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -60,12 +60,13 @@ class _Found:
         self.values[setting], self.names[setting], self.origins[setting] = value, name, origin
 
 
-def load(model: type[S], usual_variables: Mapping[str, str]) -> Loaded[S]:
+def load(model: type[S], usual_variables: Mapping[str, str], one_value: Collection[str] = ()) -> Loaded[S]:
     """The settings of this process: environment, then TOML file, then defaults.
 
     Args:
         model: which there are.
         usual_variables: other names of some settings, and which.
+        one_value: of these, the settings whose two variables must not say different things.
 
     Raises:
         ConfigError: with every problem found, one a line: files, unknown names, values, rules between values.
@@ -73,7 +74,7 @@ def load(model: type[S], usual_variables: Mapping[str, str]) -> Loaded[S]:
     found = _Found()
     _read_file(model, found)
     found.problems += _unknown_variables(model)
-    _read_environment(model, usual_variables, found)
+    _read_environment(model, usual_variables, one_value, found)
     try:
         settings = model(**found.values)
     except ValidationError as error:
@@ -135,10 +136,14 @@ def _read_file(model: type[S], found: _Found) -> None:
             found.problems.append(f"{shown_text(name)} in {path}: there is no such setting{guess}")
 
 
-def _read_environment(model: type[S], usual_variables: Mapping[str, str], found: _Found) -> None:
+def _read_environment(
+    model: type[S], usual_variables: Mapping[str, str], one_value: Collection[str], found: _Found
+) -> None:
     """The values of variables, and of the files that variables of secrets name: those with our prefix come last."""
     for usual, name in usual_variables.items():
         if os.environ.get(usual):
+            if name in one_value:
+                found.problems += _two_values(usual, name)
             found.add(name, os.environ[usual], usual, usual)
         _read_secret(name, usual, found)
     for name, value in EnvSettingsSource(model, env_prefix=PREFIX, env_ignore_empty=True)().items():
@@ -146,6 +151,14 @@ def _read_environment(model: type[S], usual_variables: Mapping[str, str], found:
     for name in model.model_fields:
         if is_secret(model, name):
             _read_secret(name, variable(name), found)
+
+
+def _two_values(usual: str, name: str) -> list[str]:
+    """A setting that both of its variables set, to different values; who reads only one would take the other."""
+    ours = os.environ.get(variable(name))
+    if not ours or ours == os.environ[usual]:
+        return []
+    return [f"{variable(name)}=***, {usual}=***: must not be set to different values: which one counts?"]
 
 
 def _read_secret(name: str, of_variable: str, found: _Found) -> None:

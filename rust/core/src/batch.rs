@@ -12,7 +12,8 @@ use curve25519_dalek::edwards::EdwardsPoint;
 use curve25519_dalek::scalar::Scalar;
 use curve25519_dalek::traits::VartimeMultiscalarMul;
 
-use crate::ed25519::{PublicKey, Statement, is_zero_times_cofactor};
+use crate::decompression::decompress_many;
+use crate::ed25519::{PublicKey, SIGNATURE_BYTES, Statement, is_zero_times_cofactor, r_bytes};
 
 /// Signatures of one equation. Larger ones are hardly faster, and a bad signature would cost more of them.
 pub const EQUATION_SIGNATURES_MAX: usize = 1024;
@@ -51,7 +52,21 @@ pub fn verify_many(items: &[Item<'_>]) -> Vec<bool> {
 
 /// One verdict per item, each by its own equation.
 pub fn verify_each(items: &[Item<'_>]) -> Vec<bool> {
-    items.iter().map(|item| item.key.verify(&item.message, item.signature).is_ok()).collect()
+    let holds = |(statement, item): (Option<Statement>, &Item<'_>)| statement.is_some_and(|it| it.holds(item.key));
+    statements(items).into_iter().zip(items).map(holds).collect()
+}
+
+/// What each signature states; `None` where it is not well formed.
+fn statements(items: &[Item<'_>]) -> Vec<Option<Statement>> {
+    let signatures: Vec<_> = items.iter().map(|item| <&[u8; SIGNATURE_BYTES]>::try_from(item.signature).ok()).collect();
+    let encodings: Vec<_> = signatures.iter().flatten().map(|signature| *r_bytes(signature)).collect();
+    let mut points = decompress_many(&encodings).into_iter();
+    let statement = |(item, signature): (&Item<'_>, Option<&[u8; SIGNATURE_BYTES]>)| {
+        let signature = signature?;
+        let r = points.next().flatten()?;
+        Statement::new(item.key, &item.message, signature, r)
+    };
+    items.iter().zip(signatures).map(statement).collect()
 }
 
 fn verify_chunk(items: &[Item<'_>], verdicts: &mut [bool]) {
@@ -64,10 +79,10 @@ fn verify_chunk(items: &[Item<'_>], verdicts: &mut [bool]) {
     let (coefficients, _) = randomness.as_chunks::<16>();
     let mut keys = Keys::default();
     let mut terms = Vec::with_capacity(items.len());
-    for (index, (item, coefficient)) in items.iter().zip(coefficients).enumerate() {
-        if let Some(statement) = Statement::new(item.key, &item.message, item.signature) {
+    for (index, (statement, coefficient)) in statements(items).into_iter().zip(coefficients).enumerate() {
+        if let Some(statement) = statement {
             let z = Scalar::from(u128::from_le_bytes(*coefficient));
-            terms.push(Term { index, key: keys.index(item.key), statement, z });
+            terms.push(Term { index, key: keys.index(items[index].key), statement, z });
         }
     }
     let sum = keys.sum(&terms);

@@ -3,19 +3,17 @@
 //! ZIP-215 (the cofactored equation), narrowed to canonical encodings of key, R and s and to public keys that are not of
 //! small order. The cofactored equation is what makes single and batch verification agree on every input.
 
-use curve25519_dalek::edwards::{CompressedEdwardsY, EdwardsPoint};
+use curve25519_dalek::edwards::EdwardsPoint;
 use curve25519_dalek::scalar::Scalar;
 use curve25519_dalek::traits::IsIdentity;
 use ed25519_dalek::{Signer as _, SigningKey};
 use sha2::{Digest, Sha512};
 
+use crate::decompression::decompress;
 use crate::error::{Error, Result};
 
 /// Bytes of a signature.
 pub const SIGNATURE_BYTES: usize = 64;
-
-/// 2^255 - 19, little-endian, without its lowest and highest byte, which differ from the rest.
-const FIELD_PRIME_LOW_BYTE: u8 = 0xed;
 
 /// The curve25519 backend that this processor runs: `avx512`, `avx2` or `serial`.
 pub fn backend() -> &'static str {
@@ -55,7 +53,7 @@ impl PublicKey {
     /// Refuses what is not 32 bytes, not canonical, not on the curve, or of small order.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let bytes: [u8; 32] = bytes.try_into().map_err(|_| Error::Malformed("an Ed25519 key has 32 bytes"))?;
-        let point = decompress_canonical(&bytes).ok_or(Error::Malformed("not a canonical point of the curve"))?;
+        let point = decompress(&bytes).ok_or(Error::Malformed("not a canonical point of the curve"))?;
         if point.is_small_order() {
             return Err(Error::Malformed("the Ed25519 key is of small order"));
         }
@@ -73,7 +71,9 @@ impl PublicKey {
 
     /// Checks one signature over the concatenation of `message`.
     pub fn verify(&self, message: &[&[u8]], signature: &[u8]) -> Result<()> {
-        let statement = Statement::new(self, message, signature).ok_or(Error::BadSignature)?;
+        let signature = signature.try_into().map_err(|_| Error::BadSignature)?;
+        let r = decompress(r_bytes(signature)).ok_or(Error::BadSignature)?;
+        let statement = Statement::new(self, message, signature, r).ok_or(Error::BadSignature)?;
         if statement.holds(self) { Ok(()) } else { Err(Error::BadSignature) }
     }
 }
@@ -86,13 +86,15 @@ pub(crate) struct Statement {
 }
 
 impl Statement {
-    /// `None` where R or s is not canonical or R is not on the curve.
-    pub(crate) fn new(key: &PublicKey, message: &[&[u8]], signature: &[u8]) -> Option<Self> {
-        let signature: &[u8; SIGNATURE_BYTES] = signature.try_into().ok()?;
-        let (r_bytes, s_bytes) = (signature.first_chunk::<32>()?, signature.last_chunk::<32>()?);
-        let s = Option::from(Scalar::from_canonical_bytes(*s_bytes))?;
-        let r = decompress_canonical(r_bytes)?;
-        let mut challenge = Sha512::new_with_prefix(r_bytes);
+    /// `r` is the point that the signature begins with. `None` where s is not canonical.
+    pub(crate) fn new(
+        key: &PublicKey,
+        message: &[&[u8]],
+        signature: &[u8; SIGNATURE_BYTES],
+        r: EdwardsPoint,
+    ) -> Option<Self> {
+        let s = Option::from(Scalar::from_canonical_bytes(*signature.last_chunk()?))?;
+        let mut challenge = Sha512::new_with_prefix(r_bytes(signature));
         challenge.update(key.as_bytes());
         for part in message {
             challenge.update(part);
@@ -108,28 +110,13 @@ impl Statement {
     }
 }
 
+/// R as encoded.
+pub(crate) fn r_bytes(signature: &[u8; SIGNATURE_BYTES]) -> &[u8; 32] {
+    let (halves, _) = signature.as_chunks::<32>();
+    &halves[0]
+}
+
 /// Whether `[8]point` is the identity.
 pub(crate) fn is_zero_times_cofactor(point: &EdwardsPoint) -> bool {
     point.mul_by_cofactor().is_identity()
-}
-
-/// The point of a canonical encoding: y below the field's prime, and no sign on x = 0 (RFC 8032 section 5.1.3).
-fn decompress_canonical(bytes: &[u8; 32]) -> Option<EdwardsPoint> {
-    if !is_canonical(bytes) {
-        return None;
-    }
-    CompressedEdwardsY(*bytes).decompress()
-}
-
-fn is_canonical(bytes: &[u8; 32]) -> bool {
-    let (sign, top) = (bytes[31] >> 7, bytes[31] & 0x7f);
-    let middle = &bytes[1..31];
-    let all_ones = top == 0x7f && middle.iter().all(|&byte| byte == 0xff);
-    if all_ones && bytes[0] >= FIELD_PRIME_LOW_BYTE {
-        return false;
-    }
-    // x is 0 exactly where y is 1 or -1.
-    let y_is_one = bytes[0] == 1 && top == 0 && middle.iter().all(|&byte| byte == 0);
-    let y_is_minus_one = all_ones && bytes[0] == FIELD_PRIME_LOW_BYTE - 1;
-    sign == 0 || !(y_is_one || y_is_minus_one)
 }

@@ -188,6 +188,11 @@ impl Events {
         self.events.iter().any(|event| event.parsed.as_ref().is_ok_and(|parsed| parsed.kind.checked_apart()))
     }
 
+    /// Whether an event lives in `$devices` or `$keys`.
+    pub fn has_reserved(&self) -> bool {
+        self.events.iter().any(|event| event.parsed.as_ref().is_ok_and(|parsed| parsed.kind.is_reserved()))
+    }
+
     /// The event's header, or what is wrong with the event.
     pub fn parsed(&self, index: usize) -> Result<&Parsed> {
         self.events[index].parsed.as_ref().map_err(|error| *error)

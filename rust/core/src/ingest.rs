@@ -39,6 +39,8 @@ pub struct Submission {
     pub capabilities: u64,
     /// Whether to verify one by one, apart from the merged batch.
     pub suspect: bool,
+    /// Whether a restore took the events' places away: then what they build on, or had seen, is not asked.
+    pub anew: bool,
     /// The events, in order.
     pub events: Arc<Events>,
 }
@@ -298,12 +300,16 @@ impl Source<'_> {
         let checked = self
             .check_capability(event)
             .and_then(|()| check_times(event, walk.received_at_ms, now_ms))
-            .and_then(|()| walk.check_seen(event, &self.submission.signer.user_key))
+            .and_then(|()| {
+                if self.submission.anew { Ok(()) } else { walk.check_seen(event, &self.submission.signer.user_key) }
+            })
             .and_then(|()| walk.check_rules(event));
         if let Err(error) = checked {
             return answers.joined.push(Answer::Refused(error));
         }
-        if let Some(conflict) = walk.conflict(author, event) {
+        if !self.submission.anew
+            && let Some(conflict) = walk.conflict(author, event)
+        {
             return answers.joined.push(conflict);
         }
         let (user_pk, bytes) = (self.submission.user_pk, self.submission.events.bytes(self.index).stored());

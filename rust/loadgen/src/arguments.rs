@@ -15,6 +15,13 @@ const EVENTS_PER_FRAME_MAX: usize = 256;
 /// Most bytes of events in one publish message (protocol.md section 4), less what signature and header take.
 const FRAME_PAYLOAD_BYTES_MAX: usize = 900 * 1024;
 
+/// Most devices of a user that a server takes unless it is configured otherwise.
+const DEVICES_PER_USER_MAX: usize = 64;
+const AT_ONCE_MAX: usize = 256;
+/// A server lets a user have 10,000 unless it is configured otherwise, those of the account itself among them.
+const STREAMS_PER_USER_MAX: usize = 9_990;
+const DOWNLOADS_MAX: u32 = 1_000;
+const BAD_SIGNERS_MAX: usize = 1_000;
 const WINDOW_MAX: usize = 1024;
 const WINDOW_CLOSED_LOOP: usize = 4;
 
@@ -25,14 +32,21 @@ pub(crate) enum Workload {
     Publish,
     /// Three devices a user, which all publish into one stream and all subscribe to it.
     Relay,
+    /// Devices that are connected, authenticated and silent: what a connection costs while nothing happens.
+    Idle,
+    /// Devices that connect, authenticate and leave again, all the time.
+    Connect,
+    /// One device that downloads what another one of its user published before.
+    CatchUp,
 }
 
 impl Workload {
-    /// Devices of each user.
-    pub(crate) fn devices_per_user(self) -> usize {
+    /// Devices of each user, where the command line does not say.
+    fn devices_per_user(self) -> usize {
         match self {
-            Self::Publish => 1,
-            Self::Relay => 3,
+            Self::Publish | Self::Connect => 1,
+            Self::CatchUp => 2,
+            Self::Relay | Self::Idle => 3,
         }
     }
 
@@ -41,11 +55,14 @@ impl Workload {
         match self {
             Self::Publish => "publish",
             Self::Relay => "relay",
+            Self::Idle => "idle",
+            Self::Connect => "connect",
+            Self::CatchUp => "catch-up",
         }
     }
 }
 
-/// Authenticated devices that publish signed events to a keepstep server, and what it took to acknowledge and deliver them.
+/// Authenticated devices that load a keepstep server, and what it took to acknowledge, deliver and connect.
 ///
 /// Prints one JSON object a line: {"phase": …} when a phase begins, and the results as the last line.
 #[derive(Clone, Debug, Parser)]
@@ -60,9 +77,33 @@ pub(crate) struct Arguments {
     /// Device address with the server's key: <ws://127.0.0.1:8441/v1/connect#KEY>
     #[arg(long)]
     pub(crate) device_url: String,
-    /// Connections, one a device; a multiple of 3 for relay
+    /// Connections, one a device; a multiple of the devices a user has
     #[arg(long, default_value_t = 99)]
     pub(crate) connections: usize,
+    /// Devices of each user: 1 for publish and connect, 3 for relay and idle unless given
+    #[arg(long)]
+    pub(crate) devices_per_user: Option<usize>,
+    /// Connections that are being opened at the same time; a server bounds those that are not authenticated yet
+    #[arg(long, default_value_t = 16)]
+    pub(crate) at_once: usize,
+    /// Relay and publish: further users with one device each that floods the server with bad signatures
+    #[arg(long, default_value_t = 0)]
+    pub(crate) bad_signers: usize,
+    /// Catch-up: events that are stored and downloaded, a multiple of 100
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) events: u64,
+    /// Catch-up: how often they are downloaded, each time by a new session
+    #[arg(long, default_value_t = 5)]
+    pub(crate) downloads: u32,
+    /// Catch-up: every event's signature is verified, not only the chain and the signed head
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Relay and publish: streams of each user, that the messages of a device go into in turns
+    #[arg(long, default_value_t = 1)]
+    pub(crate) streams_per_user: usize,
+    /// Idle: every device follows its user's stream
+    #[arg(long)]
+    pub(crate) subscribed: bool,
     /// Events in one publish message, 1 to 256
     #[arg(long, default_value_t = 10)]
     pub(crate) events_per_frame: usize,
@@ -114,7 +155,13 @@ pub(crate) struct DeviceUrl {
 impl Arguments {
     /// Checks everything that can be checked before anything is opened.
     pub(crate) fn check(&self) -> Result<()> {
-        let devices = self.workload.devices_per_user();
+        let devices = self.devices_per_user();
+        ensure!(
+            self.workload != Workload::CatchUp || (devices, self.connections) == (2, 2),
+            "catch-up has --connections 2, of one user"
+        );
+        ensure!((1..=DEVICES_PER_USER_MAX).contains(&devices), "--devices-per-user is 1 to {DEVICES_PER_USER_MAX}");
+        ensure!((1..=AT_ONCE_MAX).contains(&self.at_once), "--at-once is 1 to {AT_ONCE_MAX}");
         ensure!((1..=CONNECTIONS_MAX).contains(&self.connections), "--connections is 1 to {CONNECTIONS_MAX}");
         ensure!(self.connections.is_multiple_of(devices), "--connections is a multiple of {devices} for this workload");
         ensure!(
@@ -132,7 +179,30 @@ impl Arguments {
         ensure!(self.rate.is_none_or(|rate| rate > 0.0), "--rate is above 0");
         let events = self.events_to_sign();
         ensure!((1..=EVENTS_MAX).contains(&events), "that is {events} events to sign; at most {EVENTS_MAX}");
+        ensure!((1..=EVENTS_MAX).contains(&self.events), "--events is 1 to {EVENTS_MAX}");
+        ensure!((1..=DOWNLOADS_MAX).contains(&self.downloads), "--downloads is 1 to {DOWNLOADS_MAX}");
+        ensure!(
+            (1..=STREAMS_PER_USER_MAX).contains(&self.streams_per_user),
+            "--streams-per-user is 1 to {STREAMS_PER_USER_MAX}"
+        );
+        ensure!(self.bad_signers <= BAD_SIGNERS_MAX, "--bad-signers is at most {BAD_SIGNERS_MAX}");
+        ensure!(self.observations.is_none() || self.publishes(), "--observations is for workloads that publish");
         self.check_rest()
+    }
+
+    /// Devices of each user.
+    pub(crate) fn devices_per_user(&self) -> usize {
+        self.devices_per_user.unwrap_or_else(|| self.workload.devices_per_user())
+    }
+
+    /// Whether the load is of events.
+    fn publishes(&self) -> bool {
+        matches!(self.workload, Workload::Publish | Workload::Relay)
+    }
+
+    /// Whether the devices follow their user's stream.
+    pub(crate) fn subscribes(&self) -> bool {
+        self.workload == Workload::Relay || self.subscribed
     }
 
     /// Publish messages in flight on a connection, where the server allows as many.
@@ -250,6 +320,12 @@ mod tests {
             ("--duration-s", "0"),
             ("--threads", "0"),
             ("--rate", "0"),
+            ("--devices-per-user", "65"),
+            ("--at-once", "0"),
+            ("--events", "0"),
+            ("--downloads", "0"),
+            ("--bad-signers", "1001"),
+            ("--streams-per-user", "9991"),
         ] {
             assert!(refusal(&[argument, value]).contains(argument), "{argument} {value}");
         }

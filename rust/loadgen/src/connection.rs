@@ -91,6 +91,14 @@ impl Connection {
         self.socket.close(None).await?;
         Ok(())
     }
+
+    /// Says goodbye, closes, and waits until the server has closed too.
+    pub(crate) async fn leave(mut self) -> Result<()> {
+        self.send(&[0x91, u8::try_from(from_device::BYE)?]).await?;
+        self.socket.close(None).await?;
+        let closed = async { while self.socket.next().await.is_some_and(|message| message.is_ok()) {} };
+        timeout(CONNECT_TIMEOUT, closed).await.context("the server did not close")
+    }
 }
 
 async fn next(socket: &mut WebSocketStream<TcpStream>) -> Result<Vec<u8>> {

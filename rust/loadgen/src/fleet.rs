@@ -12,33 +12,47 @@ use tokio::task::JoinSet;
 use crate::arguments::{Arguments, DeviceUrl};
 use crate::connection::Connection;
 use crate::identity::{Device, Draft, Root, Seen, Signed, capability};
-use crate::wire::{Answer, Cursor, FromServer, from_device, write_array, write_small_map, write_text};
+use crate::streams::write_subscriptions;
+use crate::wire::{Answer, Cursor, FromServer, from_device, write_array};
 
-/// The stream that every user's devices publish into.
-pub(crate) const STREAM: &str = "load";
-
-/// Users that are made at the same time: a server bounds connections that are not authenticated yet.
-const CONCURRENT_USERS: usize = 16;
 const CREATE_ACCOUNT_PATH: &str = "/api/v1/accounts";
 const RESPONSE_BYTES_MAX: u64 = 64 * 1024;
 
-/// A user with its connected devices.
+/// A user with its devices.
 pub(crate) struct User {
     pub(crate) devices: Vec<Device>,
+    /// Of the devices in their order; empty where they were only enrolled.
     pub(crate) connections: Vec<Connection>,
     /// Head of `$devices` once all devices are enrolled.
     pub(crate) devices_seen: Seen,
 }
 
-/// Makes and connects all users.
+/// Makes all users and connects their devices.
 pub(crate) async fn connect(arguments: &Arguments, target: &DeviceUrl, time_ms: u64) -> Result<Vec<User>> {
-    let permits = Arc::new(Semaphore::new(CONCURRENT_USERS));
+    make_users(arguments, target, time_ms, true).await
+}
+
+/// Makes all users with their devices, none of which stays connected.
+pub(crate) async fn enrol(arguments: &Arguments, target: &DeviceUrl, time_ms: u64) -> Result<Vec<User>> {
+    make_users(arguments, target, time_ms, false).await
+}
+
+async fn make_users(arguments: &Arguments, target: &DeviceUrl, time_ms: u64, connected: bool) -> Result<Vec<User>> {
+    let permits = Arc::new(Semaphore::new(arguments.at_once));
     let mut tasks = JoinSet::new();
-    for _ in 0..arguments.connections / arguments.workload.devices_per_user() {
+    for _ in 0..arguments.connections / arguments.devices_per_user() {
         let (arguments, target, permits) = (arguments.clone(), target.clone(), Arc::clone(&permits));
         tasks.spawn(async move {
             let _permit = permits.acquire_owned().await?;
-            make_user(&arguments, &target, time_ms).await
+            let mut user = make_user(&arguments, &target, time_ms).await?;
+            if connected {
+                connect_devices(&mut user, &arguments, &target).await?;
+            } else {
+                for connection in user.connections.drain(..) {
+                    connection.close().await?;
+                }
+            }
+            anyhow::Ok(user)
         });
     }
     let mut users = Vec::new();
@@ -48,35 +62,42 @@ pub(crate) async fn connect(arguments: &Arguments, target: &DeviceUrl, time_ms: 
     Ok(users)
 }
 
+/// Registers a user and enrols its other devices, over the first one's connection where there are any.
 async fn make_user(arguments: &Arguments, target: &DeviceUrl, time_ms: u64) -> Result<User> {
-    let count = arguments.workload.devices_per_user();
     let root = Root::new()?;
     let user_key = root.user_key();
-    let devices = (0..count).map(|_| Device::new(user_key)).collect::<Result<Vec<_>>>()?;
+    let devices = (0..arguments.devices_per_user()).map(|_| Device::new(user_key)).collect::<Result<Vec<_>>>()?;
     let first = &devices[0];
 
     let nothing = Seen { seq: 0, chain: chain_0(&user_key, DEVICES_STREAM) };
     let payload = root.genesis(first, capability::PUBLISH | capability::SUBSCRIBE | capability::MANAGE, time_ms)?;
     let genesis = account_event(first, 1, &[0; 32], nothing, time_ms, &payload)?;
     let mut devices_seen = create_account(arguments, &genesis, payload).await?;
-
-    let mut connections = vec![Connection::open(target, first, arguments.suite).await?];
+    if devices.len() == 1 {
+        return Ok(User { devices, connections: Vec::new(), devices_seen });
+    }
+    let mut connection = Connection::open(target, first, arguments.suite).await?;
     let mut previous = genesis.hash;
     for (n, device) in (2..).zip(&devices[1..]) {
         let payload = device.enrolment(capability::PUBLISH | capability::SUBSCRIBE, time_ms)?;
         let event = account_event(first, n, &previous, devices_seen, time_ms, &payload)?;
-        devices_seen = enrol(&mut connections[0], n, &event, &payload).await?;
+        devices_seen = publish_enrolment(&mut connection, n, &event, &payload).await?;
         previous = event.hash;
     }
-    for device in &devices[1..] {
-        connections.push(Connection::open(target, device, arguments.suite).await?);
+    Ok(User { devices, connections: vec![connection], devices_seen })
+}
+
+/// Connects those devices that are not connected yet.
+async fn connect_devices(user: &mut User, arguments: &Arguments, target: &DeviceUrl) -> Result<()> {
+    for device in &user.devices[user.connections.len()..] {
+        user.connections.push(Connection::open(target, device, arguments.suite).await?);
     }
-    if count > 1 {
-        for connection in &mut connections {
-            subscribe(connection).await?;
+    if arguments.subscribes() {
+        for connection in &mut user.connections {
+            subscribe(connection, arguments.streams_per_user).await?;
         }
     }
-    Ok(User { devices, connections, devices_seen })
+    Ok(())
 }
 
 fn account_event(
@@ -116,7 +137,7 @@ fn post(url: &str, body: &[u8]) -> Result<Vec<u8>> {
     Ok(answer)
 }
 
-async fn enrol(connection: &mut Connection, rid: u64, event: &Signed, payload: &[u8]) -> Result<Seen> {
+async fn publish_enrolment(connection: &mut Connection, rid: u64, event: &Signed, payload: &[u8]) -> Result<Seen> {
     let mut message = Vec::new();
     write_publish(&mut message, rid, 1)?;
     write_event(&mut message, event, payload)?;
@@ -135,22 +156,22 @@ async fn enrol(connection: &mut Connection, rid: u64, event: &Signed, payload: &
     }
 }
 
-async fn subscribe(connection: &mut Connection) -> Result<()> {
-    let mut message = Vec::new();
-    write_array(&mut message, 2);
-    write_integer(&mut message, from_device::SUBSCRIBE);
-    write_small_map(&mut message, 1);
-    write_text(&mut message, STREAM)?;
-    write_text(&mut message, "start")?;
-    connection.send(&message).await?;
-    loop {
+/// Follows the user's first `count` streams from their start.
+pub(crate) async fn subscribe(connection: &mut Connection, count: usize) -> Result<()> {
+    for message in write_subscriptions(count)? {
+        connection.send(&message).await?;
+    }
+    let mut answered = 0;
+    while answered < count {
         match FromServer::read(&connection.receive().await?)? {
-            FromServer::Resumed { stream: STREAM, answer: "contiguous" } => return Ok(()),
+            FromServer::Resumed { answer: "contiguous", .. } => answered += 1,
             FromServer::Resumed { stream, answer } => bail!("the subscription to {stream} was answered {answer}"),
             FromServer::Error { code } => bail!("the subscription was answered {code}"),
+            FromServer::Events { .. } => bail!("events before all subscriptions were answered"),
             _ => {}
         }
     }
+    Ok(())
 }
 
 /// Begins `[16, rid, [event…]]` for `count` events.

@@ -11,7 +11,7 @@ use keepstep_core::msgpack::{write_binary, write_integer};
 use zeroize::Zeroizing;
 
 use crate::identity::Device;
-use crate::wire::{Cursor, from_device, from_server, write_array, write_small_map, write_text};
+use crate::wire::{Cursor, from_device, from_server, write_array, write_map, write_text};
 
 const VERSION: u64 = 1;
 
@@ -136,7 +136,7 @@ fn auth_core(device: &Device) -> Result<Vec<u8>> {
     write_binary(&mut core, &device.id)?;
     write_binary(&mut core, &device.public())?;
     write_text(&mut core, "none")?;
-    write_small_map(&mut core, 0);
+    write_map(&mut core, 0);
     Ok(core)
 }
 
@@ -207,7 +207,7 @@ mod tests {
             let mut ready = vec![0x96, 4];
             write_binary(&mut ready, &[9; 16])?;
             write_integer(&mut ready, 1);
-            write_small_map(&mut ready, 1);
+            write_map(&mut ready, 1);
             write_text(&mut ready, "unacked_bytes")?;
             write_integer(&mut ready, 4096);
             ready.extend_from_slice(&[0x90, 0x90]);

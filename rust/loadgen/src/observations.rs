@@ -11,8 +11,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use keepstep_core::hash::{Hash, chain_0};
 
-use crate::fleet::STREAM;
 use crate::prepared::Prepared;
+use crate::streams::stream_name;
 use crate::wire::Answer;
 
 const VERSION: u64 = 1;
@@ -33,8 +33,8 @@ pub(crate) struct Row {
 pub(crate) enum Observed {
     /// The answers to a publish message.
     Answered { frame: usize, answers: Vec<Answer> },
-    /// A page of events.
-    Received { seq: u64, rows: Vec<Row>, chain: Hash },
+    /// A page of events of a stream.
+    Received { stream: usize, seq: u64, rows: Vec<Row>, chain: Hash },
 }
 
 /// All that one device saw.
@@ -54,8 +54,8 @@ pub(crate) struct Observer<'a> {
     pub(crate) prepared: &'a [Prepared],
     /// Its own place among them.
     pub(crate) index: usize,
-    /// It subscribed to the stream from the start.
-    pub(crate) subscribed: bool,
+    /// How many streams its user has.
+    pub(crate) streams: usize,
 }
 
 /// Writes a log of all devices.
@@ -82,24 +82,26 @@ impl Writer {
         self.end_line()
     }
 
-    /// Writes everything that one device did and saw.
+    /// Writes everything that one device did and saw: every one follows its user's stream, or reads it back in the end.
     pub(crate) fn observations(&mut self, observer: &Observer<'_>, observations: &Observations) -> Result<()> {
-        self.published(observer, observations.sent_frames)?;
-        if observer.subscribed {
-            self.begin_stream("subscribed", observer.device_id)?;
+        for stream in 0..observer.streams {
+            self.published(observer, stream, observations.sent_frames)?;
+            self.begin_stream("subscribed", observer.device_id, stream)?;
             self.line.push_str(",0");
-            self.bytes(&chain_0(observer.user_key, STREAM));
+            self.bytes(&chain_0(observer.user_key, &stream_name(stream)));
             self.line.push(']');
             self.end_line()?;
         }
         for observed in &observations.seen {
             match observed {
                 Observed::Answered { frame, answers } => self.answered(observer, *frame, answers)?,
-                Observed::Received { seq, rows, chain } => self.received(observer, *seq, rows, chain)?,
+                Observed::Received { stream, seq, rows, chain } => {
+                    self.received(observer, *stream, *seq, rows, chain)?;
+                }
             }
         }
-        if observer.subscribed {
-            self.begin_stream("complete", observer.device_id)?;
+        for stream in 0..observer.streams {
+            self.begin_stream("complete", observer.device_id, stream)?;
             self.line.push(']');
             self.end_line()?;
         }
@@ -112,17 +114,17 @@ impl Writer {
         Ok(())
     }
 
-    fn published(&mut self, observer: &Observer<'_>, frames: usize) -> Result<()> {
+    fn published(&mut self, observer: &Observer<'_>, stream: usize, frames: usize) -> Result<()> {
         let prepared = &observer.prepared[observer.index];
-        let end = frames.checked_sub(1).map_or(1, |last| prepared.numbers(last).end);
+        let end = prepared.count(stream, frames) + 1;
         let mut first = 1;
         while first < end {
             let last = end.min(first + HASHES_PER_LINE);
-            self.begin_stream("published", observer.device_id)?;
+            self.begin_stream("published", observer.device_id, stream)?;
             write!(self.line, ",{first},[")?;
             for n in first..last {
                 self.row_separator(n == first);
-                self.text(prepared.hash(n));
+                self.text(prepared.hash(stream, n));
             }
             self.line.push_str("]]");
             self.end_line()?;
@@ -133,17 +135,18 @@ impl Writer {
 
     fn answered(&mut self, observer: &Observer<'_>, frame: usize, answers: &[Answer]) -> Result<()> {
         let prepared = &observer.prepared[observer.index];
+        let stream = prepared.stream_of(frame);
         let mut n = prepared.numbers(frame).start;
         for answer in answers {
             match answer {
                 Answer::Accepted { count, seq, received_at_ms, chain } => {
-                    self.begin_stream("accepted", observer.device_id)?;
+                    self.begin_stream("accepted", observer.device_id, stream)?;
                     write!(self.line, ",{n},{count},{seq},{received_at_ms}")?;
                     self.bytes(chain);
                     n += usize::try_from(*count)?;
                 }
                 Answer::Duplicate(place) => {
-                    self.begin_stream("duplicate", observer.device_id)?;
+                    self.begin_stream("duplicate", observer.device_id, stream)?;
                     if let Some((seq, chain, received_at_ms)) = place {
                         write!(self.line, ",{n},{seq}")?;
                         self.bytes(chain);
@@ -154,9 +157,9 @@ impl Writer {
                     n += 1;
                 }
                 Answer::Refused(code) => {
-                    self.begin_stream("refused", observer.device_id)?;
+                    self.begin_stream("refused", observer.device_id, stream)?;
                     write!(self.line, ",{n}")?;
-                    self.bytes(prepared.hash(n));
+                    self.bytes(prepared.hash(stream, n));
                     write!(self.line, ",{}", serde_json::to_string(code)?)?;
                     n += 1;
                 }
@@ -167,8 +170,8 @@ impl Writer {
         Ok(())
     }
 
-    fn received(&mut self, observer: &Observer<'_>, seq: u64, rows: &[Row], chain: &Hash) -> Result<()> {
-        self.begin_stream("received", observer.device_id)?;
+    fn received(&mut self, observer: &Observer<'_>, stream: usize, seq: u64, rows: &[Row], chain: &Hash) -> Result<()> {
+        self.begin_stream("received", observer.device_id, stream)?;
         write!(self.line, ",{seq},[")?;
         for (index, row) in rows.iter().enumerate() {
             self.row_separator(index == 0);
@@ -176,7 +179,7 @@ impl Writer {
             let author = usize::from(row.author);
             let (id, hash) = match &row.other {
                 Some(other) => (&other.0, &other.1),
-                None => (&observer.devices[author], observer.prepared[author].hash(usize::try_from(row.n)?)),
+                None => (&observer.devices[author], observer.prepared[author].hash(stream, usize::try_from(row.n)?)),
             };
             self.text(id);
             write!(self.line, ",{},{}", row.n, row.received_at_ms)?;
@@ -196,9 +199,9 @@ impl Writer {
         self.bytes(device_id);
     }
 
-    fn begin_stream(&mut self, record: &str, device_id: &[u8; 16]) -> Result<()> {
+    fn begin_stream(&mut self, record: &str, device_id: &[u8; 16], stream: usize) -> Result<()> {
         self.begin(record, device_id);
-        write!(self.line, ",\"{STREAM}\"")?;
+        write!(self.line, ",\"{}\"", stream_name(stream))?;
         Ok(())
     }
 
@@ -231,11 +234,17 @@ impl Writer {
 mod tests {
     use super::*;
     use crate::identity::{Device, Seen};
+    use crate::prepared::Shape;
 
     #[test]
     fn every_record_has_the_documented_form() -> Result<()> {
         let device = Device::new([5; 32])?;
-        let prepared = [Prepared::sign(&device, Seen { seq: 1, chain: [1; 32] }, 2, 3, 8, 1_760_000_000_000)?];
+        let prepared = [Prepared::sign(
+            &device,
+            Seen { seq: 1, chain: [1; 32] },
+            &Shape::of_one_stream(2, 3, 8),
+            1_760_000_000_000,
+        )?];
         let path = std::env::temp_dir().join(format!("keepstep-loadgen-observations-{}", std::process::id()));
         let observer = Observer {
             user_key: &[5; 32],
@@ -243,7 +252,7 @@ mod tests {
             devices: &[device.id],
             prepared: &prepared,
             index: 0,
-            subscribed: true,
+            streams: 1,
         };
         let answers = vec![
             Answer::Accepted { count: 1, seq: 1, received_at_ms: 7, chain: [1; 32] },
@@ -257,7 +266,7 @@ mod tests {
         let seen = vec![
             Observed::Answered { frame: 0, answers },
             Observed::Answered { frame: 1, answers: vec![Answer::Duplicate(None)] },
-            Observed::Received { seq: 1, rows, chain: [6; 32] },
+            Observed::Received { stream: 0, seq: 1, rows, chain: [6; 32] },
         ];
         let mut writer = Writer::create(&path)?;
         writer.device(&device.id, &[5; 32])?;
@@ -267,7 +276,7 @@ mod tests {
         let text = std::fs::read_to_string(&path)?;
         std::fs::remove_file(&path)?;
 
-        let (id, hash) = (STANDARD.encode(device.id), |n| STANDARD.encode(prepared[0].hash(n)));
+        let (id, hash) = (STANDARD.encode(device.id), |n| STANDARD.encode(prepared[0].hash(0, n)));
         let of = |byte: u8| STANDARD.encode([byte; 32]);
         let expected = [
             serde_json::json!(["keepstep-observations", 1, "keepstep-loadgen"]),

@@ -6,59 +6,113 @@ use anyhow::Result;
 use keepstep_core::hash::{Hash, chain_0};
 
 use crate::arguments::Arguments;
-use crate::fleet::{STREAM, User, write_event, write_publish};
+use crate::fleet::{User, write_event, write_publish};
 use crate::identity::{Device, Draft, Seen};
+use crate::streams::stream_name;
+use crate::wire::Cursor;
+
+/// Of a MessagePack binary of at most 255 bytes.
+const BINARY_HEAD_BYTES: usize = 2;
+
+/// How much a device publishes, and into how many streams: its messages go into them in turns.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) frames: usize,
+    pub(crate) events_per_frame: usize,
+    pub(crate) payload_bytes: usize,
+    pub(crate) streams: usize,
+    /// The stream of the first message.
+    pub(crate) first_stream: usize,
+}
+
+impl Shape {
+    /// Everything into one stream.
+    pub(crate) fn of_one_stream(frames: usize, events_per_frame: usize, payload_bytes: usize) -> Self {
+        Self { frames, events_per_frame, payload_bytes, streams: 1, first_stream: 0 }
+    }
+
+    fn stream_of(&self, frame: usize) -> usize {
+        (frame + self.first_stream) % self.streams
+    }
+
+    /// The first of the messages that go into a stream.
+    fn first_frame(&self, stream: usize) -> usize {
+        (stream + self.streams - self.first_stream) % self.streams
+    }
+}
 
 /// One device's publish messages.
 pub(crate) struct Prepared {
     bytes: Vec<u8>,
     frames: Vec<Range<usize>>,
-    /// Of event n at n - 1: header, signature, payload and trace, exactly as a delivered row ends.
+    /// Of every event in the order of the messages: header, signature, payload and trace, as a delivered row ends.
     tails: Vec<Range<usize>>,
     hashes: Vec<Hash>,
-    events_per_frame: usize,
+    shape: Shape,
+}
+
+/// How far an author is in one stream.
+struct Author {
+    name: String,
+    seen: Seen,
+    n: u64,
+    previous: Hash,
 }
 
 impl Prepared {
     /// Signs all of a device's events.
-    pub(crate) fn sign(
-        device: &Device,
-        devices_seen: Seen,
-        frames: usize,
-        events_per_frame: usize,
-        payload_bytes: usize,
-        time_ms: u64,
-    ) -> Result<Self> {
-        let count = frames * events_per_frame;
-        let seen = Seen { seq: 0, chain: chain_0(&device.user_key, STREAM) };
+    pub(crate) fn sign(device: &Device, devices_seen: Seen, shape: &Shape, time_ms: u64) -> Result<Self> {
+        let count = shape.frames * shape.events_per_frame;
+        let author = |stream| {
+            let name = stream_name(stream);
+            let chain = chain_0(&device.user_key, &name);
+            Author { name, seen: Seen { seq: 0, chain }, n: 0, previous: [0; 32] }
+        };
+        let mut authors: Vec<Author> = (0..shape.streams).map(author).collect();
         let mut prepared = Self {
-            bytes: Vec::with_capacity(count * (payload_bytes + 320)),
-            frames: Vec::with_capacity(frames),
+            bytes: Vec::with_capacity(count * (shape.payload_bytes + 320)),
+            frames: Vec::with_capacity(shape.frames),
             tails: Vec::with_capacity(count),
             hashes: Vec::with_capacity(count),
-            events_per_frame,
+            shape: *shape,
         };
-        let mut payload = vec![0; payload_bytes];
-        let mut previous = [0; 32];
-        let mut n = 0;
-        for rid in 0..frames {
+        let mut payload = vec![0; shape.payload_bytes];
+        for frame in 0..shape.frames {
+            let author = &mut authors[shape.stream_of(frame)];
             let start = prepared.bytes.len();
-            write_publish(&mut prepared.bytes, rid as u64, events_per_frame)?;
-            for _ in 0..events_per_frame {
-                n += 1;
+            write_publish(&mut prepared.bytes, frame as u64, shape.events_per_frame)?;
+            for _ in 0..shape.events_per_frame {
+                author.n += 1;
                 getrandom::fill(&mut payload)?;
-                let draft =
-                    Draft { stream: STREAM, n, previous: &previous, seen, devices_seen, time_ms, payload: &payload };
-                let event = device.event(&draft)?;
+                let event = device.event(&Draft {
+                    stream: &author.name,
+                    n: author.n,
+                    previous: &author.previous,
+                    seen: author.seen,
+                    devices_seen,
+                    time_ms,
+                    payload: &payload,
+                })?;
                 let event_start = prepared.bytes.len();
                 write_event(&mut prepared.bytes, &event, &payload)?;
                 prepared.tails.push(event_start + 1..prepared.bytes.len());
                 prepared.hashes.push(event.hash);
-                previous = event.hash;
+                author.previous = event.hash;
             }
             prepared.frames.push(start..prepared.bytes.len());
         }
         Ok(prepared)
+    }
+
+    /// Changes every signature's last half a little: it stays in its form, and is wrong.
+    pub(crate) fn spoil_signatures(&mut self) -> Result<()> {
+        for tail in &self.tails {
+            let mut cursor = Cursor::new(&self.bytes[tail.clone()]);
+            cursor.binary()?;
+            let begin = tail.end - cursor.rest().len() + BINARY_HEAD_BYTES;
+            self.bytes[begin + 32] ^= 1;
+        }
+        Ok(())
     }
 
     /// How many publish messages there are; their `rid`s count from 0.
@@ -71,45 +125,66 @@ impl Prepared {
         &self.bytes[self.frames[index].clone()]
     }
 
+    /// The stream that a publish message goes into.
+    pub(crate) fn stream_of(&self, frame: usize) -> usize {
+        self.shape.stream_of(frame)
+    }
+
     /// Author numbers in a publish message.
     pub(crate) fn numbers(&self, frame: usize) -> Range<usize> {
-        frame * self.events_per_frame + 1..(frame + 1) * self.events_per_frame + 1
+        let round = frame / self.shape.streams;
+        round * self.shape.events_per_frame + 1..(round + 1) * self.shape.events_per_frame + 1
     }
 
-    /// The publish message that holds an author number.
-    pub(crate) fn frame_of(&self, n: usize) -> usize {
-        (n - 1) / self.events_per_frame
+    /// How many numbers of a stream the first `frames` publish messages take.
+    pub(crate) fn count(&self, stream: usize, frames: usize) -> usize {
+        let first = self.shape.first_frame(stream);
+        let frames = if frames > first { (frames - first).div_ceil(self.shape.streams) } else { 0 };
+        frames * self.shape.events_per_frame
     }
 
-    /// What a delivered row of event n must end with; nothing where there is no such event.
-    pub(crate) fn tail(&self, n: usize) -> &[u8] {
-        n.checked_sub(1).and_then(|index| self.tails.get(index)).map_or(&[], |range| &self.bytes[range.clone()])
+    /// The publish message that holds an author number of a stream.
+    pub(crate) fn frame_of(&self, stream: usize, n: usize) -> usize {
+        (n - 1) / self.shape.events_per_frame * self.shape.streams + self.shape.first_frame(stream)
     }
 
-    /// The hash of event n, which exists.
-    pub(crate) fn hash(&self, n: usize) -> &Hash {
-        &self.hashes[n - 1]
+    fn index_of(&self, stream: usize, n: usize) -> usize {
+        self.frame_of(stream, n) * self.shape.events_per_frame + (n - 1) % self.shape.events_per_frame
+    }
+
+    /// What a delivered row of a stream's event n must end with; nothing where there is no such event.
+    pub(crate) fn tail(&self, stream: usize, n: usize) -> &[u8] {
+        let range = if n > 0 { self.tails.get(self.index_of(stream, n)) } else { None };
+        range.map_or(&[], |range| &self.bytes[range.clone()])
+    }
+
+    /// The hash of a stream's event n, which exists.
+    pub(crate) fn hash(&self, stream: usize, n: usize) -> &Hash {
+        &self.hashes[self.index_of(stream, n)]
     }
 }
 
 /// Signs for every device of every user, on all processors.
 pub(crate) fn sign_all(users: &[User], arguments: &Arguments, time_ms: u64) -> Result<Vec<Vec<Prepared>>> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = users.len().div_ceil(processors).max(1);
+    let users_each = users.len().div_ceil(processors).max(1);
     let sign = |user: &User| -> Result<Vec<Prepared>> {
-        let frames = arguments.frames_per_connection();
-        user.devices
-            .iter()
-            .map(|device| {
-                let (events, payload) = (arguments.events_per_frame, arguments.payload_bytes);
-                Prepared::sign(device, user.devices_seen, frames, events, payload, time_ms)
-            })
-            .collect()
+        let streams = arguments.streams_per_user;
+        let shape_of = |device| Shape {
+            frames: arguments.frames_per_connection(),
+            events_per_frame: arguments.events_per_frame,
+            payload_bytes: arguments.payload_bytes,
+            streams,
+            // So that the devices of a user do not all write into the same one at the same time.
+            first_stream: device * streams / user.devices.len(),
+        };
+        let devices = user.devices.iter().enumerate();
+        devices.map(|(index, device)| Prepared::sign(device, user.devices_seen, &shape_of(index), time_ms)).collect()
     };
     std::thread::scope(|scope| {
         // All threads are started before the first is waited for.
         let mut threads = Vec::new();
-        for users in users.chunks(share) {
+        for users in users.chunks(users_each) {
             threads.push(scope.spawn(move || users.iter().map(sign).collect::<Result<Vec<_>>>()));
         }
         let mut prepared = Vec::with_capacity(users.len());
@@ -128,7 +203,7 @@ mod tests {
 
     fn prepared() -> Result<Prepared> {
         let device = Device::new([5; 32])?;
-        Prepared::sign(&device, Seen { seq: 1, chain: [1; 32] }, 3, 4, 50, 1_760_000_000_000)
+        Prepared::sign(&device, Seen { seq: 1, chain: [1; 32] }, &Shape::of_one_stream(3, 4, 50), 1_760_000_000_000)
     }
 
     #[test]
@@ -141,10 +216,34 @@ mod tests {
             let events = Events::parse(message[3..].into(), 256, 1_000)?;
             for (index, n) in prepared.numbers(frame).enumerate() {
                 let event = events.parsed(index)?;
-                assert_eq!((event.n, prepared.frame_of(n)), (n as u64, frame));
-                assert_eq!((event.hash, &event.prev[..]), (*prepared.hash(n), &previous[..16]));
+                assert_eq!((event.n, prepared.frame_of(0, n)), (n as u64, frame));
+                assert_eq!((event.hash, &event.prev[..]), (*prepared.hash(0, n), &previous[..16]));
                 previous = event.hash;
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_spoilt_signature_is_the_only_thing_that_is_wrong() -> Result<()> {
+        let device = Device::new([5; 32])?;
+        let sign = || {
+            Prepared::sign(&device, Seen { seq: 1, chain: [1; 32] }, &Shape::of_one_stream(1, 2, 50), 1_760_000_000_000)
+        };
+        let mut prepared = sign()?;
+        let before = prepared.bytes.clone();
+        prepared.spoil_signatures()?;
+        let changed = before.iter().zip(&prepared.bytes).filter(|(before, after)| before != after).count();
+        assert_eq!(changed, 2);
+        let key = keepstep_core::ed25519::PublicKey::from_bytes(&device.public())?;
+        for n in 1..=2 {
+            let mut cursor = Cursor::new(prepared.tail(0, n));
+            let header = cursor.binary()?;
+            let signed = [b"keepstep/v1/event\0".as_slice(), &[5; 32], &device.id, header];
+            let mut signature: [u8; 64] = cursor.binary_of()?;
+            assert!(key.verify(&signed, &signature).is_err());
+            signature[32] ^= 1;
+            key.verify(&signed, &signature)?;
         }
         Ok(())
     }
@@ -153,10 +252,34 @@ mod tests {
     fn a_tail_is_the_event_without_its_array_head() -> Result<()> {
         let prepared = prepared()?;
         let message = prepared.frame(0);
-        let first = prepared.tail(1);
+        let first = prepared.tail(0, 1);
         assert_eq!(&message[5..5 + first.len()], first);
-        assert!(prepared.tail(0).is_empty());
-        assert!(prepared.tail(13).is_empty());
+        assert!(prepared.tail(0, 0).is_empty());
+        assert!(prepared.tail(0, 13).is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn messages_go_into_the_streams_in_turns_and_numbers_are_each_streams_own() -> Result<()> {
+        let device = Device::new([5; 32])?;
+        let shape = Shape { frames: 7, events_per_frame: 2, payload_bytes: 20, streams: 3, first_stream: 1 };
+        let prepared = Prepared::sign(&device, Seen { seq: 1, chain: [1; 32] }, &shape, 1_760_000_000_000)?;
+        let mut previous = [[0; 32]; 3];
+        let mut counts = [0; 3];
+        for frame in 0..7 {
+            let stream = prepared.stream_of(frame);
+            assert_eq!(stream, (frame + 1) % 3);
+            let events = Events::parse(prepared.frame(frame)[3..].into(), 256, 1_000)?;
+            for (index, n) in prepared.numbers(frame).enumerate() {
+                let event = events.parsed(index)?;
+                counts[stream] += 1;
+                assert_eq!((event.n, n, prepared.frame_of(stream, n)), (n as u64, counts[stream], frame));
+                assert_eq!((event.hash, &event.prev[..]), (*prepared.hash(stream, n), &previous[stream][..16]));
+                previous[stream] = event.hash;
+            }
+            assert_eq!([0, 1, 2].map(|stream| prepared.count(stream, frame + 1)), counts);
+        }
+        assert!(prepared.tail(0, 7).is_empty());
         Ok(())
     }
 }

@@ -9,6 +9,11 @@ use crate::arguments::Arguments;
 
 const MICROSECONDS_PER_MS: f64 = 1_000.0;
 
+/// Tells whoever reads the output that a phase begins, so that they can read counters then.
+pub(crate) fn phase(name: &str) {
+    println!("{}", serde_json::json!({ "phase": name }));
+}
+
 /// Latencies in microseconds, three significant digits.
 pub(crate) struct Latencies(Histogram<u64>);
 
@@ -29,7 +34,7 @@ impl Latencies {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "microseconds of a run")]
-    fn milliseconds(&self) -> Milliseconds {
+    pub(crate) fn milliseconds(&self) -> Milliseconds {
         let at = |quantile| self.0.value_at_quantile(quantile) as f64 / MICROSECONDS_PER_MS;
         Milliseconds {
             p50: at(0.5),
@@ -55,6 +60,8 @@ pub(crate) struct Milliseconds {
 
 /// What one connection, or all together, measured.
 pub(crate) struct Measured {
+    /// Events with bad signatures that were refused to those who flood.
+    pub(crate) bad_refused: u64,
     /// Events published, acknowledged as stored, and delivered to others than their author, over the whole run.
     pub(crate) published: u64,
     pub(crate) acknowledged_in_all: u64,
@@ -78,6 +85,7 @@ impl Measured {
             published: 0,
             acknowledged_in_all: 0,
             delivered_in_all: 0,
+            bad_refused: 0,
             acknowledged: 0,
             delivered: 0,
             acknowledge: Latencies::new()?,
@@ -96,6 +104,7 @@ impl Measured {
         self.published += other.published;
         self.acknowledged_in_all += other.acknowledged_in_all;
         self.delivered_in_all += other.delivered_in_all;
+        self.bad_refused += other.bad_refused;
         self.acknowledged += other.acknowledged;
         self.delivered += other.delivered;
         self.acknowledge.add(&other.acknowledge)?;
@@ -126,6 +135,7 @@ pub(crate) struct Report {
     published: u64,
     acknowledged_in_all: u64,
     delivered_in_all: u64,
+    bad_refused: u64,
     acknowledged: u64,
     delivered: u64,
     acknowledged_per_s: f64,
@@ -153,6 +163,7 @@ impl Report {
             published: measured.published,
             acknowledged_in_all: measured.acknowledged_in_all,
             delivered_in_all: measured.delivered_in_all,
+            bad_refused: measured.bad_refused,
             acknowledged: measured.acknowledged,
             delivered: measured.delivered,
             acknowledged_per_s: measured.acknowledged as f64 / measured_s,

@@ -10,6 +10,7 @@ pub(crate) mod from_device {
     pub(crate) const PUBLISH: u64 = 16;
     pub(crate) const ACK: u64 = 17;
     pub(crate) const SUBSCRIBE: u64 = 18;
+    pub(crate) const PING: u64 = 25;
     pub(crate) const REKEY: u64 = 26;
     pub(crate) const BYE: u64 = 27;
 }
@@ -20,6 +21,7 @@ pub(crate) mod from_server {
     pub(crate) const READY: u64 = 4;
     pub(crate) const ACCEPTED: u64 = 64;
     pub(crate) const EVENTS: u64 = 65;
+    pub(crate) const CAUGHT_UP: u64 = 66;
     pub(crate) const ERROR: u64 = 71;
     pub(crate) const DRAINING: u64 = 73;
     pub(crate) const RESUMED: u64 = 74;
@@ -36,10 +38,14 @@ pub(crate) fn write_array(output: &mut Vec<u8>, count: u16) {
     }
 }
 
-/// Appends the head of a map of at most 15 entries.
-pub(crate) fn write_small_map(output: &mut Vec<u8>, count: u8) {
-    debug_assert!(count < 16);
-    output.push(0x80 | count);
+/// Appends a map's head; at most 65,535 entries.
+pub(crate) fn write_map(output: &mut Vec<u8>, count: u16) {
+    if count < 16 {
+        output.push(0x80 | count.to_be_bytes()[1]);
+    } else {
+        output.push(0xde);
+        output.extend_from_slice(&count.to_be_bytes());
+    }
 }
 
 /// Appends text of at most 255 bytes.
@@ -155,6 +161,12 @@ pub(crate) enum FromServer<'a> {
         stream: &'a str,
         answer: &'a str,
     },
+    /// The signed bytes of the head, as they are.
+    CaughtUp {
+        stream: &'a str,
+        head: &'a [u8],
+        signature: [u8; 64],
+    },
     Error {
         code: &'a str,
     },
@@ -181,6 +193,11 @@ impl<'a> FromServer<'a> {
                 let stream = cursor.text()?;
                 let count = cursor.array()?;
                 Self::Events { stream, count, rows: cursor.rest() }
+            }
+            from_server::CAUGHT_UP => {
+                let stream = cursor.text()?;
+                ensure!(cursor.array()? == 2, "a signed head has two parts");
+                Self::CaughtUp { stream, head: cursor.binary()?, signature: cursor.binary_of()? }
             }
             from_server::RESUMED => Self::Resumed { stream: cursor.text()?, answer: cursor.text()? },
             from_server::ERROR => {
@@ -294,6 +311,12 @@ mod tests {
         assert!(matches!(FromServer::read(&error)?, FromServer::Error { code: "x" }));
         let resumed = [0x93, 74, 0xa1, b's', 0xa1, b'c'];
         assert!(matches!(FromServer::read(&resumed)?, FromServer::Resumed { stream: "s", answer: "c" }));
+        let mut caught_up = vec![0x93, 66, 0xa1, b's', 0x92, 0xc4, 1, 7, 0xc4, 64];
+        caught_up.extend_from_slice(&[9; 64]);
+        let FromServer::CaughtUp { stream, head, signature } = FromServer::read(&caught_up)? else {
+            bail!("another message")
+        };
+        assert_eq!((stream, head, signature), ("s", &[7][..], [9; 64]));
         let events = [0x94, 65, 0xa1, b's', 0x92, 1, 2];
         assert!(matches!(FromServer::read(&events)?, FromServer::Events { stream: "s", count: 2, rows: [1, 2] }));
         Ok(())

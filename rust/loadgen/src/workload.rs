@@ -1,26 +1,26 @@
 //! One device at work: publishes what was prepared, takes answers and deliveries, and checks both.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use keepstep_core::hash::{Hash, chain_0, chain_next, event_hash};
 use keepstep_core::header::Header;
-use keepstep_core::msgpack::{write_binary, write_integer};
 use tokio::sync::Notify;
 
 use crate::connection::Connection;
-use crate::fleet::STREAM;
 use crate::observations::{Observations, Observed, Row};
 use crate::prepared::Prepared;
 use crate::report::Measured;
 use crate::schedule::Schedule;
-use crate::wire::{Answer, Cursor, FromServer, from_device, write_array, write_small_map, write_text};
+use crate::streams::{stream_index, stream_name, write_acks, write_subscriptions};
+use crate::wire::{Answer, Cursor, FromServer};
 
 /// A device acknowledges its position when it holds this part of what the server lets it leave unacknowledged.
-const ACK_SHARE: u64 = 8;
-const UNACKED_BYTES_DEFAULT: u64 = 8 * 1024 * 1024;
+pub(crate) const ACK_SHARE: u64 = 8;
+pub(crate) const UNACKED_BYTES_DEFAULT: u64 = 8 * 1024 * 1024;
 const INFLIGHT_DEFAULT: u64 = 64;
 
 /// What the devices of one user know of each other; only the generator does, no device would.
@@ -32,19 +32,19 @@ pub(crate) struct Shared {
     due_ns: Vec<Vec<AtomicU64>>,
     /// Devices that still publish or wait for an answer.
     publishing: AtomicUsize,
-    /// The highest seq that was acknowledged to any of them.
-    acknowledged_seq: AtomicU64,
+    /// By stream the highest seq that was acknowledged to any of them.
+    acknowledged_seq: Vec<AtomicU64>,
     pub(crate) wakers: Vec<Arc<Notify>>,
 }
 
 impl Shared {
-    pub(crate) fn new(user_key: [u8; 32], ids: Vec<[u8; 16]>, prepared: Vec<Prepared>) -> Self {
+    pub(crate) fn new(user_key: [u8; 32], ids: Vec<[u8; 16]>, prepared: Vec<Prepared>, streams: usize) -> Self {
         let due_ns = prepared.iter().map(|one| (0..one.frames()).map(|_| AtomicU64::new(0)).collect()).collect();
         Self {
             user_key,
             due_ns,
             publishing: AtomicUsize::new(prepared.len()),
-            acknowledged_seq: AtomicU64::new(0),
+            acknowledged_seq: (0..streams).map(|_| AtomicU64::new(0)).collect(),
             wakers: ids.iter().map(|_| Arc::default()).collect(),
             ids,
             prepared,
@@ -74,8 +74,10 @@ pub(crate) struct Worker {
     next_frame: usize,
     in_flight: usize,
     publishing: bool,
-    position: u64,
-    chain: Hash,
+    /// By stream the position and the chain there.
+    places: Vec<(u64, Hash)>,
+    /// Streams that moved since the last ack.
+    unacked: BTreeSet<usize>,
     unacked_bytes: u64,
     ack_at_bytes: u64,
     pub(crate) measured: Measured,
@@ -99,7 +101,8 @@ impl Worker {
         connection: usize,
         plan: Plan,
     ) -> Result<Self> {
-        let chain = chain_0(&shared.user_key, STREAM);
+        let place = |stream| (0, chain_0(&shared.user_key, &stream_name(stream)));
+        let places = (0..shared.acknowledged_seq.len()).map(place).collect();
         Ok(Self {
             schedule,
             shared,
@@ -112,8 +115,8 @@ impl Worker {
             next_frame: 0,
             in_flight: 0,
             publishing: true,
-            position: 0,
-            chain,
+            places,
+            unacked: BTreeSet::new(),
             unacked_bytes: 0,
             ack_at_bytes: UNACKED_BYTES_DEFAULT / ACK_SHARE,
             measured: Measured::new()?,
@@ -144,7 +147,7 @@ impl Worker {
         loop {
             self.publish(connection).await?;
             if self.done() {
-                return Ok(());
+                return self.read_back(connection).await;
             }
             let stop_ns = self.schedule.stop_ns();
             let stopping = self.schedule.now_ns() >= stop_ns;
@@ -159,14 +162,34 @@ impl Worker {
         }
     }
 
+    /// Reads what nobody followed, so that whoever checks the run sees what became of it.
+    async fn read_back(&mut self, connection: &mut Connection) -> Result<()> {
+        if self.subscribed || !self.observe {
+            return Ok(());
+        }
+        for message in write_subscriptions(self.places.len())? {
+            connection.send(&message).await?;
+        }
+        let until = tokio::time::Instant::now() + self.schedule.finish;
+        while !self.delivered_all() {
+            let message = tokio::time::timeout_at(until, connection.receive()).await;
+            self.received(connection, &message.context("not everything was read back in time")??).await?;
+        }
+        Ok(())
+    }
+
     fn done(&mut self) -> bool {
         if self.in_flight > 0 || (self.publishing && self.schedule.now_ns() < self.schedule.stop_ns()) {
             return false;
         }
         self.end_publishing();
-        !self.subscribed
-            || (self.shared.publishing.load(Ordering::Acquire) == 0
-                && self.position >= self.shared.acknowledged_seq.load(Ordering::Acquire))
+        !self.subscribed || (self.shared.publishing.load(Ordering::Acquire) == 0 && self.delivered_all())
+    }
+
+    /// Whether everything that was acknowledged to anybody is here.
+    fn delivered_all(&self) -> bool {
+        let acknowledged = self.shared.acknowledged_seq.iter();
+        self.places.iter().zip(acknowledged).all(|((position, _), seq)| *position >= seq.load(Ordering::Acquire))
     }
 
     fn end_publishing(&mut self) {
@@ -206,18 +229,25 @@ impl Worker {
         match FromServer::read(message)? {
             FromServer::Accepted { rid, answers } => self.answered(usize::try_from(rid)?, answers),
             FromServer::Events { stream, count, rows } => {
-                ensure!(stream == STREAM, "events of another stream");
-                self.delivered(count, rows)?;
+                let stream = stream_index(stream, self.places.len()).context("events of another stream")?;
+                self.delivered(stream, count, rows)?;
+                self.unacked.insert(stream);
                 self.unacked_bytes += message.len() as u64;
                 if self.unacked_bytes >= self.ack_at_bytes {
                     self.unacked_bytes = 0;
-                    connection.send(&self.ack()?).await?;
+                    for ack in write_acks(&std::mem::take(&mut self.unacked), |stream| self.places[stream])? {
+                        connection.send(&ack).await?;
+                    }
                 }
                 Ok(())
             }
             FromServer::Error { code } => Err(anyhow!("error {code}")),
             FromServer::Draining => Err(anyhow!("the server drains")),
-            FromServer::Resumed { .. } | FromServer::Rekey | FromServer::Other => Ok(()),
+            FromServer::Resumed { stream, answer } => {
+                ensure!(answer == "contiguous", "the subscription to {stream} was answered {answer}");
+                Ok(())
+            }
+            FromServer::CaughtUp { .. } | FromServer::Rekey | FromServer::Other => Ok(()),
         }
     }
 
@@ -231,7 +261,8 @@ impl Worker {
                     ensure!(*count > 0, "an answer for no event");
                     answered += count;
                     self.measured.acknowledged_in_all += count;
-                    self.shared.acknowledged_seq.fetch_max(seq + count - 1, Ordering::AcqRel);
+                    let stream = self.shared.prepared[self.device].stream_of(frame);
+                    self.shared.acknowledged_seq[stream].fetch_max(seq + count - 1, Ordering::AcqRel);
                     let due_ns = self.shared.due_ns[self.device][frame].load(Ordering::Acquire) - 1;
                     if self.schedule.measures(now_ns) {
                         self.measured.acknowledged += count;
@@ -263,29 +294,30 @@ impl Worker {
     }
 
     /// Takes a page: rows must continue the position, equal what was published, and hash to the page's chain.
-    fn delivered(&mut self, count: u64, rows: &[u8]) -> Result<()> {
+    fn delivered(&mut self, stream: usize, count: u64, rows: &[u8]) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let mut cursor = Cursor::new(rows);
         let mut page = Vec::with_capacity(if self.observe { usize::try_from(count)?.min(rows.len()) } else { 0 });
         let now_ns = self.schedule.now_ns();
         let measures_now = self.schedule.measures(now_ns);
-        let first_seq = self.position + 1;
+        let (mut position, mut own_chain) = self.places[stream];
+        let first_seq = position + 1;
         for _ in 0..count {
             ensure!(cursor.array()? == 7, "a row has 7 fields");
             let seq = cursor.integer()?;
-            ensure!(seq == self.position + 1, "a gap: position {}, delivered {seq}", self.position);
+            ensure!(seq == position + 1, "a gap: position {position}, delivered {seq}");
             let author_id: [u8; 16] = cursor.binary_of()?;
             let received_at_ms = cursor.integer()?;
-            let (row, hash) = read_event(&shared, &mut cursor, author_id, received_at_ms)?;
-            self.chain = chain_next(&self.chain, seq, received_at_ms, &hash);
-            self.position = seq;
+            let (row, hash) = read_event(&shared, stream, &mut cursor, author_id, received_at_ms)?;
+            own_chain = chain_next(&own_chain, seq, received_at_ms, &hash);
+            position = seq;
             if row.other.is_some() {
                 self.measured.error("an event that was not published like that");
             } else if usize::from(row.author) != self.device {
                 self.measured.delivered_in_all += 1;
                 self.measured.delivered += u64::from(measures_now);
                 let author = usize::from(row.author);
-                let frame = shared.prepared[author].frame_of(usize::try_from(row.n)?);
+                let frame = shared.prepared[author].frame_of(stream, usize::try_from(row.n)?);
                 let due_ns = shared.due_ns[author][frame].load(Ordering::Acquire);
                 ensure!(due_ns > 0, "an event was delivered before it was sent");
                 if self.schedule.measures(due_ns - 1) {
@@ -296,31 +328,20 @@ impl Worker {
                 page.push(row);
             }
         }
+        self.places[stream] = (position, own_chain);
         let chain = cursor.binary_of()?;
         if self.observe && count > 0 {
-            self.observations.seen.push(Observed::Received { seq: first_seq, rows: page, chain });
+            self.observations.seen.push(Observed::Received { stream, seq: first_seq, rows: page, chain });
         }
-        ensure!(chain == self.chain, "a page's chain is not that of its events");
+        ensure!(chain == own_chain, "a page's chain is not that of its events");
         Ok(())
-    }
-
-    /// `[17, {stream: [seq, chain16]}]`.
-    fn ack(&self) -> Result<Vec<u8>> {
-        let mut message = Vec::with_capacity(48);
-        write_array(&mut message, 2);
-        write_integer(&mut message, from_device::ACK);
-        write_small_map(&mut message, 1);
-        write_text(&mut message, STREAM)?;
-        write_array(&mut message, 2);
-        write_integer(&mut message, self.position);
-        write_binary(&mut message, &self.chain[..16])?;
-        Ok(message)
     }
 }
 
 /// Reads the rest of a row: header, signature, payload, trace. What equals the published event is not hashed again.
 fn read_event(
     shared: &Shared,
+    stream: usize,
     cursor: &mut Cursor<'_>,
     author_id: [u8; 16],
     received_at_ms: u64,
@@ -328,11 +349,11 @@ fn read_event(
     let n = number(cursor.rest())?;
     let author = shared.ids.iter().position(|id| *id == author_id);
     if let Some(author) = author {
-        let tail = shared.prepared[author].tail(usize::try_from(n)?);
+        let tail = shared.prepared[author].tail(stream, usize::try_from(n)?);
         if !tail.is_empty() && cursor.rest().starts_with(tail) {
             cursor.skip(tail.len());
             let row = Row { author: u16::try_from(author)?, n, received_at_ms, other: None };
-            return Ok((row, *shared.prepared[author].hash(usize::try_from(n)?)));
+            return Ok((row, *shared.prepared[author].hash(stream, usize::try_from(n)?)));
         }
     }
     let header = cursor.binary()?;
@@ -359,7 +380,10 @@ fn number(event: &[u8]) -> Result<u64> {
 mod tests {
     use super::*;
     use crate::identity::{Device, Seen};
-    use crate::wire::write_nil;
+    use crate::prepared::Shape;
+    use crate::streams::STREAM;
+    use crate::wire::{write_array, write_nil};
+    use keepstep_core::msgpack::{write_binary, write_integer};
 
     const RECEIVED_AT_MS: u64 = 1_760_000_000_000;
 
@@ -374,8 +398,8 @@ mod tests {
     fn run() -> Result<Run> {
         let (author, reader) = (Device::new([5; 32])?, Device::new([5; 32])?);
         let seen = Seen { seq: 2, chain: [1; 32] };
-        let sign = |device: &Device| Prepared::sign(device, seen, 2, 2, 16, RECEIVED_AT_MS);
-        let shared = Shared::new([5; 32], vec![author.id, reader.id], vec![sign(&author)?, sign(&reader)?]);
+        let sign = |device: &Device| Prepared::sign(device, seen, &Shape::of_one_stream(2, 2, 16), RECEIVED_AT_MS);
+        let shared = Shared::new([5; 32], vec![author.id, reader.id], vec![sign(&author)?, sign(&reader)?], 1);
         for due_ns in &shared.due_ns[0] {
             due_ns.store(1, Ordering::Release);
         }
@@ -396,8 +420,8 @@ mod tests {
                 write_binary(&mut rows, &self.author.id)?;
                 write_integer(&mut rows, RECEIVED_AT_MS);
                 let prepared = &self.worker.shared.prepared[0];
-                rows.extend_from_slice(prepared.tail(n));
-                self.chain = chain_next(&self.chain, seq, RECEIVED_AT_MS, prepared.hash(n));
+                rows.extend_from_slice(prepared.tail(0, n));
+                self.chain = chain_next(&self.chain, seq, RECEIVED_AT_MS, prepared.hash(0, n));
             }
             write_binary(&mut rows, &self.chain)?;
             Ok(rows)
@@ -408,9 +432,9 @@ mod tests {
     fn deliveries_that_continue_the_position_are_counted_and_observed() -> Result<()> {
         let mut run = run()?;
         let (first, second) = (run.rows(1, 1, 3)?, run.rows(4, 4, 1)?);
-        run.worker.delivered(3, &first)?;
-        run.worker.delivered(1, &second)?;
-        assert_eq!((run.worker.position, run.worker.chain), (4, run.chain));
+        run.worker.delivered(0, 3, &first)?;
+        run.worker.delivered(0, 1, &second)?;
+        assert_eq!(run.worker.places, [(4, run.chain)]);
         assert_eq!((run.worker.measured.delivered_in_all, run.worker.measured.delivered), (4, 4));
         let [Observed::Received { seq: 1, rows, .. }, Observed::Received { seq: 4, .. }] =
             &run.worker.observations.seen[..]
@@ -426,7 +450,7 @@ mod tests {
     fn a_gap_ends_the_run() -> Result<()> {
         let mut run = run()?;
         let rows = run.rows(2, 1, 1)?;
-        assert!(run.worker.delivered(1, &rows).is_err_and(|error| error.to_string().contains("a gap")));
+        assert!(run.worker.delivered(0, 1, &rows).is_err_and(|error| error.to_string().contains("a gap")));
         Ok(())
     }
 
@@ -435,7 +459,7 @@ mod tests {
         let mut run = run()?;
         let mut rows = run.rows(1, 1, 1)?;
         *rows.last_mut().ok_or(anyhow!("no rows"))? ^= 1;
-        assert!(run.worker.delivered(1, &rows).is_err_and(|error| error.to_string().contains("chain")));
+        assert!(run.worker.delivered(0, 1, &rows).is_err_and(|error| error.to_string().contains("chain")));
         assert_eq!(run.worker.observations.seen.len(), 1);
         Ok(())
     }
@@ -445,28 +469,33 @@ mod tests {
         let mut run = run()?;
         run.worker.shared.due_ns[0][1].store(0, Ordering::Release);
         let rows = run.rows(1, 3, 1)?;
-        assert!(run.worker.delivered(1, &rows).is_err_and(|error| error.to_string().contains("before it was sent")));
+        assert!(run.worker.delivered(0, 1, &rows).is_err_and(|error| error.to_string().contains("before it was sent")));
         Ok(())
     }
 
     #[test]
     fn a_changed_event_is_an_error_and_observed_as_it_came() -> Result<()> {
         let mut run = run()?;
-        let other = Prepared::sign(&run.author, Seen { seq: 2, chain: [1; 32] }, 1, 1, 16, RECEIVED_AT_MS)?;
+        let other = Prepared::sign(
+            &run.author,
+            Seen { seq: 2, chain: [1; 32] },
+            &Shape::of_one_stream(1, 1, 16),
+            RECEIVED_AT_MS,
+        )?;
         let mut rows = Vec::new();
         write_array(&mut rows, 7);
         write_integer(&mut rows, 1);
         write_binary(&mut rows, &run.author.id)?;
         write_integer(&mut rows, RECEIVED_AT_MS);
-        rows.extend_from_slice(other.tail(1));
-        write_binary(&mut rows, &chain_next(&run.chain, 1, RECEIVED_AT_MS, other.hash(1)))?;
-        run.worker.delivered(1, &rows)?;
+        rows.extend_from_slice(other.tail(0, 1));
+        write_binary(&mut rows, &chain_next(&run.chain, 1, RECEIVED_AT_MS, other.hash(0, 1)))?;
+        run.worker.delivered(0, 1, &rows)?;
         assert_eq!(run.worker.measured.errors.len(), 1);
         let [Observed::Received { rows, .. }] = &run.worker.observations.seen[..] else {
             anyhow::bail!("other observations");
         };
         let other_hash = rows[0].other.as_ref().map(|other| other.1);
-        assert_eq!((rows[0].n, other_hash), (1, Some(*other.hash(1))));
+        assert_eq!((rows[0].n, other_hash), (1, Some(*other.hash(0, 1))));
         Ok(())
     }
 
@@ -488,7 +517,7 @@ mod tests {
         write_nil(&mut tail);
         write_nil(&mut tail);
         let mut cursor = Cursor::new(&tail);
-        let (row, hash) = read_event(&run.worker.shared, &mut cursor, [7; 16], RECEIVED_AT_MS)?;
+        let (row, hash) = read_event(&run.worker.shared, 0, &mut cursor, [7; 16], RECEIVED_AT_MS)?;
         assert!(cursor.rest().is_empty());
         assert_eq!((row.other, hash), (Some(Box::new(([7; 16], event.hash))), event.hash));
         run.worker.end_publishing();
@@ -504,7 +533,7 @@ mod tests {
         let accepted = Answer::Accepted { count: 2, seq: 7, received_at_ms: 1, chain: [0; 32] };
         run.worker.answered(0, vec![accepted.clone()])?;
         assert_eq!((run.worker.measured.acknowledged_in_all, run.worker.in_flight), (2, 1));
-        assert_eq!(run.worker.shared.acknowledged_seq.load(Ordering::Acquire), 8);
+        assert_eq!(run.worker.shared.acknowledged_seq[0].load(Ordering::Acquire), 8);
         assert!(run.worker.publishing);
         run.worker.answered(1, vec![Answer::Duplicate(None), Answer::Refused("unavailable".into())])?;
         assert!(!run.worker.publishing);

@@ -225,7 +225,7 @@ impl Run {
 
 /// What one batch becomes, before the commit.
 #[pyclass(frozen, module = "keepstep._keepstep")]
-pub(crate) struct Ingested(CoreIngested);
+pub(crate) struct Ingested(pub(crate) CoreIngested);
 
 type KeyedRow<'py> = (i64, i64, Bound<'py, PyBytes>, u64, u64, Bound<'py, PyBytes>, u64);
 type ChangedAuthor<'py> = (i64, i64, i64, u64, u64, Bound<'py, PyBytes>);
@@ -259,7 +259,6 @@ impl Ingested {
 
     #[getter]
     fn changed_policies(&self) -> Vec<StreamHead> {
-        let rules = |head: &CoreHead| (head.policy, head.ttl_max_s, head.bytes_max);
         let changed = self.0.moved.iter().filter(|moved| rules(&moved.old) != rules(&moved.new));
         changed.map(|moved| StreamHead(Arc::clone(&moved.new))).collect()
     }
@@ -273,6 +272,13 @@ impl Ingested {
             })
         });
         rows.collect()
+    }
+
+    #[getter]
+    fn only_moves(&self) -> bool {
+        self.0.moved.iter().all(|moved| {
+            moved.changed_authors.is_empty() && moved.keyed.is_empty() && rules(&moved.old) == rules(&moved.new)
+        })
     }
 
     #[getter]
@@ -311,6 +317,11 @@ impl Ingested {
     fn runs(&self) -> Vec<Run> {
         self.0.moved.iter().map(|moved| Run(Arc::clone(&moved.run))).collect()
     }
+}
+
+/// What a policy event changes.
+fn rules(head: &CoreHead) -> (Policy, Option<u64>, Option<u64>) {
+    (head.policy, head.ttl_max_s, head.bytes_max)
 }
 
 /// The answer as the stub documents it.

@@ -2,22 +2,34 @@
 //!
 //! What it offers is documented in `python/keepstep/_keepstep.pyi`.
 
-#![forbid(unsafe_code)]
+// Only borrowing a descriptor from Python is not safe, and says why it is.
+#![deny(unsafe_code)]
 // PyO3 hands arguments over by value, and its convention is to name the lifetime 'py throughout.
 #![allow(clippy::needless_pass_by_value, clippy::elidable_lifetime_names)]
 
 mod buffer;
 mod error;
 mod events;
+#[cfg(unix)]
+mod flight;
+#[cfg(target_os = "linux")]
+mod hub;
 mod ingest;
 mod primitives;
 mod records;
+mod websocket;
 
 /// The module as Python sees it.
 #[pyo3::pymodule]
 mod _keepstep {
     #[pymodule_export]
-    use crate::events::{Events, ParsedEvent, Submission, encode_rows, verify_chain};
+    use crate::events::{Author, Events, ParsedEvent, Submission, encode_rows, verify_chain};
+    #[cfg(unix)]
+    #[pymodule_export]
+    use crate::flight::Flight;
+    #[cfg(target_os = "linux")]
+    #[pymodule_export]
+    use crate::hub::SocketHub;
     #[pymodule_export]
     use crate::ingest::{Ingested, Run, StreamHead, ingest};
     #[pymodule_export]
@@ -27,6 +39,8 @@ mod _keepstep {
     };
     #[pymodule_export]
     use crate::records::{RecordOpener, RecordSealer};
+    #[pymodule_export]
+    use crate::websocket::{FrameReader, frame_close, frame_many};
 
     #[pymodule_export]
     const AUTHORS_PACKED_MAX: usize = keepstep_core::head::AUTHORS_PACKED_MAX;

@@ -11,7 +11,7 @@ import trio
 from keepstep.archive.store import S3Access
 from tests.support.archives import ACCESS, BUCKET, Archives, s3_server
 from tests.support.database import temporary_directory
-from tests.support.logs import PostgresPlace
+from tests.support.logs import PostgresPlace, without_flights
 from tests.support.populated import Populated, populate
 from tests.support.proxy import Proxy
 
@@ -44,6 +44,14 @@ def place(database_url: str, database_server: DatabaseServer) -> Iterator[Postgr
     place = PostgresPlace(database_url, database_server.admin_url)
     yield place
     place.close()
+
+
+@pytest.fixture(params=["flight", "psycopg"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a node commits what only moves heads."""
+    if request.param == "psycopg":
+        without_flights(monkeypatch)
+    return str(request.param)
 
 
 @pytest.fixture

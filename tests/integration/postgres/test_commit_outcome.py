@@ -9,8 +9,8 @@ import pytest
 
 from keepstep.errors import Unavailable
 from keepstep.eventlog.store import OutcomeUnknown
+from keepstep.postgres.outcome import OUTCOME_LOOKS_MAX
 from keepstep.postgres.pool import Database
-from keepstep.postgres.transaction import OUTCOME_LOOKS_MAX
 from keepstep.protocol.messages import ResultAccepted, ResultDuplicate
 from keepstep.runtime import WorkerThreads
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from tests.support.logs import PostgresPlace
 
 PHONE = "phone"
-IN_PROGRESS = (
-    "SELECT count(*) FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND application_name = 'keepstep append'"
-    " AND datname = current_database()"
+BACKENDS = (
+    "SELECT pid FROM pg_stat_activity WHERE application_name = 'keepstep append' AND datname = current_database()"
 )
 
 
@@ -40,6 +39,7 @@ class Breakable:
         self.rule: Callable[..., None] | None = None
         self.pauses = 0
         self.on_pause: Callable[[int], None] | None = None
+        self.backends: set[int] = set()
         self.database = Database(proxy.url, threads=WorkerThreads(), clock=FixedClock())
         self.log: PostgresLog = place.node(database=self.database, probe=self._probe, pause=self._pause)
         self.device = DeviceFixture(UserFixture("ada"), PHONE)
@@ -51,12 +51,16 @@ class Breakable:
         return principal
 
     def wait_until_over(self) -> None:
-        """Until the server has noticed that the cut connection's transaction is over."""
-        while self.place.execute(IN_PROGRESS) != [(0,)]:
+        """Until the server has noticed that the cut connection is gone, and its transaction is over."""
+        while self.backends & self._living():
             pass
+
+    def _living(self) -> set[int]:
+        return {pid for (pid,) in self.place.execute(BACKENDS)}
 
     def _probe(self, point: str) -> None:
         if point == "before_commit" and self.rule is not None:
+            self.backends = self._living()
             self.proxy.once(self.rule)
             self.rule = None
 
@@ -68,8 +72,9 @@ class Breakable:
 
 
 @pytest.fixture
-def node(place: PostgresPlace, proxy: Proxy) -> Iterator[Breakable]:
-    """A node that can be cut off."""
+def node(place: PostgresPlace, proxy: Proxy, way: str) -> Iterator[Breakable]:
+    """A node that can be cut off, whichever way it commits."""
+    del way
     node = Breakable(place, proxy)
     yield node
     node.database.close()
@@ -98,6 +103,7 @@ async def test_a_commit_whose_answer_was_lost_is_acknowledged(node: Breakable) -
     heard: list[int] = []
     node.log.subscribe_commits(lambda runs: heard.extend(run.last_seq for run in runs))
     node.rule = lose_reply
+    node.on_pause = lambda _pauses: node.wait_until_over()
 
     (accepted,) = await append(node.log, principal, node.device.event("notes"))
 
@@ -193,7 +199,7 @@ async def test_a_database_that_does_not_come_back_leaves_the_outcome_open(place:
 
 async def test_an_outcome_is_looked_for_only_so_long(node: Breakable, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where each look waits for a database that says nothing, their number alone would be minutes."""
-    monkeypatch.setattr("keepstep.postgres.transaction.OUTCOME_TIMEOUT_S", 0)
+    monkeypatch.setattr("keepstep.postgres.outcome.OUTCOME_TIMEOUT_S", 0)
     principal = await node.start()
     event = node.device.event("notes")
     node.rule = hold_request
@@ -213,6 +219,7 @@ async def test_another_database_is_asked_for_the_events_themselves(node: Breakab
     principal = await node.start()
     event = node.device.event("notes")
     node.rule = lose_reply
+    node.on_pause = lambda _pauses: node.wait_until_over()
     before = node.database.generation
     node.place.execute("UPDATE server_state SET epoch = epoch + 1")
 

@@ -28,7 +28,8 @@ WAITING: Final = (
 CANCEL_WAIT: Final = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'"
 PATIENCE_S: Final = 20
 """After this what a test waits for does not come."""
-COMMIT: Final = "COMMIT"
+COMMIT: Final = {"psycopg": "COMMIT", "flight": "COPY%"}
+"""The statement that PostgreSQL shows meanwhile, by the way of the commit: a flight ends without one of its own."""
 BARRIER: Final = "%pg_logical_emit_message%"
 
 
@@ -87,7 +88,9 @@ def standby(place: PostgresPlace, database_server: DatabaseServer) -> Iterator[S
     standby.close()
 
 
-async def cut_short(place: PostgresPlace, standby: Standby, then: Callable[[], None]) -> tuple[list[object], list[str]]:
+async def cut_short(
+    place: PostgresPlace, standby: Standby, way: str, then: Callable[[], None]
+) -> tuple[list[object], list[str]]:
     """Append while the standby is required, cut the wait short, and go on; returns answers and what went wrong."""
     log = place.node()
     device = DeviceFixture(UserFixture("ada"), "phone")
@@ -106,35 +109,37 @@ async def cut_short(place: PostgresPlace, standby: Standby, then: Callable[[], N
     standby.require()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)
-        await trio.to_thread.run_sync(standby.cancel, COMMIT)
+        await trio.to_thread.run_sync(standby.cancel, COMMIT[way])
         await trio.to_thread.run_sync(then)
     standby.release()
     answers.extend(await append(log, principal, event))
     return answers, errors
 
 
-async def test_a_wait_that_was_cut_short_is_made_up_for(place: PostgresPlace, standby: Standby) -> None:
+async def test_a_wait_that_was_cut_short_is_made_up_for(place: PostgresPlace, standby: Standby, way: str) -> None:
     """A small commit after it waits in its place: when the standby has that, it has the events."""
-    answers, errors = await cut_short(place, standby, standby.release)
+    answers, errors = await cut_short(place, standby, way, standby.release)
 
     assert errors == []
     assert [type(answer) for answer in answers] == [ResultAccepted, ResultDuplicate]
 
 
-async def test_without_the_standby_nothing_is_acknowledged(place: PostgresPlace, standby: Standby) -> None:
+async def test_without_the_standby_nothing_is_acknowledged(place: PostgresPlace, standby: Standby, way: str) -> None:
     """The events are in the database and may be lost with it: the outcome is unknown, and the retry finds them."""
-    answers, errors = await cut_short(place, standby, lambda: standby.cancel(BARRIER))
+    answers, errors = await cut_short(place, standby, way, lambda: standby.cancel(BARRIER))
 
     assert errors == ["a transaction may not have reached the standby"]
     assert [type(answer) for answer in answers] == [ResultDuplicate]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("way")
 async def test_a_wait_for_the_standby_ends_by_itself(place: PostgresPlace, standby: Standby) -> None:
     """PostgreSQL would wait for ever, and with it the pipeline and a server that was told to stop."""
     log = place.node(database=place.connect(Limits(statement_timeout_ms=1_000, lock_timeout_ms=1_000)))
     device = DeviceFixture(UserFixture("ada"), "phone")
     principal = await create_account(place, log, device)
+    await append(log, principal, device.event("notes"))
     event, next_event = device.events("notes", 2)
     standby.require()
 

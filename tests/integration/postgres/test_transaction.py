@@ -10,12 +10,13 @@ import psycopg
 import pytest
 import trio
 
+from keepstep._keepstep import StreamHead
 from keepstep.errors import Unavailable
 from keepstep.eventlog.store import OutcomeUnknown
 from keepstep.postgres.log import ignore_probe
+from keepstep.postgres.outcome import LostTransaction, pass_barrier
 from keepstep.postgres.pool import Limits
 from keepstep.postgres.store import PostgresStore
-from keepstep.postgres.transaction import pass_barrier
 from keepstep.protocol.messages import Result, ResultAccepted, ResultDuplicate, ResultError
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
 from tests.support.logs import append, create_account
@@ -58,15 +59,11 @@ async def test_only_the_tag_of_a_commit_is_one(place: PostgresPlace) -> None:
         await in_transaction(place, commit_after_a_failure)
 
 
-async def test_a_number_that_was_never_given_out_is_not_in_progress(place: PostgresPlace) -> None:
+def test_a_number_that_was_never_given_out_is_not_in_progress(place: PostgresPlace) -> None:
     """After a crash the transaction's own number may be one of the future."""
-
-    def look(transaction: PostgresTransaction) -> bool:
-        transaction._xid = "999999999"
-        with psycopg.connect(place.url, autocommit=True) as connection:
-            return transaction._in_progress(connection)
-
-    assert await in_transaction(place, look) is False
+    head = StreamHead.create(user_pk=1, user_key=bytes(32), stream_pk=3, name="notes", retention_class=1, auth_epoch=0)
+    with psycopg.connect(place.url, autocommit=True) as connection:
+        assert LostTransaction(head, "999999999").is_in_progress(connection) is False
 
 
 async def test_what_cannot_be_rolled_back_is_closed(place: PostgresPlace) -> None:

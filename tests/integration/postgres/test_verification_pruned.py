@@ -30,7 +30,7 @@ LATER_MS = NOW_MS + 60 * DAY_MS
 NOTES = "stream_pk = 3"
 """A policy, three events of the phone, two of the laptop, a snapshot and its confirmation, gone; then two more."""
 STATE = "stream_pk = 4"
-"""A policy, keys a and b, gone; then a again."""
+"""A policy, keys a and b, gone; then a again, and of b one that loses to what is gone and has lost its payload."""
 
 
 async def write_and_prune(place: PostgresPlace) -> None:
@@ -54,12 +54,14 @@ async def write_and_prune(place: PostgresPlace) -> None:
     await accepted(log, on_phone, phone.event("notes", b"late", ttl_s=DAY_MS // 10, at_ms=LATER_MS), now_ms=LATER_MS)
     await accepted(log, on_laptop, laptop.event("notes", b"later", ttl_s=DAY_MS // 10, at_ms=LATER_MS), now_ms=LATER_MS)
     await accepted(log, on_phone, phone.event("state", b"a again", key=b"a" * 16, at_ms=LATER_MS), now_ms=LATER_MS)
+    await accepted(log, on_laptop, laptop.event("state", b"b before", key=b"b" * 16, at_ms=NOW_MS - 1), now_ms=LATER_MS)
     retention = PostgresRetention(place.connect())
     rules = RetentionRules(days=30)
     while await retention.advance_tail(now_ms=LATER_MS + DAY_MS, rules=rules, events_max=3) is not None:
         pass
     while await retention.remove_rows(rows_max=100):
         pass
+    assert await place.maintenance.compact(now_ms=LATER_MS + DAY_MS, rows_max=100) == 2
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,7 @@ def test_what_is_left_of_a_pruned_stream_has_no_fault(pruned_url: str) -> None:
     """It begins where the tail says; policy and snapshot from before are still in force."""
     with psycopg.connect(pruned_url) as connection:
         tails = connection.execute("SELECT tail_seq, head_seq FROM streams WHERE stream_pk > 2 ORDER BY stream_pk")
-        assert tails.fetchall() == [(8, 10), (3, 4)]
+        assert tails.fetchall() == [(8, 10), (3, 5)]
         kept = connection.execute(f"SELECT seq FROM kept_events WHERE {NOTES} ORDER BY seq").fetchall()
         assert kept == [(1,), (7,), (8,)]
     assert faults(pruned_url) == set()

@@ -109,6 +109,49 @@ def test_what_a_backup_needs_ends_at_a_gap(tmp_path: Path) -> None:
     assert places(2, 5, None) == [(2, 5), (2, 6)]
 
 
+def test_a_gap_behind_a_backup_is_found(tmp_path: Path) -> None:
+    """The first piece that is missing while later ones are there, on the backup's timeline; the newest is no gap."""
+    spool, kept = tmp_path / "spool", tmp_path / "wal"
+    for timeline, number in ((1, 3), (1, 4), (1, 5), (1, 7), (2, 9)):
+        received(spool, timeline, number)
+    received(spool, 2, 10, whole=False)
+    wal.Shipper(spool, kept, key=None).ship(Stop())
+    found = wal.segments(kept, SEGMENT_BYTES)
+
+    gaps = [wal.find_gap(found, timeline=1, copied=copied) for copied in (1, 2, 5, 6, 7)]
+    assert gaps == [2, 6, 6, None, None]
+    assert wal.find_gap(found, timeline=2, copied=8) is None
+
+
+def test_what_another_node_received_meanwhile_is_not_asked_for_again(tmp_path: Path) -> None:
+    """A piece that was under way when this node stopped goes, where a later one, or all of it, is kept."""
+    kept = tmp_path / "wal"
+    for spool, begun in (("stopped", 3), ("stopped long ago", 2), ("newest", 4)):
+        received(tmp_path / spool, 1, begun, whole=False, written=10)
+    received(tmp_path / "other", 1, 3)
+    wal.Shipper(tmp_path / "other", kept, key=None).ship(Stop())
+
+    def forgotten(spool: str) -> int:
+        return wal.Shipper(tmp_path / spool, kept, key=None).forget_superseded(SEGMENT_BYTES)
+
+    assert [forgotten(spool) for spool in ("stopped", "stopped long ago", "newest")] == [1, 1, 0]
+    assert [len(list((tmp_path / spool).iterdir())) for spool in ("stopped", "newest")] == [0, 1]
+
+
+def test_a_spool_that_cannot_be_cleared_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is received until it can."""
+    received(tmp_path / "spool", 1, 3, whole=False)
+    received(tmp_path / "other", 1, 3)
+    wal.Shipper(tmp_path / "other", tmp_path / "wal", key=None).ship(Stop())
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with pytest.raises(BackupError, match="cannot clear"):
+        wal.Shipper(tmp_path / "spool", tmp_path / "wal", key=None).forget_superseded(SEGMENT_BYTES)
+
+
 def test_what_no_backup_needs_is_removed(tmp_path: Path) -> None:
     """Segments before the oldest backup's first one, on every timeline."""
     spool, kept = tmp_path / "spool", tmp_path / "wal"

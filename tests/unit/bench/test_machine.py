@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import machine
-from bench.machine import Cost, commit, cost, describe_machine, file_system, process_tree, read_process
+from bench.machine import (
+    Cost,
+    commit,
+    cost,
+    describe_machine,
+    file_system,
+    main_thread_s,
+    memory,
+    process_tree,
+    read_process,
+)
 
 if TYPE_CHECKING:
     import pytest
@@ -54,16 +64,25 @@ def test_what_a_process_and_its_children_used_is_found() -> None:
         used = cost(process.pid)
         assert used.server_s >= 0.09
         assert used.database_s == 0
-        assert used.since(used) == Cost(0, 0)
+        assert used.since(used) == Cost(0, 0, 0)
+        assert used.loop_s >= 0.09
     assert read_process(process.pid) is None
     assert process_tree(process.pid) == []
+    assert main_thread_s(process.pid) == 0
+
+
+def test_the_memory_of_a_process_is_found() -> None:
+    """What is shared with others counts less in its proportional share."""
+    found = memory(os.getpid())
+    assert found.resident >= found.proportional > 2**20
 
 
 def test_what_is_named_postgres_is_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever runs it, and however deep."""
     tree = [machine.Process(1, 0, "python3", 2.0), machine.Process(2, 1, "postgres", 3.0)]
     monkeypatch.setattr(machine, "process_tree", lambda _pid: tree)
-    assert cost(1) == Cost(2.0, 3.0)
+    monkeypatch.setattr(machine, "main_thread_s", lambda _pid: 1.5)
+    assert cost(1) == Cost(2.0, 1.5, 3.0)
 
 
 def test_a_name_with_parentheses_does_not_shift_the_fields(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bench.statistics import compare, percentile
+from bench.statistics import Spread, compare, median_interval, percentile, spread
 
 
 def test_percentiles_are_samples() -> None:
@@ -46,3 +46,32 @@ def test_what_never_overlaps_is_always_told_apart() -> None:
     low, high = [1.0] * 20, [2.0] * 20
     assert compare(low, high).advantage == compare(high, low).advantage == 1
     assert compare(low, low).advantage == 0
+
+
+def test_a_spread_is_the_median_with_the_range() -> None:
+    """In the order of the repetitions; two middle values are averaged."""
+    assert spread([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, (3.0, 1.0, 2.0))
+    assert spread([1.0, 2.0]).median == 1.5
+
+
+def test_the_interval_of_a_median_leaves_out_what_chance_would() -> None:
+    """Of six values none, of ten one at either end (binomial tails: 1/64, 11/1024)."""
+    assert median_interval([6.0, 1.0, 2.0, 5.0, 3.0, 4.0]) == (3.5, 1.0, 6.0)
+    assert median_interval([float(value) for value in range(10)]) == (4.5, 1.0, 8.0)
+
+
+def test_five_values_have_no_interval() -> None:
+    """All on one side of the median happens too often."""
+    with pytest.raises(ValueError, match="5 values have no 95 % interval"):
+        median_interval([1.0] * 5)
+
+
+def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
+    """Of samples whose median is known."""
+    noise = random.Random(3)
+    held = sum(
+        low <= 0 <= high
+        for _ in range(2_000)
+        for _, low, high in [median_interval([noise.gauss(0, 1) for _ in range(9)])]
+    )
+    assert held / 2_000 > 0.94

@@ -202,3 +202,15 @@ async def test_who_ends_the_time_for_handing_in(
                 server.unreachable = True
                 server.close_all(1001)
         await ends(laptop, "no connection")
+
+
+async def test_a_server_that_asks_for_slower_healing_is_obeyed(
+    autojump_clock: MockClock, server: DeviceServer, phone: Path
+) -> None:
+    """What it did not look at is handed in again after the time it named, reports too; nothing is given up."""
+    await has_read(server, phone)
+    healer = Healer(server, lambda index, heal: Error(heal.rid, "rate_limited", 32) if index % 2 else None)
+    restoration = await healed(server, phone)
+    assert (restoration.handed_in, restoration.anew, restoration.lost) == (3, 0, 0)
+    assert [rows for _, rows in healer.handed_in] == [[3, 4, 5]] * len(healer.handed_in)
+    assert len(healer.heals) % 2 == 0

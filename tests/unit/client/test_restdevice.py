@@ -18,7 +18,8 @@ from keepstep.client.http import Response
 from keepstep.client.restdevice import RestDevice, make_rest_device
 from keepstep.client.server import Server
 from keepstep.client.store import open_store
-from keepstep.errors import ClientError, ProtocolError, VerificationError
+from keepstep.errors import ClientError, ProtocolError, SessionNeeded, VerificationError
+from keepstep.memory.restores import begin_epoch
 from tests.support.device_server import CHEAP, PASSPHRASE
 from tests.support.events import seed
 from tests.support.parts import SERVER_KEY
@@ -237,3 +238,46 @@ async def test_a_device_without_a_content_key_may_not_write(tmp_path: Path, monk
         monkeypatch.setattr(device._keyring, "all", list)
         with pytest.raises(ClientError, match="may not write"):
             await device.publish("notes", b"1")
+
+
+async def test_a_gap_that_was_pruned_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the device has of the stream stays."""
+    async with opened(tmp_path, monkeypatch) as (wire, device):
+        await device.publish("notes", b"1")
+        assert await data(device) == [b"1"]
+        await device.publish("notes", b"2")
+        gone = Response(410, "application/problem+json", b'{"code": "pruned"}')
+        wire.change = lambda path, response: gone if path.startswith(f"{EVENTS}?stream=notes") else response
+        with pytest.raises(SessionNeeded, match="gone on the server; open it with open_device once") as caught:
+            await device.read("notes")
+        assert (caught.value.stream, caught.value.reason) == ("notes", "pruned")
+        wire.change = lambda _path, response: response
+        assert await data(device) == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("reads", [1, 3])
+async def test_a_server_that_was_restored_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    """Where the stream went back, and only there; nobody is taken for a liar. The outbox keeps what waits."""
+    async with opened(tmp_path, monkeypatch) as (wire, device):
+        database = wire.here.parts.database
+        await device.publish("notes", b"1")
+        await device.publish("diary", b"1")
+        assert await data(device, "diary") == [b"1"]
+        await device.publish("diary", b"2")
+        *_, user = database.users.values()
+        heads, events = dict(user.heads), {place: list(rows) for place, rows in database.events.items()}
+        await device.publish_many("notes", [b"2", b"3", b"4"][:reads])
+        await device.read("notes")
+        await device.publish("later", b"1")
+        user.heads = heads
+        database.events.clear()
+        database.events.update(events)
+        begin_epoch(database, at_least=1)
+        assert await data(device, "diary") == [b"1", b"2"]
+        for stream in ("notes", "later"):
+            with pytest.raises(SessionNeeded, match="restored from a backup that is older") as caught:
+                await device.read(stream)
+            assert (caught.value.stream, caught.value.reason) == (stream, "restored")
+        assert device._store.alarms() == []

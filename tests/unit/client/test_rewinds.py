@@ -18,7 +18,7 @@ from keepstep.protocol.messages import (
     Resumed,
     Rewound,
 )
-from keepstep.protocol.rewind import Rewind, sign_rewind
+from keepstep.protocol.rewind import Rewind, explains, sign_rewind
 from tests.unit.client.test_lies import STREAM, everything, publish
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ async def test_rewinds_and_what_came_of_them_are_kept(server: DeviceServer, stor
     for rewinds in (kept, again):
         assert [rewinds.floor(STREAM, since=since) for since in (0, 3, 6, 7)] == [2, 2, 2, None]
         assert rewinds.floor("other", since=0) is None
-        assert [rewinds.is_dead(STREAM, seq) for seq in (1, 2, 3)] == [False, False, True]
+        assert [explains(rewinds.of(STREAM), seq, knew_ms=0) for seq in (1, 2, 3)] == [False, False, True]
         assert rewinds.restorations() == [Restoration(STREAM, 1, 2, 5, 1, 1, 1)]
 
 

@@ -181,7 +181,9 @@ def test_a_file_of_the_first_format_is_brought_up_to_date(path: Path) -> None:
             "ALTER TABLE device DROP COLUMN revoked_at_ms; ALTER TABLE events DROP COLUMN concurrent_from;"
             "DROP TABLE notices; DROP TABLE gaps; DROP TABLE rewinds; DROP TABLE restorations; DROP TABLE seen;"
             "ALTER TABLE own DROP COLUMN epoch; ALTER TABLE device DROP COLUMN healed_epoch;"
-            "ALTER TABLE cursors DROP COLUMN rewound_from; PRAGMA user_version = 1;"
+            "ALTER TABLE cursors DROP COLUMN rewound_from; DROP TABLE kept; DROP TABLE fallen;"
+            "ALTER TABLE device DROP COLUMN safe_at_ms; ALTER TABLE device DROP COLUMN kept_bytes;"
+            "PRAGMA user_version = 1;"
         )
     for _ in range(2):
         store = open_store(path)

@@ -28,6 +28,17 @@ def test_a_device_writes_while_it_is_live_and_not_expired() -> None:
     assert not devices.lets_write(2, 1_000)
 
 
+def test_what_was_asked_for_is_counted() -> None:
+    """Found or missing, user by user."""
+    cache = DeviceCache()
+    cache.put({1: LIVE}, generation=0)
+
+    known(cache, 1, 2)
+    known(cache, 1)
+
+    assert (cache.hits.found, cache.hits.missing) == (2, 1)
+
+
 def test_what_was_used_longest_ago_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users by their last use, positions by age."""
     monkeypatch.setattr("keepstep.eventlog.devices.USERS_MAX", 2)

@@ -27,6 +27,17 @@ def test_the_head_used_longest_ago_is_forgotten_first() -> None:
     assert known(cache, "a", "b", "c") == {"a", "c"}
 
 
+def test_what_was_asked_for_is_counted() -> None:
+    """Found or missing, head by head."""
+    cache = HeadCache(streams_max=9)
+    cache.put([head("a"), head("b")], generation=0)
+
+    known(cache, "a", "b", "c")
+    known(cache, "c")
+
+    assert (cache.hits.found, cache.hits.missing) == (2, 2)
+
+
 def test_another_generation_voids_everything() -> None:
     """Heads of a database that was set back are not offered, and late ones of it are not taken."""
     cache = HeadCache(streams_max=9)

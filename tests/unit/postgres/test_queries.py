@@ -10,7 +10,7 @@ from keepstep.model import RetentionClass
 from keepstep.postgres import queries
 
 FOLDER = Path(keepstep.postgres.__file__).parent
-USE = re.compile(r"""(?:query|_rows|_value|_one|_run|_rows_of)\(\s*"(\w+)\"""")
+USE = re.compile(r"""(?:query|numbered|_rows|_value|_one|_run|_rows_of)\(\s*"(\w+)\"""")
 NAME = re.compile(r'"(\w+)"')
 
 

@@ -51,7 +51,7 @@ FROM_DEVICE: list[list[Any]] = [
 FROM_SERVER: list[list[Any]] = [
     [64, 1, [[0, 2, 5, 9, CHAIN], [1, 5, CHAIN, 9], [1, None, None, None], [2, "out_of_order", [3, CHAIN]]]],
     [65, "notes", [ROW, [2, *ROW[1:5], None, b"trace"]], CHAIN],
-    [66, "notes", HEAD],
+    [66, "notes", HEAD, None],
     [67, bytes(16), b"sealed"],
     [68, [[bytes(16), b"sealed", 9], [bytes(16), None, 9]]],
     [69, 3],
@@ -63,7 +63,7 @@ FROM_SERVER: list[list[Any]] = [
     [74, "notes", "contiguous", HEAD, [0, CHAIN], []],
     [74, "notes", "unknown_stream", None, [0, CHAIN], [[b"rewind", bytes(64)]]],
     [75],
-    [76, "notes", HEAD],
+    [76, "notes", HEAD, 1_767_225_600_000],
     [77, ROW],
     [78, bytes(16), 9],
     [79, b"announcement"],
@@ -76,7 +76,7 @@ FROM_SERVER: list[list[Any]] = [
 ]
 EVERY = [(decode_from_device, each) for each in FROM_DEVICE] + [(decode_from_server, each) for each in FROM_SERVER]
 Decode = "Callable[[bytes], Any]"
-OPTIONAL_END = {74}
+OPTIONAL_END = {66, 74, 76}
 """Types whose last field may be left out."""
 
 

@@ -152,7 +152,7 @@ async def test_devices_and_streams_of_a_user_are_listed() -> None:
         ids = [device["device_id"].replace("-", "") for device in [*first["devices"], *rest["devices"]]]
         assert ids == [phone.device_id.hex(), laptop.device_id.hex()]
         assert set(first["devices"][0]) == {
-            "device_id", "capabilities", "issued_at_ms", "expires_at_ms", "revoked_at_ms",
+            "device_id", "capabilities", "issued_at_ms", "expires_at_ms", "revoked_at_ms", "last_seen_ms",
         }  # fmt: skip
         streams = (await here.http.get(f"{path}/streams")).json()["streams"]
         assert [stream["stream"] for stream in streams] == ["$devices", "$keys", "notes/kitchen"]
@@ -161,6 +161,16 @@ async def test_devices_and_streams_of_a_user_are_listed() -> None:
         assert streams[2]["head"]["seq"] == 1
         for part in ("devices", "streams"):
             assert (await here.http.get(f"/admin/users/{NOBODY}/{part}")).status_code == 404
+
+
+async def test_it_is_shown_when_a_device_was_seen_last() -> None:
+    """A session counts; of one that never came it says so."""
+    parts = Parts()
+    phone, _ = await parts.register("alice", "phone", "laptop")
+    await parts.accounts.open_session(await parts.principal(phone), bytes(16), now_ms=parts.clock.now_ms())
+    async with administrated(parts) as here:
+        shown = (await here.http.get(f"/admin/users/{phone.user.user_key.hex()}/devices")).json()["devices"]
+        assert [device["last_seen_ms"] for device in shown] == [parts.clock.now_ms(), None]
 
 
 async def test_a_session_is_listed_and_cut() -> None:

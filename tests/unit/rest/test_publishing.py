@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+import trio
+import trio.testing
 
 from keepstep.errors import Unavailable
 from keepstep.model import Capability
 from keepstep.protocol.messages import PUBLISH_BYTES_MAX
+from keepstep.suspects import DEVICE_BURST
 from keepstep.validation import format_base64url
 from tests.support.events import DeviceFixture, SignedEvent, wire_events
 from tests.support.rest import Site, site
@@ -155,3 +159,24 @@ async def test_an_event_of_another_device_is_not_taken() -> None:
         (bobs,) = await here.parts.register("bob", "phone")
         (result,) = (await publish(here, token, as_json(bobs.event("notes")))).json()["results"]
         assert result["code"] == "bad_signature"
+
+
+async def test_a_device_that_sends_too_many_bad_signatures_is_told_to_wait(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Then it goes on; another device of the same user never waits."""
+    async with site() as here, here.parts.running():
+        phone, laptop = await here.parts.register("alice", "phone", "laptop")
+        token, other = await here.token(phone), await here.token(laptop, "other")
+        bad = replace(phone.sign("notes", b"x", n=1, prev=bytes(16)), sig=bytes(64))
+        for _ in range(int(DEVICE_BURST) // 16):
+            assert (await publish(here, token, as_json(*[bad] * 16))).status_code == 200
+        answer = await publish(here, token, as_json(phone.event("notes")))
+        assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (
+            429,
+            "limit_exceeded",
+            "1",
+        )
+        assert (await publish(here, other, as_json(laptop.event("notes")))).status_code == 200
+        await trio.sleep(1)
+        assert (await publish(here, token, as_json(phone.event("other")))).status_code == 200

@@ -141,6 +141,8 @@ fn check(plan: &[(usize, Craft)]) {
         })
         .collect();
     let expected: Vec<bool> = plan.iter().map(|(_, craft)| craft.is_accepted()).collect();
+    let alone: Vec<bool> = items.iter().map(|item| item.key.verify(&item.message, item.signature).is_ok()).collect();
+    assert_eq!(alone, expected);
     assert_eq!(verify_each(&items), expected);
     assert_eq!(verify_many(&items), expected);
 }

@@ -4,6 +4,7 @@
 
 mod batches;
 mod codec;
+mod decompressing;
 mod errors;
 mod events;
 mod heads;
@@ -14,4 +15,5 @@ mod records;
 mod runs;
 mod support;
 mod vectors;
+mod websockets;
 mod wycheproofs;

@@ -198,3 +198,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_lost_its_place_need_not_build_on_the_head() {
+    let mut author = Author::new(1);
+    let head = author.begin(1);
+    let draft = |base, seen| Draft { n: 2, prev: author.last[..16].to_vec(), base, seen, ..Draft::default() };
+    let events = [author.device.sign(&draft(at((9, &[9; 32])), Some((9, [9; 32]))))];
+    let anew = [Submission { anew: true, ..author.device.submission(&parse(&events)) }];
+    for (submissions, stored) in [(anew, true), ([author.device.submission(&parse(&events))], false)] {
+        let plan = Plan::new(&submissions);
+        let ingested = ingest(&submissions, &plan, vec![Some(Arc::clone(&head))], Rooms::default(), NOW_MS).unwrap();
+        assert_eq!(matches!(ingested.results[0][..], [Answer::New { count: 1, .. }]), stored);
+    }
+}

@@ -190,6 +190,7 @@ impl Device {
             signer: Arc::clone(&self.signer),
             capabilities: 7,
             suspect: false,
+            anew: false,
             events: Arc::clone(events),
         }
     }

@@ -1,0 +1,72 @@
+"""Where the processor time of a server goes: a flame graph of one load, the event-loop thread apart from the others.
+
+py-spy samples the running server from outside, with the frames of its native code.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bench.generator import command_of, run_generator
+from bench.runner import check
+from bench.server import BenchError, running_server
+
+if TYPE_CHECKING:
+    from bench.runner import Bench
+    from bench.scenario import Scenario
+
+SAMPLES_PER_S: Final = 200
+SPARE_S: Final = 2
+"""The recording ends before the load does."""
+
+
+def record(scenario: Scenario, bench: Bench, output: Path) -> Path:
+    """Run the scenario's first load once and record the server meanwhile; the flame graph. Raises BenchError.
+
+    Args:
+        scenario: one load of it is run; it takes at least three seconds.
+        bench: starts the server.
+        output: the file, an SVG.
+    """
+    load = scenario.loads[0]
+    duration_s = scenario.duration_s - SPARE_S
+    if duration_s < 1 or load.rate_share is not None:
+        raise BenchError("a profile is of a load of at least 3 seconds with a rate of its own")
+    recorder: list[subprocess.Popen[bytes]] = []
+
+    with (
+        tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=bench.directory) as name,
+        running_server(Path(name), scenario.settings, python_path=bench.python_path) as server,
+    ):
+        command = [
+            str(Path(sys.executable).with_name("py-spy")),
+            *("record", "--native", "--threads", "--nonblocking", "--format", "flamegraph"),
+            *("--rate", str(SAMPLES_PER_S), "--duration", str(duration_s)),
+            *("--pid", str(server.process.pid), "--output", str(output)),
+        ]
+        observations = Path(name) / "observed.jsonl" if load.publishes else None
+        generator = command_of(
+            bench.generator,
+            server,
+            load,
+            duration_s=scenario.duration_s,
+            warm_up_s=scenario.warm_up_s,
+            rate=load.rate,
+            observations=observations,
+        )
+
+        def begin(_generator_pid: int) -> None:
+            recorder.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))  # noqa: S603
+
+        report = run_generator(generator, {"measuring": begin})
+        if observations is not None:
+            check(observations, report, load)
+        (process,) = recorder
+        _, said = process.communicate()
+    if process.returncode:
+        raise BenchError(f"py-spy ended with {process.returncode}: {said.decode(errors='replace')[-1_000:]}")
+    return output

@@ -1,0 +1,1 @@
+"""The same workloads on other servers, beside keepstep in the same session."""

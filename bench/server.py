@@ -1,0 +1,157 @@
+"""The server that is measured: started here on an embedded PostgreSQL in a new directory, or one's own elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+import psycopg
+
+from bench.machine import free_ports
+from keepstep.postgres.cluster import DATABASE, PORT, ROLE
+from keepstep.postgres.durability import Durability, check_durability
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+REPOSITORY: Final = Path(__file__).parents[1]
+START_TIMEOUT_S: Final = 120.0
+STOP_TIMEOUT_S: Final = 60.0
+POLL_S: Final = 0.1
+
+
+class BenchError(Exception):
+    """There is no result; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How to reach a server.
+
+    Attributes:
+        rest_url: of REST and health.
+        device_url: of devices, with the key that they pin.
+        version: that it says it has.
+    """
+
+    rest_url: str
+    device_url: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Server(Target):
+    """A server that was started here, so that what its processes cost can be read."""
+
+    process: subprocess.Popen[bytes]
+    data_dir: Path
+
+
+@contextlib.contextmanager
+def running_server(
+    directory: Path, settings: Mapping[str, str] | None = None, *, python_path: Path | None = None
+) -> Iterator[Server]:
+    """``keepstep serve`` below ``directory``, with its own database, stopped afterwards. Raises BenchError.
+
+    Args:
+        directory: ``data`` in it is the data directory.
+        settings: variables beside those that every benchmark takes.
+        python_path: where the package is that is measured; ``None`` for this one.
+    """
+    rest_port, device_port = free_ports(2)
+    data_dir = directory / "data"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KEEPSTEP_")}
+    environment.pop("DATABASE_URL", None)
+    environment |= {
+        "KEEPSTEP_DATA_DIR": str(data_dir),
+        "KEEPSTEP_REST_PORT": str(rest_port),
+        "KEEPSTEP_DEVICE_PORT": str(device_port),
+        "KEEPSTEP_REGISTRATIONS_PER_ADDRESS_HOUR": "1000000",
+        "KEEPSTEP_REGISTRATIONS_PER_HOUR": "1000000",
+        # One address does here what many do elsewhere.
+        "KEEPSTEP_REST_CALLS_PER_USER_MINUTE": "1000000",
+        "KEEPSTEP_REST_CALLS_PER_ADDRESS_MINUTE": "1000000",
+        "KEEPSTEP_LOG_LEVEL": "warning",
+    } | dict(settings or {})
+    if python_path is not None:
+        environment["PYTHONPATH"] = str(python_path)
+    log = directory / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "keepstep", "serve"], env=environment, stdout=output, stderr=output
+        )
+    try:
+        url = f"http://127.0.0.1:{rest_port}"
+        about = wait_until_ready(process, url, log)
+        yield Server(url, about["device_url"], about["version"], process, data_dir)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> dict[str, str]:
+    """What the server says about itself once it is ready. Raises BenchError."""
+    give_up_s = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < give_up_s:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"{url}/health/ready", timeout=POLL_S * 10):  # noqa: S310
+                pass
+            return about_server(url)
+        except OSError:
+            time.sleep(POLL_S)
+    raise BenchError(f"the server does not become ready: {log.read_text(errors='replace')[-2_000:]}")
+
+
+def about_server(url: str) -> dict[str, str]:
+    """What a server says about itself at its REST address. Raises OSError where it does not answer."""
+    with urllib.request.urlopen(f"{url}/api/v1/server", timeout=POLL_S * 10) as answer:  # noqa: S310
+        about: dict[str, str] = json.load(answer)
+        return about
+
+
+def find_target(url: str) -> Target:
+    """One's own server, by its REST address. Raises BenchError where none answers there."""
+    try:
+        about = about_server(url.rstrip("/"))
+    except (OSError, ValueError) as exc:
+        raise BenchError(f"no server answers at {url}: {exc}") from exc
+    return Target(url.rstrip("/"), about["device_url"], about["version"])
+
+
+def database_url(server: Server, role: str = ROLE) -> str:
+    """The server's own database, as that role of it."""
+    socket = quote(str(server.data_dir / "postgres" / "socket"), safe="")
+    return f"postgresql://{role}@/{DATABASE}?host={socket}&port={PORT}"
+
+
+def read_durability(server: Server) -> Durability:
+    """What the server's database promises, asked of the database itself."""
+    with psycopg.connect(database_url(server), autocommit=True) as connection:
+        return check_durability(connection, unsafe=True)
+
+
+def describe(durability: Durability, file_system: str) -> str:
+    """One sentence that a result must not be shown without."""
+    return (
+        f"PostgreSQL {durability.version // 10_000}.{durability.version % 10_000} on {file_system}: "
+        f"fsync {durability.fsync}, full_page_writes {durability.full_page_writes}, "
+        f"synchronous_commit {durability.synchronous_commit}, "
+        f"standbys waited for: {durability.standby_names or 'none'}"
+    )

@@ -1,0 +1,69 @@
+"""What the sessions of a server share, and what each of them may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keepstep.heads import HeadSigner
+    from keepstep.healing import Healing
+    from keepstep.interfaces import Accounts, Clock, EventLog
+    from keepstep.presence import Presences
+    from keepstep.publish import Publisher
+    from keepstep.telemetry import Metrics
+    from keepstep.turns import Turns
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What a session may cost.
+
+    Attributes:
+        inflight_publishes_max: publishes without an answer; above it the session is not read.
+        publish_events_max: events in one publish.
+        payload_bytes_max: bytes of one payload.
+        read_events_max: events in the answer to one ``read``.
+        read_bytes_max: bytes in it; one event above it still goes.
+        send_timeout_s: for one write to the device.
+        idle_timeout_s: without a message from the device.
+    """
+
+    inflight_publishes_max: int
+    publish_events_max: int
+    payload_bytes_max: int
+    read_events_max: int
+    read_bytes_max: int
+    send_timeout_s: float
+    idle_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionServices:
+    """What the sessions of a server share.
+
+    Attributes:
+        log: the log, for ``read`` and what a session follows.
+        accounts: where acknowledged positions are.
+        signer: of heads.
+        publisher: where publishes go.
+        healing: what answers after a restore.
+        presences: who else of a user is here.
+        clock: the one ``received_at`` follows.
+        metrics: counted into.
+        probe: called with ``after_ack`` when acknowledgements have been handed to the socket.
+        turns: gives sessions their turns.
+    """
+
+    log: EventLog
+    accounts: Accounts
+    signer: HeadSigner
+    publisher: Publisher
+    healing: Healing
+    presences: Presences
+    clock: Clock
+    metrics: Metrics
+    probe: Callable[[str], None]
+    turns: Turns

@@ -1,0 +1,123 @@
+//! The loads of events: devices that publish, and follow what others publish.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use crate::arguments::Arguments;
+use crate::fleet::{self, User};
+use crate::flood;
+use crate::observations::{Observer, Writer};
+use crate::prepared::{self, Prepared};
+use crate::report::{Measured, Report, phase};
+use crate::schedule::Schedule;
+use crate::workload::{Plan, Shared, Worker};
+
+/// Connects, signs, runs the load, and writes what was observed.
+pub(crate) fn run(runtime: &Runtime, arguments: &Arguments, time_ms: u64) -> Result<Report> {
+    let writer = arguments.observations.as_deref().map(Writer::create).transpose()?;
+    let (workers, bad_refused, measured_s) = runtime.block_on(measure(arguments, time_ms))?;
+    let mut measured = Measured::new()?;
+    measured.bad_refused = bad_refused;
+    for worker in &workers {
+        measured.add(&worker.measured)?;
+    }
+    if let Some(writer) = writer {
+        write_observations(writer, &workers, arguments)?;
+    }
+    Ok(Report::new(arguments, measured, measured_s))
+}
+
+/// Connects, signs, and runs the load; returns the workers, the bad signatures refused, the seconds measured.
+async fn measure(arguments: &Arguments, time_ms: u64) -> Result<(Vec<Worker>, u64, f64)> {
+    let target = arguments.device_address()?;
+    phase("connecting");
+    let users = fleet::connect(arguments, &target, time_ms).await.context("setting up users and devices")?;
+    let bad_signers = flood::make(arguments, &target, time_ms).await.context("setting up those who flood")?;
+    phase("signing");
+    let prepared = prepared::sign_all(&users, arguments, time_ms)?;
+    let spoilt = bad_signers.iter().map(|user| flood::prepare(user, arguments, time_ms)).collect::<Result<Vec<_>>>()?;
+
+    phase("warming up");
+    #[expect(clippy::cast_precision_loss, reason = "at most 256")]
+    let frames_per_s = arguments.rate.map(|rate| rate / arguments.events_per_frame as f64);
+    let schedule = Arc::new(Schedule::begin(
+        Duration::from_secs(arguments.warm_up_s),
+        Duration::from_secs(arguments.duration_s),
+        Duration::from_secs(arguments.finish_s),
+        frames_per_s,
+        arguments.connections,
+    ));
+    let mut floods = JoinSet::new();
+    for (user, spoilt) in bad_signers.into_iter().zip(spoilt) {
+        floods.spawn(flood::run(user, spoilt, target.clone(), arguments.suite, Arc::clone(&schedule)));
+    }
+    let tasks = start_workers(users, prepared, &schedule, arguments)?;
+    announce_phases(&schedule).await;
+    let workers = tasks.join_all().await;
+    let bad_refused = floods.join_all().await.into_iter().sum::<Result<u64>>()?;
+    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a run")]
+    let measured_s = schedule.stop_ns().saturating_sub(schedule.measured_from_ns) as f64 / 1e9;
+    anyhow::ensure!(measured_s > 0.0, "the signed events were used up in the warm-up: raise --events-max");
+    Ok((workers, bad_refused, measured_s))
+}
+
+fn start_workers(
+    users: Vec<User>,
+    prepared: Vec<Vec<Prepared>>,
+    schedule: &Arc<Schedule>,
+    arguments: &Arguments,
+) -> Result<JoinSet<Worker>> {
+    let plan = Plan {
+        window: arguments.window(),
+        events_per_frame: arguments.events_per_frame,
+        subscribed: arguments.subscribes(),
+        observe: arguments.observations.is_some(),
+    };
+    let mut tasks = JoinSet::new();
+    let mut wakers = Vec::with_capacity(arguments.connections);
+    for (user, prepared) in users.into_iter().zip(prepared) {
+        let ids = user.devices.iter().map(|device| device.id).collect();
+        let shared = Arc::new(Shared::new(user.devices[0].user_key, ids, prepared, arguments.streams_per_user));
+        for (device, connection) in user.connections.into_iter().enumerate() {
+            let worker = Worker::new(Arc::clone(schedule), Arc::clone(&shared), device, wakers.len(), plan)?;
+            wakers.push(Arc::clone(&shared.wakers[device]));
+            tasks.spawn(worker.run(connection));
+        }
+    }
+    let pacing = Arc::clone(schedule);
+    std::thread::spawn(move || pacing.pace(&wakers));
+    Ok(tasks)
+}
+
+/// Tells whoever reads the output when the measured phase begins and ends, so that they can read counters then.
+async fn announce_phases(schedule: &Schedule) {
+    tokio::time::sleep_until(schedule.instant(schedule.measured_from_ns).into()).await;
+    phase("measuring");
+    tokio::select! {
+        () = tokio::time::sleep_until(schedule.instant(schedule.stop_ns()).into()) => {}
+        () = schedule.stopped_early.notified() => {}
+    }
+    phase("measured");
+}
+
+fn write_observations(mut writer: Writer, workers: &[Worker], arguments: &Arguments) -> Result<()> {
+    for worker in workers {
+        writer.device(&worker.shared.ids[worker.device], &worker.shared.user_key)?;
+    }
+    for worker in workers {
+        let observer = Observer {
+            user_key: &worker.shared.user_key,
+            device_id: &worker.shared.ids[worker.device],
+            devices: &worker.shared.ids,
+            prepared: &worker.shared.prepared,
+            index: worker.device,
+            streams: arguments.streams_per_user,
+        };
+        writer.observations(&observer, &worker.observations)?;
+    }
+    writer.finish()
+}

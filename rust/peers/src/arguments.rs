@@ -1,0 +1,216 @@
+//! What the command line says, and the bounds it must keep.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, ValueEnum};
+
+/// Most events of one run: eight bytes each are held for their times, about a kilobyte where they are signed before.
+const EVENTS_MAX: u64 = 20_000_000;
+const CONNECTIONS_MAX: usize = 20_000;
+const DURATION_S_MAX: u64 = 60 * 60;
+const WINDOW_MAX: usize = 4096;
+/// Connections that publish into one place and are told what the others of it publish: a user's devices.
+pub(crate) const GROUP: usize = 3;
+/// An event carries in its first bytes whose and which it is.
+pub(crate) const PAYLOAD_BYTES_MIN: usize = 16;
+const PAYLOAD_BYTES_MAX: usize = 32 * 1024;
+
+/// Whose protocol is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Peer {
+    /// NATS `JetStream`: the text protocol of its clients over TCP
+    Nats,
+    /// A Nostr relay (nostr-rs-relay, strfry): JSON over WebSocket, events signed beforehand
+    Nostr,
+    /// Centrifugo: JSON over WebSocket, clients that may publish
+    Centrifugo,
+}
+
+/// What the connections do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Workload {
+    /// Every connection publishes; nobody subscribes
+    Publish,
+    /// Groups of three connections: each publishes and is told what the other two publish
+    Relay,
+    /// One connection reads what was stored before
+    CatchUp,
+    /// Connections that are open and subscribed, and silent
+    Idle,
+}
+
+/// How a `JetStream` server hands events to a subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Delivery {
+    /// By a consumer of the stream: what is stored, in order, from any position
+    Stream,
+    /// As it is published, before it is stored; nothing can be resumed
+    Core,
+}
+
+/// Publishes events to another server as keepstep's load generator does to keepstep, and measures the same.
+///
+/// Prints one JSON object a line: {"phase": …} when a phase begins, and the results as the last line.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "keepstep-peers", version)]
+pub(crate) struct Arguments {
+    /// Whose protocol is spoken
+    #[arg(value_enum)]
+    pub(crate) peer: Peer,
+    /// What the connections do
+    #[arg(value_enum)]
+    pub(crate) workload: Workload,
+    /// Host and port, and for WebSocket a path: 127.0.0.1:4222, 127.0.0.1:8000/connection/websocket
+    #[arg(long)]
+    pub(crate) address: String,
+    /// Connections; a multiple of 3 for relay
+    #[arg(long, default_value_t = 99)]
+    pub(crate) connections: usize,
+    /// Bytes of an event's payload
+    #[arg(long, default_value_t = 256)]
+    pub(crate) payload_bytes: usize,
+    /// Events in flight on a connection
+    #[arg(long, default_value_t = 40)]
+    pub(crate) window: usize,
+    /// Open loop: events a second over all connections, latency counted from when each was due; without it closed loop
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+    /// Seconds that are measured
+    #[arg(long, default_value_t = 10)]
+    pub(crate) duration_s: u64,
+    /// Seconds of the same load before
+    #[arg(long, default_value_t = 2)]
+    pub(crate) warm_up_s: u64,
+    /// Seconds to wait in the end for what is missing
+    #[arg(long, default_value_t = 10)]
+    pub(crate) finish_s: u64,
+    /// Events made beforehand for all connections; the run ends when they are used up. For catch-up: how many are read
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) events_max: u64,
+    /// NATS: how subscribers are told
+    #[arg(long, value_enum, default_value_t = Delivery::Stream)]
+    pub(crate) delivery: Delivery,
+    /// Threads that drive the connections
+    #[arg(long, default_value_t = 1)]
+    pub(crate) threads: usize,
+    /// Allow an address that is not this machine's own: only for a server that is yours to load
+    #[arg(long)]
+    pub(crate) target_is_mine: bool,
+}
+
+/// Where the server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    /// For WebSocket.
+    pub(crate) url: String,
+}
+
+impl Arguments {
+    /// Checks everything that can be checked before anything is opened.
+    pub(crate) fn check(&self) -> Result<Target> {
+        ensure!((1..=CONNECTIONS_MAX).contains(&self.connections), "--connections is 1 to {CONNECTIONS_MAX}");
+        ensure!(
+            self.workload != Workload::Relay || self.connections.is_multiple_of(GROUP),
+            "--connections is a multiple of {GROUP} for this workload"
+        );
+        ensure!(
+            (PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX).contains(&self.payload_bytes),
+            "--payload-bytes is {PAYLOAD_BYTES_MIN} to {PAYLOAD_BYTES_MAX}"
+        );
+        ensure!((1..=WINDOW_MAX).contains(&self.window), "--window is 1 to {WINDOW_MAX}");
+        ensure!((1..=DURATION_S_MAX).contains(&self.duration_s), "--duration-s is 1 to {DURATION_S_MAX}");
+        ensure!(self.warm_up_s <= DURATION_S_MAX, "--warm-up-s is at most {DURATION_S_MAX}");
+        ensure!((1..=64).contains(&self.threads), "--threads is 1 to 64");
+        ensure!(self.rate.is_none_or(|rate| rate > 0.0), "--rate is above 0");
+        ensure!((1..=EVENTS_MAX).contains(&self.events()), "at most {EVENTS_MAX} events");
+        let host = self.address.split_once('/').map_or(self.address.as_str(), |(host, _)| host);
+        let address = host.to_socket_addrs().with_context(|| format!("--address {host}"))?.next();
+        let address = address.context("the name has no address")?;
+        ensure!(
+            address.ip().is_loopback() || self.target_is_mine,
+            "{address} is not this machine: --target-is-mine says that you may load it"
+        );
+        Ok(Target { address, url: format!("ws://{}", self.address) })
+    }
+
+    /// Events to have ready for all connections together.
+    pub(crate) fn events(&self) -> u64 {
+        match self.rate {
+            None => self.events_max,
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in range after")]
+            #[expect(clippy::cast_precision_loss, reason = "at most hours of seconds")]
+            Some(rate) => (rate * (self.duration_s + self.warm_up_s) as f64).ceil() as u64,
+        }
+    }
+
+    /// Connections with an identity of their own: in catch-up one, which fills the store.
+    pub(crate) fn publishers(&self) -> usize {
+        if self.workload == Workload::CatchUp { 1 } else { self.connections }
+    }
+
+    /// Events to have ready for each connection.
+    pub(crate) fn events_per_connection(&self) -> usize {
+        if self.workload == Workload::Idle {
+            return 0;
+        }
+        usize::try_from(self.events().div_ceil(self.publishers() as u64)).unwrap_or(usize::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(more: &[&str]) -> Arguments {
+        let base = ["keepstep-peers", "nats", "relay", "--address", "127.0.0.1:4222"];
+        Arguments::parse_from(base.iter().chain(more))
+    }
+
+    fn refusal(more: &[&str]) -> String {
+        arguments(more).check().map_or_else(|error| error.to_string(), |_| String::new())
+    }
+
+    #[test]
+    fn numbers_out_of_their_bounds_are_refused_by_name() {
+        assert_eq!(refusal(&[]), "");
+        for (argument, value) in [
+            ("--connections", "0"),
+            ("--connections", "100"),
+            ("--payload-bytes", "15"),
+            ("--window", "0"),
+            ("--duration-s", "0"),
+            ("--threads", "0"),
+            ("--rate", "0"),
+        ] {
+            assert!(refusal(&[argument, value]).contains(argument), "{argument} {value}");
+        }
+        assert!(refusal(&["--events-max", "20000001"]).contains("at most"));
+    }
+
+    #[test]
+    fn another_machine_is_refused_unless_it_is_mine() {
+        let address = ["keepstep-peers", "nats", "publish", "--address", "192.0.2.1:4222"];
+        let refused = Arguments::parse_from(address).check();
+        assert!(refused.is_err_and(|error| error.to_string().contains("--target-is-mine")));
+        let mine = Arguments::parse_from(address.iter().chain(&["--target-is-mine"])).check();
+        assert!(mine.is_ok());
+    }
+
+    #[test]
+    fn an_open_loop_has_the_events_that_its_rate_needs() {
+        let found = arguments(&["--rate", "1000", "--duration-s", "10", "--warm-up-s", "1", "--connections", "3"]);
+        assert_eq!((found.events(), found.events_per_connection()), (11_000, 3_667));
+    }
+
+    #[test]
+    fn a_path_belongs_to_the_websocket_address_only() -> Result<()> {
+        let mut arguments = arguments(&[]);
+        arguments.address = "127.0.0.1:8000/connection/websocket".to_owned();
+        let target = arguments.check()?;
+        assert_eq!(target.address, SocketAddr::from(([127, 0, 0, 1], 8000)));
+        assert_eq!(target.url, "ws://127.0.0.1:8000/connection/websocket");
+        Ok(())
+    }
+}

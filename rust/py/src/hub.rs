@@ -1,0 +1,275 @@
+//! Many devices' sockets in one call: one epoll descriptor that Trio waits on, and no call that blocks.
+//!
+//! A socket belongs to the hub from `add` to `remove`. Sockets are watched level-triggered and read once a turn, up to a chunk, so that
+//! nobody starves; the kernel hands ready sockets out in turns.
+
+use std::collections::HashMap;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use keepstep_core::websocket::{Received, frame_message};
+use pyo3::exceptions::PyKeyError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::buffer::{Input, bytes};
+use crate::websocket::{FrameReader, SharedReader, end_name};
+
+/// Sockets that one turn reads from.
+const SOCKETS_MAX: usize = 64;
+/// Bytes that one turn reads from a socket: with all of them at most 4 MiB a turn.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Pongs are left out for a peer that takes nothing and has so many bytes waiting.
+const PONG_BACKLOG_BYTES_MAX: usize = 64 * 1024;
+/// What a peer that is gone is called, for whom no frame says why.
+const GONE: &str = "gone";
+
+/// One socket.
+struct Socket {
+    descriptor: OwnedFd,
+    reader: SharedReader,
+    /// Frames for the kernel; held only while there are some that it has not taken.
+    frames: Vec<u8>,
+    /// How many of their bytes it has taken.
+    sent: usize,
+    is_paused: bool,
+    /// Nothing comes or goes any more; it is not watched.
+    is_over: bool,
+    watched: EventFlags,
+}
+
+/// What a turn found of one socket.
+struct Turn {
+    token: u64,
+    messages: Vec<Vec<u8>>,
+    end: Option<&'static str>,
+    is_writable: bool,
+}
+
+struct Sockets {
+    by_token: HashMap<u64, Socket>,
+    last_token: u64,
+    chunk: Vec<u8>,
+}
+
+/// The sockets and the descriptor that watches them.
+#[pyclass(frozen, module = "keepstep._keepstep")]
+pub(crate) struct SocketHub {
+    epoll: OwnedFd,
+    sockets: Mutex<Sockets>,
+}
+
+type PyTurn<'py> = (u64, Vec<Bound<'py, PyBytes>>, Option<&'static str>, bool);
+
+#[pymethods]
+impl SocketHub {
+    #[new]
+    fn new() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let sockets = Sockets { by_token: HashMap::new(), last_token: 0, chunk: vec![0; CHUNK_BYTES] };
+        Ok(Self { epoll, sockets: Mutex::new(sockets) })
+    }
+
+    fn fileno(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    fn add(&self, descriptor: RawFd, reader: &FrameReader) -> io::Result<u64> {
+        // SAFETY: the stub makes the caller give a descriptor away that it owns, as `socket.detach` returns it.
+        #[allow(unsafe_code)]
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let mut sockets = self.lock();
+        let token = sockets.last_token + 1;
+        let watched = EventFlags::IN;
+        epoll::add(&self.epoll, &descriptor, EventData::new_u64(token), watched)?;
+        sockets.last_token = token;
+        let reader = reader.0.clone();
+        let socket =
+            Socket { descriptor, reader, frames: Vec::new(), sent: 0, is_paused: false, is_over: false, watched };
+        sockets.by_token.insert(token, socket);
+        Ok(token)
+    }
+
+    fn remove(&self, token: u64) -> PyResult<(RawFd, usize)> {
+        let Some(mut socket) = self.lock().by_token.remove(&token) else {
+            return Err(PyKeyError::new_err(token));
+        };
+        socket.leave(&self.epoll);
+        let unsent = socket.unsent();
+        Ok((socket.descriptor.into_raw_fd(), unsent))
+    }
+
+    fn pause(&self, token: u64, paused: bool) -> io::Result<()> {
+        match self.lock().by_token.get_mut(&token) {
+            Some(socket) => {
+                socket.is_paused = paused;
+                Ok(socket.watch(&self.epoll, token)?)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn receive<'py>(&self, py: Python<'py>) -> io::Result<Vec<PyTurn<'py>>> {
+        let turns = py.detach(|| self.lock().receive(&self.epoll))?;
+        let turn = |Turn { token, messages, end, is_writable }: Turn| {
+            (token, messages.iter().map(|message| bytes(py, message)).collect(), end, is_writable)
+        };
+        Ok(turns.into_iter().map(turn).collect())
+    }
+
+    fn send(&self, py: Python<'_>, outgoing: Vec<(u64, Vec<Input>)>) -> io::Result<Vec<(u64, usize, bool)>> {
+        py.detach(|| self.lock().send(&self.epoll, &outgoing)).map_err(Into::into)
+    }
+}
+
+impl SocketHub {
+    /// A panic while it is held leaves every socket whole, so the lock has no poison to heed.
+    fn lock(&self) -> MutexGuard<'_, Sockets> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sockets {
+    /// Everything that is ready, from each socket at most a chunk.
+    fn receive(&mut self, epoll: &OwnedFd) -> Result<Vec<Turn>, Errno> {
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; SOCKETS_MAX];
+        let (ready, _) = match epoll::wait(epoll, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            result => result?,
+        };
+        let mut turns = Vec::with_capacity(ready.len());
+        for event in ready.iter() {
+            let (token, flags) = (event.data.u64(), event.flags);
+            let Some(socket) = self.by_token.get_mut(&token) else { continue };
+            let mut turn = Turn { token, messages: Vec::new(), end: None, is_writable: false };
+            if flags.contains(EventFlags::OUT) && socket.unsent() > 0 {
+                match socket.flush() {
+                    Ok(()) => turn.is_writable = socket.unsent() == 0,
+                    Err(_) => turn.end = Some(GONE),
+                }
+            }
+            let is_gone = flags.intersects(EventFlags::HUP | EventFlags::ERR);
+            if turn.end.is_none() && (is_gone || flags.contains(EventFlags::IN)) {
+                if socket.is_paused {
+                    turn.end = is_gone.then_some(GONE); // a reset: what was not read is lost either way
+                } else {
+                    socket.receive(&mut self.chunk, &mut turn);
+                }
+            }
+            if turn.end.is_some() {
+                socket.leave(epoll);
+            } else {
+                socket.watch(epoll, token)?;
+            }
+            turns.push(turn);
+        }
+        Ok(turns)
+    }
+
+    /// Sends to each as much as goes; gives those for whom something is left, or who are gone.
+    fn send(&mut self, epoll: &OwnedFd, outgoing: &[(u64, Vec<Input>)]) -> Result<Vec<(u64, usize, bool)>, Errno> {
+        let mut left = Vec::new();
+        for (token, messages) in outgoing {
+            let Some(socket) = self.by_token.get_mut(token) else { continue };
+            if socket.is_over {
+                continue;
+            }
+            for message in messages {
+                frame_message(message, &mut socket.frames);
+            }
+            if socket.watched.contains(EventFlags::OUT) {
+                left.push((*token, socket.unsent(), false)); // its turn comes when the kernel says so
+                continue;
+            }
+            match socket.flush() {
+                Ok(()) if socket.unsent() == 0 => {}
+                Ok(()) => {
+                    socket.watch(epoll, *token)?;
+                    left.push((*token, socket.unsent(), false));
+                }
+                Err(_) => {
+                    socket.leave(epoll);
+                    left.push((*token, 0, true));
+                }
+            }
+        }
+        Ok(left)
+    }
+}
+
+impl Socket {
+    /// One chunk of what the peer sent.
+    fn receive(&mut self, chunk: &mut [u8], turn: &mut Turn) {
+        let bytes = match rustix::net::recv(&self.descriptor, &mut *chunk, RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => return turn.end = Some(GONE),
+            Ok((_, bytes)) => bytes,
+            Err(Errno::AGAIN | Errno::INTR) => return,
+            Err(_) => return turn.end = Some(GONE),
+        };
+        let mut received = Received::default();
+        turn.end = self.reader.lock().feed(&chunk[..bytes], &mut received).map(end_name);
+        turn.messages = received.messages;
+        if !received.replies.is_empty() && self.unsent() < PONG_BACKLOG_BYTES_MAX {
+            let waits = self.unsent() > 0;
+            self.frames.append(&mut received.replies);
+            if !waits && self.flush().is_err() {
+                turn.end = turn.end.or(Some(GONE));
+            }
+        }
+    }
+
+    /// Bytes that the kernel has not taken.
+    const fn unsent(&self) -> usize {
+        self.frames.len() - self.sent
+    }
+
+    /// Sends as much as goes without waiting.
+    fn flush(&mut self) -> Result<(), Errno> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        while self.unsent() > 0 {
+            match rustix::net::send(&self.descriptor, &self.frames[self.sent..], flags) {
+                Ok(bytes) => self.sent += bytes,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.unsent() == 0 {
+            (self.frames, self.sent) = (Vec::new(), 0); // an idle socket holds no buffer
+        } else if self.sent > self.frames.len() / 2 {
+            self.frames.drain(..self.sent);
+            self.sent = 0;
+        }
+        Ok(())
+    }
+
+    /// Has the kernel tell what is of use now.
+    fn watch(&mut self, epoll: &OwnedFd, token: u64) -> Result<(), Errno> {
+        if self.is_over {
+            return Ok(());
+        }
+        let mut wanted = EventFlags::empty();
+        wanted.set(EventFlags::IN, !self.is_paused);
+        wanted.set(EventFlags::OUT, self.unsent() > 0);
+        if wanted != self.watched {
+            epoll::modify(epoll, &self.descriptor, EventData::new_u64(token), wanted)?;
+            self.watched = wanted;
+        }
+        Ok(())
+    }
+
+    /// It is not watched any more.
+    fn leave(&mut self, epoll: &OwnedFd) {
+        if !self.is_over {
+            self.is_over = true;
+            // It fails only for a descriptor that is not watched.
+            let _ = epoll::delete(epoll, &self.descriptor);
+        }
+    }
+}

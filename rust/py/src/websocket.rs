@@ -1,0 +1,72 @@
+//! WebSocket frames of one peer.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use keepstep_core::websocket::{self, End, FrameReader as CoreReader, Received};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::buffer::{Input, bytes, without_gil};
+
+/// A reader that the extension's hub may use too. A panic while it is held leaves it as it was: the lock has no poison to heed.
+#[derive(Clone)]
+pub(crate) struct SharedReader(Arc<Mutex<CoreReader>>);
+
+impl SharedReader {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, CoreReader> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the stub calls the ways in which messages end.
+pub(crate) const fn end_name(end: End) -> &'static str {
+    match end {
+        End::Closed => "closed",
+        End::Broken => "broken",
+        End::TooLarge => "too_large",
+        End::Malformed => "malformed",
+    }
+}
+
+type Fed<'py> = (Vec<Bound<'py, PyBytes>>, Bound<'py, PyBytes>, Option<&'static str>);
+
+/// A peer's frames.
+#[pyclass(frozen, module = "keepstep._keepstep")]
+pub(crate) struct FrameReader(pub(crate) SharedReader);
+
+#[pymethods]
+impl FrameReader {
+    #[new]
+    fn new(message_bytes_max: usize) -> Self {
+        Self(SharedReader(Arc::new(Mutex::new(CoreReader::new(message_bytes_max)))))
+    }
+
+    fn limit(&self, message_bytes_max: usize) {
+        self.0.lock().limit(message_bytes_max);
+    }
+
+    fn feed<'py>(&self, py: Python<'py>, data: Input) -> Fed<'py> {
+        let mut received = Received::default();
+        let end = without_gil(py, data.len(), || self.0.lock().feed(&data, &mut received));
+        let messages = received.messages.iter().map(|message| bytes(py, message)).collect();
+        (messages, bytes(py, &received.replies), end.map(end_name))
+    }
+}
+
+/// Messages as frames, one after the other.
+#[pyfunction]
+pub(crate) fn frame_many(py: Python<'_>, messages: Vec<Input>) -> Bound<'_, PyBytes> {
+    let mut output = Vec::new();
+    for message in &messages {
+        websocket::frame_message(message, &mut output);
+    }
+    bytes(py, &output)
+}
+
+/// A close frame.
+#[pyfunction]
+pub(crate) fn frame_close<'py>(py: Python<'py>, code: u16, reason: &str) -> Bound<'py, PyBytes> {
+    let mut output = Vec::new();
+    websocket::frame_close(code, reason, &mut output);
+    bytes(py, &output)
+}

@@ -1,0 +1,109 @@
+"""A scenario gives a result only for runs that the checker accepts, and says where its figures come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bench import runner
+from bench.generator import build_generator
+from bench.runner import Bench, run_load, run_scenario
+from bench.scenario import Goal, Load, RateShare, Scenario
+from bench.server import BenchError, Target
+from tests.support.observed_run import ObservedRun
+from tests.support.planted_faults import PLANTED
+from tests.support.pretended_generator import REPORT, arguments_of, pretended_generator
+
+if TYPE_CHECKING:
+    from bench.runner import Run
+
+TARGET = Target("http://127.0.0.1:1", "ws://127.0.0.1:1/v1/connect#00", "0")
+RELAY = Load(name="relay", workload="relay", connections=6, events_per_frame=1)
+
+
+def run(observed: ObservedRun, tmp_path: Path, *, status: int = 0) -> Run:
+    """One load with a generator that observed this."""
+    generator = pretended_generator(tmp_path, observed.write(tmp_path / "source.jsonl"), status=status)
+    bench = Bench(generator, tmp_path, lambda _line: None, TARGET)
+    return run_load(RELAY, Scenario(title="t", loads=(RELAY,)), bench, TARGET, tmp_path, None)
+
+
+def test_a_run_that_the_checker_accepts_has_a_result(tmp_path: Path) -> None:
+    """Rates are the generator's; the observations are not kept; another machine's processes cost nothing here."""
+    found = run(ObservedRun(1), tmp_path)
+    assert found.figures["acknowledged_per_s"] == REPORT["acknowledged_per_s"]
+    assert found.report["checked"] == 72
+    assert "server_us" not in found.figures
+    assert not (tmp_path / "observed.jsonl").exists()
+    arguments = arguments_of(found.report)
+    assert (arguments["--connections"], arguments["--events-per-frame"]) == ("6", "1")
+    assert arguments["--events-max"] == str(RELAY.events_per_s_max * 12)
+    assert "--rate" not in arguments
+
+
+def test_a_run_that_the_checker_does_not_accept_has_no_result(tmp_path: Path) -> None:
+    """However fast it was."""
+    observed = ObservedRun(1)
+    plant, fault = PLANTED[0]
+    plant(observed)
+    with pytest.raises(BenchError, match=fault.name.lower()):
+        run(observed, tmp_path)
+
+
+def test_a_run_with_fewer_observations_than_acks_has_no_result(tmp_path: Path) -> None:
+    """Otherwise a generator that observed nothing would always pass."""
+    with pytest.raises(BenchError, match="does not accept"):
+        run(ObservedRun(1, events=10), tmp_path)
+
+
+def test_a_generator_that_met_errors_has_no_result(tmp_path: Path) -> None:
+    """Its exit status says so."""
+    with pytest.raises(BenchError, match="ended with 1"):
+        run(ObservedRun(1), tmp_path, status=1)
+
+
+def test_a_scenario_says_medians_spread_and_goals(tmp_path: Path) -> None:
+    """The second load's rate is a share of what the first one reached in the same repetition."""
+    half = Load(name="half", workload="relay", rate_share=RateShare(of="relay", share=0.5))
+    scenario = Scenario(
+        title="two loads",
+        loads=(RELAY, half),
+        goals=(
+            Goal(load="relay", figure="acknowledged_per_s", at_least=2_400),
+            Goal(load="half", figure="acknowledge_ms_p99", at_most=2),
+        ),
+        repetitions=3,
+    )
+    said: list[str] = []
+    generator = pretended_generator(tmp_path, ObservedRun(1).write(tmp_path / "source.jsonl"))
+
+    results = run_scenario("two", scenario, Bench(generator, tmp_path, said.append, TARGET))
+
+    assert (results["scenario"], results["format"], results["version"]) == ("two", runner.FORMAT, "0")
+    assert results["commit"]
+    assert results["loads"]["half"]["figures"]["deliver_ms_p99"] == {
+        "median": 3.0,
+        "low": 3.0,
+        "high": 3.0,
+        "values": (3.0, 3.0, 3.0),
+    }
+    assert [arguments_of(each)["--rate"] for each in results["loads"]["half"]["runs"]] == ["1200"] * 3
+    assert [goal["reached"] for goal in results["goals"]] == [True, False]
+    assert said[0] == "two: repetition 1 of 3"
+
+
+def test_a_goal_for_a_figure_that_there_is_not_is_an_error(tmp_path: Path) -> None:
+    """A misspelt goal must not count as reached."""
+    scenario = Scenario(title="t", loads=(RELAY,), goals=(Goal(load="relay", figure="speed", at_least=1),))
+    generator = pretended_generator(tmp_path, ObservedRun(1).write(tmp_path / "source.jsonl"))
+    with pytest.raises(BenchError, match="relay has no figure 'speed'"):
+        run_scenario("t", scenario, Bench(generator, tmp_path, lambda _line: None, TARGET))
+
+
+def test_without_cargo_there_is_no_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what could not be done."""
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BenchError, match="cannot be built"):
+        build_generator()

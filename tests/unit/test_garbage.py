@@ -1,0 +1,34 @@
+"""How often Python looks for cycles of garbage while the server runs."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+from keepstep.garbage import NEW_OBJECTS, rare_collections
+
+
+class Ring:
+    """An object in a cycle with itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_was_there_is_left_out_and_everything_is_as_before_afterwards() -> None:
+    """Modules and settings live as long as the process."""
+    before = gc.get_threshold()
+    with rare_collections():
+        assert gc.get_freeze_count() > 0
+        assert gc.get_threshold()[0] == NEW_OBJECTS
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
+
+
+def test_cycles_made_meanwhile_are_still_found() -> None:
+    """After so many objects more."""
+    with rare_collections():
+        ring = weakref.ref(Ring())
+        kept = [[] for _ in range(NEW_OBJECTS + 1)]  # type: list[list[object]]
+        assert ring() is None
+        assert len(kept) > NEW_OBJECTS

@@ -1,0 +1,142 @@
+"""WebSocket frames and sockets as the extension gives them to Python."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import sys
+
+import pytest
+
+from keepstep import _keepstep
+from keepstep._keepstep import FrameReader, frame_close, frame_many
+from tests.support.websocket import frame
+
+
+def test_frames_become_messages_replies_and_an_end() -> None:
+    """However they are cut; nothing comes after the end."""
+    reader = FrameReader(10)
+    sent = frame(2, b"one") + frame(9, b"p") + frame(2, b"two") + frame(8, struct.pack("!H", 1000)) + frame(2, b"late")
+    assert reader.feed(sent[:5]) == ([], b"", None)
+    assert reader.feed(bytearray(sent[5:12])) == ([b"one"], b"", None)
+    assert reader.feed(sent[12:]) == ([b"two"], b"\x8a\x01p\x88\x02\x03\xe8", "closed")
+    assert reader.feed(frame(2, b"later")) == ([], b"", "closed")
+
+
+@pytest.mark.parametrize(
+    ("sent", "replies", "end"),
+    [
+        (b"\x82\x01x", b"\x88\x02\x03\xea", "broken"),
+        (frame(8, b"\x03\xe8\xff"), b"\x88\x02\x03\xef", "broken"),
+        (frame(2, bytes(11)), b"", "too_large"),
+        (frame(1, b"text"), b"", "malformed"),
+    ],
+)
+def test_an_end_has_a_name(sent: bytes, replies: bytes, end: str) -> None:
+    """What WebSocket has a code for is said already; what our protocol has one for is the caller's to say."""
+    assert FrameReader(10).feed(frame(2, b"before") + sent) == ([b"before"], replies, end)
+
+
+def test_the_limit_can_be_raised() -> None:
+    """A stranger's, once the device is authenticated."""
+    reader = FrameReader(2)
+    reader.limit(3)
+    assert reader.feed(frame(2, b"one")) == ([b"one"], b"", None)
+
+
+def test_a_large_chunk_is_read_without_the_gil_as_well() -> None:
+    """The same messages."""
+    message = os.urandom(60_000)
+    assert FrameReader(100_000).feed(frame(2, message)) == ([message], b"", None)
+
+
+def test_frames_are_made_together() -> None:
+    """From any buffer."""
+    assert frame_many([]) == b""
+    assert frame_many([b"one", bytearray(b"two"), memoryview(b"")]) == b"\x82\x03one\x82\x03two\x82\x00"
+    assert frame_close(4501, "too_large") == b"\x88\x0b" + struct.pack("!H", 4501) + b"too_large"
+
+
+if sys.platform == "linux":
+
+    def pair(hub: _keepstep.SocketHub) -> tuple[int, socket.socket]:
+        """A socket in the hub's hands, and its peer."""
+        ours, peer = socket.socketpair()
+        ours.setblocking(False)
+        return hub.add(ours.detach(), FrameReader(1_000_000)), peer
+
+    def test_a_hub_receives_from_and_sends_to_those_that_are_ready() -> None:
+        """And to nobody else; each socket is given back."""
+        hub = _keepstep.SocketHub()
+        assert hub.receive() == []
+        (first, peer), (second, other) = pair(hub), pair(hub)
+        with peer, other:
+            peer.sendall(frame(2, b"one") + frame(9, b"p"))
+            assert select.select([hub], [], [], 5)[0] == [hub]
+            assert hub.receive() == [(first, [b"one"], None, False)]
+            assert hub.receive() == []
+            assert hub.send([(second, [b"a", b"b"]), (first, [])]) == []
+            assert (peer.recv(100), other.recv(100)) == (b"\x8a\x01p", b"\x82\x01a\x82\x01b")
+            for token in (first, second):
+                descriptor, unsent = hub.remove(token)
+                os.close(descriptor)
+                assert unsent == 0
+
+    def test_what_has_left_is_nobody() -> None:
+        """Late words about it do no harm; taking it twice is a fault."""
+        hub = _keepstep.SocketHub()
+        token, peer = pair(hub)
+        with peer:
+            os.close(hub.remove(token)[0])
+            with pytest.raises(KeyError):
+                hub.remove(token)
+            hub.pause(token, paused=True)
+            assert hub.send([(token, [b"one"])]) == []
+            again, other = pair(hub)
+            with other:
+                assert again != token
+                os.close(hub.remove(again)[0])
+
+    def test_what_a_socket_does_not_take_goes_when_it_does() -> None:
+        """In order, after what is written meanwhile too; until then it counts."""
+        hub = _keepstep.SocketHub()
+        token, peer = pair(hub)
+        message = bytes(range(256)) * 4_000
+        with peer:
+            ((left, unsent, gone),) = hub.send([(token, [message])])
+            assert (left, gone) == (token, False)
+            assert hub.send([(token, [b"last"])]) == [(token, unsent + 6, False)]
+            data, told = b"", False
+            while len(data) < len(message) + 10 + 6:
+                data += peer.recv(1 << 20)
+                told = told or (token, [], None, True) in hub.receive()
+            assert told
+            assert data[10:] == message + b"\x82\x04last"
+            os.close(hub.remove(token)[0])
+
+    @pytest.mark.parametrize("paused", [False, True])
+    def test_a_peer_that_is_gone_is_told_once(paused: bool) -> None:
+        """By receiving, or by sending; then its socket is watched no more."""
+        hub = _keepstep.SocketHub()
+        (first, peer), (second, other) = pair(hub), pair(hub)
+        hub.pause(first, paused=paused)
+        peer.close()
+        other.close()
+        assert hub.send([(second, [b"one"])]) == [(second, 0, True)]
+        assert hub.receive() == [(first, [], "gone", False)]
+        assert hub.receive() == []
+        assert hub.send([(first, [b"one"]), (second, [b"one"])]) == []
+        hub.pause(first, paused=False)
+        for token in (first, second):
+            os.close(hub.remove(token)[0])
+
+    def test_a_hub_takes_sockets_only() -> None:
+        """What epoll cannot watch is closed and refused."""
+        hub = _keepstep.SocketHub()
+        descriptor = os.open("/dev/null", os.O_RDONLY)
+        with pytest.raises(PermissionError):
+            hub.add(descriptor, FrameReader(1))
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(descriptor)

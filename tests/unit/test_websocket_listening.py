@@ -1,0 +1,460 @@
+"""Connections that listen: one suite over the hub and over Trio streams, on real sockets."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from keepstep.entrance import Entrance
+from keepstep.errors import ProtocolError
+from keepstep.websocket import serve_stream
+from keepstep.websocket_connection import WebSocketConnection
+from tests.support.websocket import LIMITS, UPGRADE, Place, frame, read_all
+
+WAYS = ["stream", "hub"] if sys.platform == "linux" else ["stream"]
+EACH_WAY = pytest.mark.parametrize("way", WAYS)
+BY_HUB = pytest.mark.parametrize("way", [way for way in WAYS if way == "hub"])
+
+
+def descriptors() -> int:
+    """How many this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+class Receiver:
+    """Remembers what it was handed; may do something about it."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+        self.calls: list[int] = []
+        self.writable_calls = 0
+        self.ends: list[ProtocolError | None] = []
+        self.on_received: Callable[[], None] = lambda: None
+        self._news = trio.Event()
+
+    def received(self, messages: Sequence[bytes]) -> None:
+        """As ``interfaces.Receiver``."""
+        self.messages += messages
+        self.calls.append(len(messages))
+        self._tell()
+        self.on_received()
+
+    def writable(self) -> None:
+        """As ``interfaces.Receiver``."""
+        self.writable_calls += 1
+        self._tell()
+
+    def lost(self, reason: ProtocolError | None) -> None:
+        """As ``interfaces.Receiver``."""
+        self.ends.append(reason)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+    async def until(self, happened: Callable[[], bool]) -> None:
+        """Wait for something that one of its calls brings about."""
+        with trio.fail_after(10):
+            while not happened():
+                await self._news.wait()
+
+
+def has(receiver: Receiver, count: int) -> bool:
+    """Whether so many messages have come."""
+    return len(receiver.messages) == count
+
+
+@dataclass
+class Listening:
+    """A connection that listens, until it is cancelled or over, and the peer's raw stream."""
+
+    connection: WebSocketConnection
+    peer: trio.SocketStream
+    scope: trio.CancelScope
+    receiver: Receiver = field(default_factory=Receiver)
+    over: trio.Event = field(default_factory=trio.Event)
+    fault: Exception | None = None
+    closing: tuple[int, str] = (4104, "draining")
+
+    async def peer_receives(self, count: int) -> bytes:
+        """Exactly so many bytes."""
+        data = b""
+        while len(data) < count:
+            data += bytes(await self.peer.receive_some(count - len(data)))
+        return data
+
+
+class Bench:
+    """Makes connections that listen, over one hub or none."""
+
+    def __init__(self, nursery: trio.Nursery, way: str) -> None:
+        self._nursery = nursery
+        self._peers: list[trio.SocketStream] = []
+        self.hub: Any = None
+        if way == "hub":
+            from keepstep.websocket_hub import Hub
+
+            self.hub = Hub(nursery)
+
+    async def open(self, *, early: bytes = b"", receiver: Receiver | None = None) -> Listening:
+        """A connection that listens; ``early`` comes right behind the upgrade request."""
+        listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+        peer = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
+        self._peers.append(peer)
+        async with listener:
+            ours = await listener.accept()
+        made: list[Listening] = []
+        ready = trio.Event()
+
+        async def handler(connection: WebSocketConnection) -> None:
+            connection.authenticated()
+            listening = Listening(connection, peer, trio.CancelScope(), receiver or Receiver())
+            made.append(listening)
+            ready.set()
+            try:
+                with listening.scope:
+                    await connection.listen(listening.receiver)
+            except* ArithmeticError as group:
+                listening.fault = group
+            listening.over.set()
+            await connection.close(*listening.closing)
+
+        self._nursery.start_soon(
+            partial(
+                serve_stream,
+                ours,
+                "192.0.2.1",
+                handler=handler,
+                admit=lambda _: Place(),
+                limits=LIMITS,
+                entrance=Entrance(),
+                refusals=trio.CapacityLimiter(1),
+                on_fault=lambda error, _address: pytest.fail(repr(error)),
+                hub=self.hub,
+            )
+        )
+        await peer.send_all((UPGRADE + "\r\n").encode() + early)
+        await ready.wait()
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            answer += bytes(await peer.receive_some(1))
+        await trio.testing.wait_all_tasks_blocked()
+        return made[0]
+
+    def leave(self) -> None:
+        """Every peer closes, which ends the connections."""
+        for peer in self._peers:
+            peer.socket.close()
+
+
+@asynccontextmanager
+async def bench(way: str) -> AsyncIterator[Bench]:
+    """Until the block ends; nobody is left inside then."""
+    async with trio.open_nursery() as nursery:
+        each = Bench(nursery, way)
+        try:
+            yield each
+        finally:
+            each.leave()
+    assert Place.inside == 0
+
+
+@EACH_WAY
+async def test_messages_are_handed_over_in_order_and_together(way: str) -> None:
+    """As many as arrived; what came before it listened comes first."""
+    async with bench(way) as each:
+        listening = await each.open(early=frame(2, b"early") + frame(2, b"one")[:3])
+        receiver = listening.receiver
+        await receiver.until(lambda: receiver.messages == [b"early"])
+        await listening.peer.send_all(frame(2, b"one")[3:] + frame(2, b"two") + frame(2, b"")[:1])
+        await receiver.until(lambda: len(receiver.messages) == 3)
+        await listening.peer.send_all(frame(2, b"")[1:])
+        await receiver.until(lambda: len(receiver.messages) == 4)
+        assert receiver.messages == [b"early", b"one", b"two", b""]
+        assert receiver.calls == [1, 2, 1]
+
+
+@EACH_WAY
+async def test_what_is_written_arrives_in_order(way: str) -> None:
+    """From within a call, and from elsewhere."""
+    async with bench(way) as each:
+        listening = await each.open()
+        connection, receiver = listening.connection, listening.receiver
+        receiver.on_received = lambda: connection.write([b"answer"])
+        await listening.peer.send_all(frame(2, b"question"))
+        assert await listening.peer_receives(8) == b"\x82\x06answer"
+        connection.write([b"one", b"two"])
+        assert connection.backlog_bytes >= 6
+        connection.write([b"three"])
+        assert await listening.peer_receives(17) == b"\x82\x03one\x82\x03two\x82\x05three"
+        await trio.testing.wait_all_tasks_blocked()
+        assert connection.backlog_bytes == 0
+
+
+@EACH_WAY
+async def test_a_paused_connection_takes_nothing(way: str) -> None:
+    """Until it goes on; to pause or go on twice changes nothing."""
+    async with bench(way) as each:
+        listening = await each.open()
+        connection, receiver = listening.connection, listening.receiver
+        connection.pause()
+        connection.pause()
+        await listening.peer.send_all(frame(2, b"one"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not receiver.messages
+        connection.resume()
+        connection.resume()
+        await receiver.until(lambda: receiver.messages == [b"one"])
+
+
+@EACH_WAY
+async def test_a_peer_that_takes_nothing_blocks_only_itself(way: str) -> None:
+    """The backlog stays, in order; when all has gone the receiver is told."""
+    async with bench(way) as each:
+        slow, other = await each.open(), await each.open()
+        connection, size = slow.connection, 65_536
+        written = 0
+        while not connection.blocked:
+            connection.write([bytes([written % 251]) * size])
+            written += 1
+            await trio.testing.wait_all_tasks_blocked()
+            assert written < 1_000
+        connection.write([b"last"])
+        assert connection.backlog_bytes > 0
+        other.connection.write([b"one"])
+        assert await other.peer_receives(5) == b"\x82\x03one"
+        for index in range(written):
+            data = await slow.peer_receives(size + 10)
+            assert data == b"\x82\x7f" + struct.pack("!Q", size) + bytes([index % 251]) * size
+        assert await slow.peer_receives(6) == b"\x82\x04last"
+        await slow.receiver.until(lambda: not connection.blocked)
+        assert connection.backlog_bytes == 0
+        assert slow.receiver.writable_calls
+
+
+@EACH_WAY
+async def test_pings_are_answered_meanwhile(way: str) -> None:
+    """By the connection itself, behind what is being sent."""
+    async with bench(way) as each:
+        listening = await each.open()
+        await listening.peer.send_all(frame(9, b"p") + frame(10, b"unasked") + frame(2, b"one"))
+        assert await listening.peer_receives(3) == b"\x8a\x01p"
+        await listening.receiver.until(lambda: listening.receiver.messages == [b"one"])
+
+
+@EACH_WAY
+@pytest.mark.parametrize("leaving", ["half close", "close", "close frame", "reset"])
+async def test_a_peer_that_leaves_is_lost_once(way: str, leaving: str) -> None:
+    """However it does; what it said before is handed over, unless it tore the connection down."""
+    async with bench(way) as each:
+        listening = await each.open()
+        receiver, peer = listening.receiver, listening.peer
+        if leaving == "reset":
+            peer.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.socket.close()
+        else:
+            await peer.send_all(frame(2, b"last"))
+            if leaving == "half close":
+                await peer.send_eof()
+            elif leaving == "close":
+                await peer.aclose()
+            else:
+                await peer.send_all(frame(8, struct.pack("!H", 4001) + b"why"))
+                assert (await read_all(peer)).endswith(b"\x88\x02" + struct.pack("!H", 4001))
+        with trio.fail_after(10):
+            await listening.over.wait()
+        assert receiver.ends == [None]
+        if leaving != "reset":
+            assert receiver.messages == [b"last"]
+        listening.connection.write([b"to nobody"])
+        listening.connection.pause()
+        listening.connection.resume()
+        assert (listening.connection.backlog_bytes, listening.connection.blocked) == (0, False)
+
+
+@EACH_WAY
+async def test_a_reset_ends_a_paused_connection_too(way: str) -> None:
+    """Where the operating system says so by itself; elsewhere with the next thing that is sent or taken."""
+    async with bench(way) as each:
+        listening = await each.open()
+        listening.connection.pause()
+        peer = listening.peer.socket
+        peer.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        await trio.testing.wait_all_tasks_blocked()
+        listening.connection.resume()
+        with trio.fail_after(10):
+            await listening.over.wait()
+        assert listening.receiver.ends == [None]
+
+
+@EACH_WAY
+@pytest.mark.parametrize(
+    ("sent", "code", "close"),
+    [
+        (frame(2, bytes(10_001)), "too_large", 4501),
+        (frame(9, b"") * 257, "too_large", 4501),
+        (frame(1, b"text"), "malformed", 4500),
+        (frame(3, b""), None, 1002),
+    ],
+)
+async def test_a_peer_that_breaks_the_protocol_is_told(way: str, sent: bytes, code: str | None, close: int) -> None:
+    """What it said before counts; then comes the close code."""
+    async with bench(way) as each:
+        listening = await each.open()
+        if code is not None:
+            listening.closing = (close, code)
+        await listening.peer.send_all(frame(2, b"before") + sent)
+        answer = await read_all(listening.peer)
+        assert b"\x88" + bytes([2 + len(code or "")]) + struct.pack("!H", close) + (code or "").encode() in answer
+        assert listening.receiver.messages == [b"before"]
+        assert [None if end is None else end.code for end in listening.receiver.ends] == [code]
+
+
+@EACH_WAY
+async def test_cancelling_it_leaves_the_connection_to_be_closed(way: str) -> None:
+    """With a code, for nothing is torn; the receiver, whose owner did it, is not told."""
+    async with bench(way) as each:
+        listening = await each.open()
+        listening.scope.cancel()
+        await listening.over.wait()
+        assert await listening.peer_receives(12) == b"\x88\x0a" + struct.pack("!H", 4104) + b"draining"
+        await listening.peer.send_all(frame(8, struct.pack("!H", 4104)))
+        assert await read_all(listening.peer) == b""
+        assert not listening.receiver.ends
+
+
+@EACH_WAY
+async def test_a_backlog_that_is_cancelled_is_torn(way: str, autojump_clock: trio.testing.MockClock) -> None:
+    """Half a frame may be out: no code can follow it."""
+    async with bench(way) as each:
+        listening = await each.open()
+        while not listening.connection.blocked:
+            listening.connection.write([bytes(65_536)])
+            await trio.testing.wait_all_tasks_blocked()
+        listening.scope.cancel()
+        await listening.over.wait()
+        assert listening.connection.torn
+        assert b"draining" not in await read_all(listening.peer)
+
+
+@EACH_WAY
+async def test_a_receivers_fault_ends_its_own_connection(way: str) -> None:
+    """It is raised where the connection is listened to; others go on."""
+
+    def fail() -> None:
+        raise ArithmeticError("a bug")
+
+    async with bench(way) as each:
+        faulty, other = await each.open(), await each.open()
+        faulty.receiver.on_received = fail
+        await faulty.peer.send_all(frame(2, b"one") + frame(2, b"two"))
+        await faulty.over.wait()
+        assert faulty.fault is not None
+        await other.peer.send_all(frame(2, b"one"))
+        await other.receiver.until(lambda: other.receiver.messages == [b"one"])
+
+
+@EACH_WAY
+async def test_a_fault_with_what_came_early_is_raised_too(way: str) -> None:
+    """As one that comes later."""
+
+    def fail() -> None:
+        raise ArithmeticError("a bug")
+
+    async with bench(way) as each:
+        receiver = Receiver()
+        receiver.on_received = fail
+        listening = await each.open(early=frame(2, b"early"), receiver=receiver)
+        await listening.over.wait()
+        assert listening.fault is not None
+
+
+@EACH_WAY
+async def test_an_end_before_it_listened_is_told_at_once(way: str) -> None:
+    """The peer was gone by then."""
+    async with bench(way) as each:
+        listening = await each.open(early=frame(2, b"early") + frame(3, b""))
+        with trio.fail_after(10):
+            await listening.over.wait()
+        assert listening.receiver.messages == [b"early"]
+        assert listening.receiver.ends == [None]
+
+
+@EACH_WAY
+async def test_no_connection_waits_for_a_greedy_one(way: str) -> None:
+    """More sockets than one turn takes, each with more than one turn takes of it: all get their turns."""
+    async with bench(way) as each:
+        greedy = [await each.open() for _ in range(70)]
+        quiet = await each.open()
+        flood = frame(2, bytes(9_000)) * 8
+        async with trio.open_nursery() as sending:
+            for listening in greedy:
+                sending.start_soon(listening.peer.send_all, flood)
+            sending.start_soon(quiet.peer.send_all, frame(2, b"quiet"))
+            with trio.fail_after(10):
+                await quiet.receiver.until(lambda: quiet.receiver.messages == [b"quiet"])
+        for listening in greedy:
+            await listening.receiver.until(partial(has, listening.receiver, 8))
+
+
+@BY_HUB
+async def test_the_hub_rests_when_nobody_listens(way: str) -> None:
+    """Its tasks end with the last connection and begin with the next; every descriptor is given back."""
+    before = descriptors()
+    async with trio.open_nursery() as nursery:
+        each = Bench(nursery, way)
+        tasks = len(nursery.child_tasks)
+        for _ in range(2):
+            listening = await each.open()
+            listening.connection.write([b"one"])
+            assert await listening.peer_receives(5) == b"\x82\x03one"
+            await listening.peer.aclose()
+            await listening.over.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == tasks
+        assert descriptors() == before + 1  # the hub's own
+
+
+@BY_HUB
+async def test_somebody_who_comes_while_the_last_one_leaves_is_served(way: str) -> None:
+    """The hub was about to rest."""
+    async with bench(way) as each:
+        first = await each.open()
+        second = await each.open()
+        first.scope.cancel()
+        second.scope.cancel()
+        third = await each.open()
+        await third.peer.send_all(frame(2, b"one"))
+        await third.receiver.until(lambda: third.receiver.messages == [b"one"])
+
+
+@BY_HUB
+async def test_a_peer_that_takes_no_pongs_cannot_make_the_server_hold_more(way: str) -> None:
+    """They are left out while so much waits for it."""
+    async with bench(way) as each:
+        listening = await each.open()
+        peer = listening.peer
+        while not listening.connection.blocked:
+            listening.connection.write([bytes(65_536)])
+            await trio.testing.wait_all_tasks_blocked()
+        listening.connection.write([bytes(100_000)])
+        await trio.testing.wait_all_tasks_blocked()
+        backlog_bytes = listening.connection.backlog_bytes
+        for index in range(50):
+            await peer.send_all(frame(9, bytes(120)) * 100 + frame(2, b"one"))
+            await listening.receiver.until(partial(has, listening.receiver, index + 1))
+        listening.connection.write([b"x"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert listening.connection.backlog_bytes == backlog_bytes + 3
