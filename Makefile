@@ -70,7 +70,7 @@ bench: environment ## every scenario with its repetitions, then the report, in b
 	@$(BIN)/python -m bench run all $(BENCH_ARGS)
 	@$(BIN)/python -m bench.report build/bench/*.json
 
-bench-quick: environment ## every scenario once and short, then the report, in build/bench-quick: five minutes; BENCH_ARGS
+bench-quick: environment ## every scenario once and short, then the report, in build/bench-quick; BENCH_ARGS
 	@$(BIN)/python -m bench run all --quick --output build/bench-quick $(BENCH_ARGS)
 	@$(BIN)/python -m bench.report build/bench-quick/*.json --output build/bench-quick/report.html
 
