@@ -143,7 +143,8 @@ async def test_every_second_between_two_backups_can_be_restored(place: Place) ->
     """Everything that was committed by then is there, and nothing that was committed later."""
     metrics = Metrics()
     async with place.database() as url, scheduled(place, metrics):
-        await until(lambda: place.backups and place.backups[0].is_good)
+        # What is shown is the last of it: after the file beside the backup, and after what the database is told.
+        await until(lambda: metric(metrics, "verified_timestamp_seconds"))
         await trio.to_thread.run_sync(add_mark, url, 1)
         between = datetime.now(UTC)
         await trio.to_thread.run_sync(add_mark, url, 2)
@@ -381,6 +382,20 @@ async def test_two_runs_at_once_are_one_too_many(place: Place) -> None:
             restoring.scratch(place.settings, "scratch"),
         ):
             pass
+
+
+async def test_what_a_run_had_of_the_database_is_free_when_it_is_over(place: Place) -> None:
+    """Its lock and its replication slot, and not only once the server's end of its connection has noticed."""
+    slots = b"SELECT count(*) FROM pg_replication_slots"
+    locks = b"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+    left = b"SELECT (%b), (%b)" % (slots, locks)
+    async with place.database():
+        url = source.find_source(place.settings).url
+        with psycopg.connect(url, autocommit=True) as other:
+            for _ in range(20):
+                with source.held(url, source.RUN_LOCK, "a backup is being made"), source.retained(url):
+                    assert other.execute(left).fetchone() == (1, 1)
+                assert other.execute(left).fetchone() == (0, 0)
 
 
 async def test_a_log_that_was_given_up_begins_anew_with_a_whole_backup(place: Place) -> None:

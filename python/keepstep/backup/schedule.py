@@ -43,6 +43,8 @@ LAST_RECEIVED_S: Final = 3.0
 """Seconds to wait for what was committed last, so that a server that was stopped has all of it in its backups."""
 LAST_COPY_S: Final = 15.0
 """Seconds for keeping the end of the log when the server goes down."""
+UNLOCK_S: Final = 5.0
+"""Seconds for giving back the lock, for a database that is away does not answer."""
 PRUNE_INTERVAL_S: Final = 3_600.0
 """Seconds between looks at what of the journal is in every backup."""
 GAP_LOOKS: Final = 2
@@ -169,7 +171,8 @@ class Backups:
 
     async def _lead(self) -> None:
         """Receive and keep the schedule for as long as this node has the lock. Raises KeepstepError."""
-        with contextlib.ExitStack() as stack:
+        stack = contextlib.ExitStack()
+        try:
             held = await trio.to_thread.run_sync(
                 lambda: stack.enter_context(
                     source.held(self._database.url, source.RECEIVER_LOCK, "backups are kept by another node")
@@ -183,6 +186,9 @@ class Backups:
                 nursery.start_soon(self._keep_schedule, facts)
                 await self._watch(held)
                 nursery.cancel_scope.cancel()
+        finally:
+            with trio.move_on_after(UNLOCK_S, shield=True):
+                await trio.to_thread.run_sync(stack.close, abandon_on_cancel=True)
         raise BackupError("the database went away")
 
     async def _watch(self, held: Held) -> None:

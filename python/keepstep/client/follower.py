@@ -204,11 +204,12 @@ class Follower(SetBack):
 
     # -- what has arrived -----------------------------------------------------------------------------------------
 
-    def apply(self, arrived: Sequence[Arrived], *, devices_complete: bool = False) -> Outcome:
+    def apply(self, arrived: Sequence[Arrived], *, again: int = 0, devices_complete: bool = False) -> Outcome:
         """Verify and store, in one transaction.
 
         Args:
             arrived: in order of arrival.
+            again: how many of them, the first ones, were here before and waited.
             devices_complete: ``$devices`` was read to its head after all of these had arrived.
 
         Raises:
@@ -219,6 +220,7 @@ class Follower(SetBack):
         waiting: set[str] = set()
         with self._store.transaction():
             self._settle()
+            self._learn(arrived[again:])
             for message in sorted(arrived, key=_precedence):
                 followed = self.followed.get(message.stream)
                 if followed is None or followed.failure is not None:
@@ -262,19 +264,24 @@ class Follower(SetBack):
             if followed.name == DEVICES_STREAM:
                 outcome.ended_at_ms = self.ended_at_ms
             self._save(followed.name, verifier, ())
-            self._let_go(followed.name, message.safe_at_ms)
+            self._let_go(followed.name)
         elif isinstance(message, Head):
             verifier.note(message.head)
             self._save(followed.name, verifier, ())
-            self._let_go(followed.name, message.safe_at_ms)
+            self._let_go(followed.name)
         else:
             events = verifier.reread(message.rows)
             self._states[followed.name] = verifier.state
             self._log.fill(followed.name, verifier.state, excused(self._log, followed.name, verifier.state, events))
 
-    def _let_go(self, stream: str, safe_at_ms: int | None) -> None:
-        """Keep apart no more what is safe, nor what this device has read of its own."""
-        self.kept.learn(safe_at_ms, now_ms=self._environment.now_ms())
+    def _learn(self, arrived: Sequence[Arrived]) -> None:
+        """Keep apart no more what is safe: by the last word of the server, in whatever order streams are verified."""
+        told = [message for message in arrived if isinstance(message, CaughtUp | Head)]
+        if told:
+            self.kept.learn(told[-1].safe_at_ms, now_ms=self._environment.now_ms())
+
+    def _let_go(self, stream: str) -> None:
+        """Keep apart no more what this device has read of its own."""
         mine = self._state(stream).authors.get(self._store.identity.device_id)
         if mine is not None:
             self.kept.forget(stream, mine.n)

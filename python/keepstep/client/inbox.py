@@ -112,10 +112,10 @@ class Inbox:
             self._queue_bytes -= sum(map(_size, batch))
             self._room.set()
             waiting, self._waiting = self._waiting, []
-            await self._apply([*waiting, *batch])
+            await self._apply(waiting, batch)
 
-    async def _apply(self, messages: Sequence[Arrived]) -> None:
-        outcome = await self._worker.run(lambda: self._follower.apply(messages))
+    async def _apply(self, waiting: Sequence[Arrived], new: Sequence[Arrived]) -> None:
+        outcome = await self._worker.run(lambda: self._follower.apply([*waiting, *new], again=len(waiting)))
         await self._settle(outcome)
         if not self._before_devices and self._waiting:
             self._before_devices = {id(message) for message in self._waiting}
@@ -125,7 +125,9 @@ class Inbox:
             old = [message for message in self._waiting if id(message) in self._before_devices]
             self._waiting = [message for message in self._waiting if id(message) not in self._before_devices]
             self._before_devices = set()
-            await self._settle(await self._worker.run(lambda: self._follower.apply(old, devices_complete=True)))
+            await self._settle(
+                await self._worker.run(lambda: self._follower.apply(old, again=len(old), devices_complete=True))
+            )
 
     async def _settle(self, outcome: Outcome) -> None:
         self._waiting += outcome.waiting

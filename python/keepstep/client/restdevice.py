@@ -328,7 +328,7 @@ class RestDevice:
         if outcome.waiting:
             await self._follow(DEVICES_STREAM)
             waiting = outcome.waiting
-            await self._worker.run(lambda: self._follower.apply(waiting, devices_complete=True))
+            await self._worker.run(lambda: self._follower.apply(waiting, again=len(waiting), devices_complete=True))
         for message in arrived:
             failure = self._follower.followed[message.stream].failure
             if failure is not None:

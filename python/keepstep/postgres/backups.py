@@ -45,6 +45,8 @@ STATUS_INTERVAL_S: Final = 1
 """Seconds between pg_receivewal's reports of what it has on the disk, upon which PostgreSQL lets go of it."""
 TOOL_STOP_S: Final = 10.0
 """Seconds for a tool to end once its output is not read any more."""
+SLOT_RELEASE_S: Final = 5.0
+"""Seconds that the database may take to notice the end of who received the log."""
 VERSION_UNIT: Final = 10_000
 _POLL_S: Final = 0.05
 _STANDARD_PROGRAMS: Final = (
@@ -190,7 +192,7 @@ class Held:
 
 @contextlib.contextmanager
 def held(url: str, key: int, what: str) -> Iterator[Held]:
-    """An advisory lock for as long as the block runs.
+    """An advisory lock for as long as the block runs; others can have it as soon as the block is left. Blocks.
 
     Raises:
         BackupBusyError: another has it; the message begins with ``what`` it does.
@@ -200,7 +202,12 @@ def held(url: str, key: int, what: str) -> Iterator[Held]:
         row = connection.execute("SELECT pg_try_advisory_lock(%s)", [key]).fetchone()
         if row != (True,):
             raise BackupBusyError(f"{what} already: wait until it is done")
-        yield Held(connection)
+        try:
+            yield Held(connection)
+        finally:
+            # Closing would do, but only once the server's end has noticed. A lost connection has no lock any more.
+            with contextlib.suppress(psycopg.Error):
+                connection.execute("SELECT pg_advisory_unlock(%s)", [key])
 
 
 @contextlib.contextmanager
@@ -209,7 +216,12 @@ def retained(url: str) -> Iterator[None]:
     with _reported("make a replication slot"), _connect(url) as connection:
         name = f"keepstep_copy_{connection.info.backend_pid}"
         connection.execute("SELECT pg_create_physical_replication_slot(%s, true, true)", [name])
-        yield
+        try:
+            yield
+        finally:
+            # It would go with the connection, but only once the server's end has noticed.
+            with contextlib.suppress(psycopg.Error):
+                connection.execute("SELECT pg_drop_replication_slot(%s)", [name])
 
 
 def ensure_slot(url: str) -> bool:
@@ -242,9 +254,20 @@ def wait_until_received(url: str, *, bound_s: float) -> None:
 
 
 def drop_slot(url: str) -> None:
-    """Give the slot up: the database keeps no write-ahead log for backups any more. Raises BackupError."""
+    """Give the slot up: the database keeps no write-ahead log for backups any more.
+
+    A receiver that has just ended may have it for a moment yet; that is waited for, up to ``SLOT_RELEASE_S``.
+
+    Raises:
+        BackupError: somebody receives the log, or the database does not answer.
+    """
+    give_up_s = time.monotonic() + SLOT_RELEASE_S
     with _reported("drop the replication slot"), _connect(url) as connection:
-        if connection.execute(_SLOT_STATE, [SLOT]).fetchone() is not None:
+        while (row := connection.execute(_SLOT_STATE, [SLOT]).fetchone()) is not None:
+            _, is_active = row
+            if is_active and time.monotonic() < give_up_s:
+                time.sleep(_POLL_S)
+                continue
             connection.execute("SELECT pg_drop_replication_slot(%s)", [SLOT])
 
 

@@ -14,7 +14,7 @@ from keepstep.client import Fallen, account_cli, cli, crypto, locallog, open_dev
 from keepstep.client.healing import _entry
 from keepstep.model import KEYS_STREAM
 from keepstep.protocol.chain import event_hash
-from keepstep.protocol.messages import Head, Heal, HealResult, Resumed, Subscribe
+from keepstep.protocol.messages import CaughtUp, Head, Heal, HealResult, Resumed, Subscribe
 from tests.unit.client.test_lies import STREAM, publish
 from tests.unit.client.test_rewinds import EPOCH, signed
 
@@ -47,9 +47,7 @@ async def told(server: DeviceServer, device: Device, safe_at_ms: int | None) -> 
     """The server tells up to when everything is safe, with the next head of a stream that the device reads."""
     server.safe_at_ms = safe_at_ms
     await server.sessions[0].send(Head(KEYS_STREAM, server.head(KEYS_STREAM), safe_at_ms))
-    with trio.fail_after(60):
-        while device._store.safe_at_ms() != safe_at_ms:  # noqa: ASYNC110 - the clock jumps
-            await trio.sleep(1)
+    await device._until(lambda: device._store.safe_at_ms() == safe_at_ms)
 
 
 async def test_what_a_device_only_writes_is_kept_until_it_is_safe(
@@ -75,6 +73,23 @@ async def test_what_a_device_only_writes_is_kept_until_it_is_safe(
         assert STREAM not in (await laptop.safety()).unsafe
         await told(server, laptop, None)
         assert (await laptop.safety()).safe_at_ms is None
+
+
+async def test_the_last_word_on_what_is_safe_counts(
+    autojump_clock: MockClock, server: DeviceServer, tmp_path: Path
+) -> None:
+    """Streams are verified in another order than they came in, and some wait for others."""
+    async with open_device(server.new_user(tmp_path), environment=server.environment) as laptop:
+        await publish(laptop, b"1")
+        await laptop.wait_until_caught_up(STREAM)
+        await told(server, laptop, 1)
+        head = server.head(STREAM)
+        # $keys is verified first; its word was the last nevertheless.
+        arrived: list[CaughtUp | Head] = [CaughtUp(STREAM, head, 2), Head(KEYS_STREAM, server.head(KEYS_STREAM), 3)]
+        await laptop._worker.run(lambda: laptop._follower.apply(arrived))
+        assert laptop._store.safe_at_ms() == 3
+        await laptop._worker.run(lambda: laptop._follower.apply(arrived[:1], again=1))
+        assert laptop._store.safe_at_ms() == 3, "what had to wait has had its say before"
 
 
 async def test_what_a_device_reads_is_kept_once(
