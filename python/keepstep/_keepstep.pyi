@@ -592,8 +592,11 @@ class FrameReader:
         to say about the last two is the caller's.
         """
 
-def frame_many(messages: Sequence[Buffer]) -> bytes:
-    """Binary messages as unmasked frames, one after the other."""
+def frame_many(messages: Sequence[Buffer | None], sealer: RecordSealer | None = None) -> bytes:
+    """Binary messages as unmasked frames, one after the other; with a sealer as its next records.
+
+    ``None`` among them: there the sealer goes on under its next secret, as by ``RecordSealer.rekey``.
+    """
 
 def frame_close(code: int, reason: str) -> bytes:
     """A close frame; of the reason as many characters as fit."""
@@ -608,8 +611,10 @@ if sys.platform == "linux":
             """Raises OSError."""
         def fileno(self) -> int:
             """Readable while ``receive`` has something to give."""
-        def add(self, descriptor: int, reader: FrameReader) -> int:
+        def add(self, descriptor: int, reader: FrameReader, sealer: RecordSealer | None = None) -> int:
             """Watch a connected socket, from now on the hub's to close; its token, never given twice.
+
+            ``sealer`` makes records of what it is sent.
 
             The caller owns the descriptor and gives it away, as ``socket.detach`` returns it. Raises OSError.
             """
@@ -625,8 +630,8 @@ if sys.platform == "linux":
             ``end`` as ``FrameReader.feed`` gives it, or ``gone``: the peer, without a word; the socket is not watched
             any more. ``writable``: what ``send`` left has gone. Replies have been sent, or wait with the rest.
             """
-        def send(self, outgoing: Sequence[tuple[int, Sequence[Buffer]]]) -> list[tuple[int, int, bool]]:
-            """Send messages to many sockets, as much as they take.
+        def send(self, outgoing: Sequence[tuple[int, Sequence[Buffer | None]]]) -> list[tuple[int, int, bool]]:
+            """Send messages to many sockets, as ``frame_many`` makes them, as much as they take.
 
             (token, unsent, gone) of those where bytes are left, or whose peer is gone. What is left goes by itself.
             """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from keepstep.errors import KeepstepError
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         UserPk,
     )
     from keepstep.protocol.messages import Result
+    from keepstep.protocol.primitives import Sealer
 
 T = TypeVar("T")
 
@@ -374,6 +375,16 @@ class Receiver(Protocol):
         """The peer is gone, or broke the protocol in the way named; nothing comes after it. Called once at most."""
 
 
+class Records(NamedTuple):
+    """A session's records, while a connection listens.
+
+    Attributes:
+        sealer: makes records of what is written.
+    """
+
+    sealer: Sealer
+
+
 class Connection(Protocol):
     """One device's message transport, as ``websocket`` implements it: awaited up to ``listen``, called back within it.
 
@@ -393,15 +404,19 @@ class Connection(Protocol):
     def blocked(self) -> bool:
         """Whether the socket takes no more for now; ``writable()`` follows once the whole backlog has gone."""
 
-    async def listen(self, receiver: Receiver) -> None:
+    async def listen(self, receiver: Receiver, records: Records | None = None) -> None:
         """Hand all that comes to ``receiver``, until the connection is over or this is cancelled.
 
+        What is written is sealed with ``records``, where there are any: nobody else seals with them meanwhile.
         Instead of ``receive`` and ``send``; afterwards only ``close`` is left. Cancelled, it does not call ``lost``.
         What is in the backlog then is lost: wait for ``writable`` first where it must not be.
         """
 
-    def write(self, messages: Sequence[bytes]) -> None:
-        """Send messages in order, with what else is sent in this turn; never waits. Lost where it does not listen."""
+    def write(self, messages: Sequence[bytes | None]) -> None:
+        """Send messages in order, with what else is sent in this turn; never waits. Lost where it does not listen.
+
+        As ``ServerSession.prepare`` returns them, where ``listen`` was given records.
+        """
 
     def pause(self) -> None:
         """Take nothing more from the socket. What was handed over is the receiver's."""

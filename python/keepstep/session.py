@@ -18,6 +18,7 @@ import trio
 
 from keepstep._keepstep import Author
 from keepstep.errors import ProtocolError, Unavailable
+from keepstep.interfaces import Records
 from keepstep.lookups import look_up
 from keepstep.protocol.codec import encode
 from keepstep.protocol.messages import (
@@ -41,6 +42,7 @@ from keepstep.protocol.messages import (
     Subscribe,
     Unsubscribe,
 )
+from keepstep.protocol.primitives import RECORD_TAG_BYTES
 from keepstep.subscriber import Subscriber
 from keepstep.suspects import SUSPECT_INFLIGHT_MAX
 
@@ -177,7 +179,7 @@ class Session:
         self._ask_turn()
         try:
             with self._scope:
-                await self._connection.listen(self)
+                await self._connection.listen(self, Records(self._protocol.sealer))
         finally:
             self._listens = False
             self.end(None)
@@ -537,12 +539,12 @@ class Session:
         return True
 
     def _send(self, messages: list[bytes]) -> None:
-        records = self._protocol.send(messages, now_s=self._services.clock.monotonic_s())
-        self._connection.write(records)
+        prepared = self._protocol.prepare(messages, now_s=self._services.clock.monotonic_s())
+        self._connection.write(prepared)
         self._sent_at_s = trio.current_time()
         metrics = self._services.metrics
-        metrics.sent_records.total += len(records)
-        metrics.sent_bytes.total += sum(map(len, records))
+        metrics.sent_records.total += len(messages)
+        metrics.sent_bytes.total += sum(map(len, messages)) + RECORD_TAG_BYTES * len(messages)
 
     def _take_leave(self) -> bool:
         """Stop listening once everything has gone; whether to look again at once."""

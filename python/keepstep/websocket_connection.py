@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import trio
 
-from keepstep._keepstep import FrameReader, frame_close, frame_many
+from keepstep._keepstep import FrameReader, RecordSealer, frame_close, frame_many
 from keepstep.errors import ProtocolError
 from keepstep.interfaces import ConnectionClosed
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keepstep.entrance import Stream
-    from keepstep.interfaces import Receiver
+    from keepstep.interfaces import Receiver, Records
 
 CHUNK_BYTES: Final = 64 * 1024
 """Most bytes taken from a stream at once, after authentication."""
@@ -73,10 +73,13 @@ class Place(Protocol):
 class Channel(Protocol):
     """How a listening connection's bytes move; all of it as in ``interfaces.Connection``."""
 
-    backlog_bytes: int
     blocked: bool
 
-    def write(self, messages: Sequence[bytes]) -> None:
+    @property
+    def backlog_bytes(self) -> int:
+        """Of what has not gone."""
+
+    def write(self, messages: Sequence[bytes | None]) -> None:
         """Send them in this turn."""
 
     def pause(self) -> None:
@@ -89,7 +92,13 @@ class Channel(Protocol):
 class Hub(Protocol):
     """What moves many sockets' bytes at once, as ``websocket_hub.Hub`` does."""
 
-    async def listen(self, connection: WebSocketConnection, stream: trio.SocketStream, receiver: Receiver) -> None:
+    async def listen(
+        self,
+        connection: WebSocketConnection,
+        stream: trio.SocketStream,
+        receiver: Receiver,
+        sealer: RecordSealer | None,
+    ) -> None:
         """As ``interfaces.Connection.listen``. Keeps ``connection.stream``, ``channel``, ``end`` and ``torn`` right."""
 
 
@@ -262,7 +271,7 @@ class WebSocketConnection:
         """See ``interfaces.Connection``."""
         return self.channel is not None and self.channel.blocked
 
-    def write(self, messages: Sequence[bytes]) -> None:
+    def write(self, messages: Sequence[bytes | None]) -> None:
         """See ``interfaces.Connection``."""
         if self.channel is not None:
             self.channel.write(messages)
@@ -277,13 +286,15 @@ class WebSocketConnection:
         if self.channel is not None:
             self.channel.resume()
 
-    async def listen(self, receiver: Receiver) -> None:
+    async def listen(self, receiver: Receiver, records: Records | None = None) -> None:
         """Hand all that comes over; see ``interfaces.Connection``."""
+        sealer = None if records is None else records.sealer
+        assert sealer is None or isinstance(sealer, RecordSealer), "the extension's"
         if self._hub is not None and isinstance(self.stream, trio.SocketStream):
             self._send_lock = None  # it costs as much as the rest of an idle connection here
-            await self._hub.listen(self, self.stream, receiver)
+            await self._hub.listen(self, self.stream, receiver, sealer)
         else:
-            await _StreamChannel(self, receiver).run()
+            await _StreamChannel(self, receiver, sealer).run()
 
     def hand_over(self, receiver: Receiver) -> None:
         """Give the receiver what came before it listened."""
@@ -297,10 +308,11 @@ class WebSocketConnection:
 class _StreamChannel:
     """A listening connection over a Trio stream: one task more, which sends."""
 
-    def __init__(self, connection: WebSocketConnection, receiver: Receiver) -> None:
+    def __init__(self, connection: WebSocketConnection, receiver: Receiver, sealer: RecordSealer | None) -> None:
         self._connection = connection
         self._receiver = receiver
-        self._outgoing: list[bytes] = []
+        self._sealer = sealer
+        self._outgoing: list[bytes | None] = []
         self._news = trio.Event()
         self._resumed: trio.Event | None = None
         self.backlog_bytes = 0
@@ -339,7 +351,7 @@ class _StreamChannel:
         while True:
             await self._news.wait()
             self._news = trio.Event()
-            frames = frame_many(self._outgoing)
+            frames = frame_many(self._outgoing, self._sealer)
             self._outgoing.clear()
             self.backlog_bytes = len(frames)
             self.blocked = True
@@ -352,10 +364,10 @@ class _StreamChannel:
                 self.blocked = False
                 self._receiver.writable()
 
-    def write(self, messages: Sequence[bytes]) -> None:
+    def write(self, messages: Sequence[bytes | None]) -> None:
         """See ``interfaces.Connection``."""
         self._outgoing.extend(messages)
-        self.backlog_bytes += sum(map(len, messages))
+        self.backlog_bytes += sum(map(len, filter(None, messages)))
         self._news.set()
 
     def pause(self) -> None:

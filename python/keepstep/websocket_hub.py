@@ -18,6 +18,7 @@ from keepstep.websocket_connection import reason_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from keepstep._keepstep import RecordSealer
     from keepstep.interfaces import Receiver
     from keepstep.websocket_connection import End, WebSocketConnection
 
@@ -33,18 +34,24 @@ class Hub:
         self._nursery = nursery
         self._sockets = SocketHub()
         self._channels: dict[int, HubChannel] = {}
-        self._outgoing: dict[int, list[bytes]] = {}
+        self._outgoing: dict[int, list[bytes | None]] = {}
         self._while_used = trio.CancelScope()
         self._runs = False
         self._in_turn = False
         self._sender: trio.lowlevel.Task | None = None
 
-    async def listen(self, connection: WebSocketConnection, stream: trio.SocketStream, receiver: Receiver) -> None:
+    async def listen(
+        self,
+        connection: WebSocketConnection,
+        stream: trio.SocketStream,
+        receiver: Receiver,
+        sealer: RecordSealer | None,
+    ) -> None:
         """As ``interfaces.Connection.listen``. Keeps ``connection.stream``, ``channel``, ``end`` and ``torn`` right."""
         connection.hand_over(receiver)
         if connection.end is not None:
             return
-        token = self._sockets.add(stream.socket.detach(), connection.reader)
+        token = self._sockets.add(stream.socket.detach(), connection.reader, sealer)
         channel = HubChannel(self, token, receiver)
         self._channels[token] = connection.channel = channel
         if not self._runs:
@@ -99,7 +106,11 @@ class Hub:
             self._sender = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def written(self, token: int, messages: Sequence[bytes]) -> None:
+    def backlog_bytes(self, token: int) -> int:
+        """Of what a connection wrote and was not sent yet."""
+        return sum(map(len, filter(None, self._outgoing.get(token, ()))))
+
+    def written(self, token: int, messages: Sequence[bytes | None]) -> None:
         """A connection wrote; it goes in this turn of the hub, or in the next pass of the scheduler."""
         waiting = self._outgoing.get(token)
         if waiting is not None:
@@ -115,11 +126,9 @@ class Hub:
         if not self._outgoing:
             return
         outgoing, self._outgoing = self._outgoing, {}
-        for token in outgoing:
-            self._channels[token].backlog_bytes = 0
         for token, unsent, gone in self._sockets.send(list(outgoing.items())):
             channel = self._channels[token]
-            channel.backlog_bytes = unsent
+            channel.unsent_bytes = unsent
             channel.blocked = True
             if gone:
                 channel.turn([], "gone", writable=False)
@@ -132,17 +141,22 @@ class Hub:
 class HubChannel:
     """One listening connection of the hub's."""
 
-    __slots__ = ("_hub", "_receiver", "_task", "_token", "backlog_bytes", "blocked", "end", "fault")
+    __slots__ = ("_hub", "_receiver", "_task", "_token", "blocked", "end", "fault", "unsent_bytes")
 
     def __init__(self, hub: Hub, token: int, receiver: Receiver) -> None:
         self._hub = hub
         self._token = token
         self._receiver = receiver
         self._task: trio.lowlevel.Task | None = None
-        self.backlog_bytes = 0
+        self.unsent_bytes = 0
         self.blocked = False
         self.end: End | None = None
         self.fault: Exception | None = None
+
+    @property
+    def backlog_bytes(self) -> int:
+        """See ``interfaces.Connection``."""
+        return self.unsent_bytes + self._hub.backlog_bytes(self._token)
 
     async def over(self) -> None:
         """Wait until it is, or until the receiver has raised ``fault``."""
@@ -162,7 +176,7 @@ class HubChannel:
             if messages:
                 self._receiver.received(messages)
             if writable:
-                self.backlog_bytes, self.blocked = 0, False
+                self.unsent_bytes, self.blocked = 0, False
                 self._receiver.writable()
             if end is None:
                 return
@@ -173,9 +187,8 @@ class HubChannel:
         task, self._task = self._task, None
         trio.lowlevel.reschedule(task)
 
-    def write(self, messages: Sequence[bytes]) -> None:
+    def write(self, messages: Sequence[bytes | None]) -> None:
         """See ``interfaces.Connection``."""
-        self.backlog_bytes += sum(map(len, messages))
         self._hub.written(self._token, messages)
 
     def pause(self) -> None:

@@ -21,12 +21,14 @@ from keepstep.errors import ERRORS, KeepstepError
 from keepstep.interfaces import ConnectionClosed
 from keepstep.protocol.handshake import ClientHandshake
 from keepstep.protocol.messages import Accepted, Ack, Events, Publish, Ready, Subscribe
+from keepstep.protocol.session import seal
 from tests.support.events import DeviceFixture, SignedEvent, seed, wire_events
 
 if TYPE_CHECKING:
-    from keepstep.interfaces import Receiver
+    from keepstep.interfaces import Receiver, Records
     from keepstep.protocol.handshake import Resume
     from keepstep.protocol.messages import FromServer
+    from keepstep.protocol.primitives import Sealer
     from keepstep.protocol.session import ClientSession
 
 M = TypeVar("M")
@@ -96,6 +98,7 @@ class MemoryConnection:
         self.backlog_bytes = 0
         self._listens = False
         self._resumed: trio.Event | None = None
+        self._sealer: Sealer | None = None
 
     def authenticated(self) -> None:
         """As ``Connection.authenticated``."""
@@ -124,20 +127,24 @@ class MemoryConnection:
         """As ``Connection.blocked``."""
         return self.backlog_bytes > 0
 
-    def write(self, messages: Sequence[bytes]) -> None:
+    def write(self, messages: Sequence[bytes | None]) -> None:
         """As ``Connection.write``: at once, unless the device takes nothing."""
         if not self._listens:
             return
+        assert self._sealer is not None
+        records = seal(self._sealer, messages)
         if self.stuck:
-            self.backlog_bytes += sum(map(len, messages))
+            self.backlog_bytes += sum(map(len, records))
             return
-        self.writes.append(len(messages))
+        self.writes.append(len(records))
         with suppress(trio.BrokenResourceError):  # ``listen`` notices
-            for message in messages:
-                self._to_device.send_nowait(message)
+            for record in records:
+                self._to_device.send_nowait(record)
 
-    async def listen(self, receiver: Receiver) -> None:
+    async def listen(self, receiver: Receiver, records: Records | None = None) -> None:
         """As ``Connection.listen``."""
+        assert records is not None
+        self._sealer = records.sealer
         self._listens = True
         try:
             while True:

@@ -59,13 +59,40 @@ def test_frames_are_made_together() -> None:
     assert frame_close(4501, "too_large") == b"\x88\x0b" + struct.pack("!H", 4501) + b"too_large"
 
 
+def test_frames_are_records_where_there_is_a_sealer() -> None:
+    """The next ones of it, also behind a rekey."""
+    sealer, opener = _keepstep.RecordSealer(2, bytes(32), b""), _keepstep.RecordOpener(2, bytes(32), b"")
+    sealer.seal(b"before")
+    frames = frame_many([b"one", bytearray(b"two"), None, b""], sealer)
+    assert [frames[at : at + 2] for at in (0, 21, 42)] == [b"\x82\x13", b"\x82\x13", b"\x82\x10"]
+    opener.open_many([_keepstep.RecordSealer(2, bytes(32), b"").seal(b"before")])
+    assert [opener.open(frames[2:21]), opener.open(frames[23:42])] == [b"one", b"two"]
+    opener.rekey()
+    assert opener.open(frames[44:]) == b""
+    assert sealer.records == opener.records == 1
+
+
 if sys.platform == "linux":
 
-    def pair(hub: _keepstep.SocketHub) -> tuple[int, socket.socket]:
+    def pair(hub: _keepstep.SocketHub, sealer: _keepstep.RecordSealer | None = None) -> tuple[int, socket.socket]:
         """A socket in the hub's hands, and its peer."""
         ours, peer = socket.socketpair()
         ours.setblocking(False)
-        return hub.add(ours.detach(), FrameReader(1_000_000)), peer
+        return hub.add(ours.detach(), FrameReader(1_000_000), sealer), peer
+
+    def test_a_hub_seals_for_each_with_its_own_sealer() -> None:
+        """In order over several calls; who has none gets the messages as they are."""
+        hub = _keepstep.SocketHub()
+        sealers = [_keepstep.RecordSealer(1, bytes([number]) * 32, b"aad") for number in range(2)]
+        twins = [_keepstep.RecordSealer(1, bytes([number]) * 32, b"aad") for number in range(2)]
+        places = [pair(hub, sealer) for sealer in sealers] + [pair(hub)]
+        for plaintexts in ([b"one", b"two"], [b"three", None, b"four"]):
+            assert hub.send([(token, plaintexts) for token, _ in places]) == []
+        for (token, peer), twin in zip(places, [*twins, None], strict=True):
+            with peer:
+                first = frame_many([b"one", b"two"], twin) + frame_many([b"three", None, b"four"], twin)
+                assert peer.recv(1_000) == first
+                os.close(hub.remove(token)[0])
 
     def test_a_hub_receives_from_and_sends_to_those_that_are_ready() -> None:
         """And to nobody else; each socket is given back."""

@@ -15,8 +15,10 @@ import pytest
 import trio
 import trio.testing
 
+from keepstep._keepstep import RecordSealer, frame_many
 from keepstep.entrance import Entrance
 from keepstep.errors import ProtocolError
+from keepstep.interfaces import Records
 from keepstep.websocket import serve_stream
 from keepstep.websocket_connection import WebSocketConnection
 from tests.support.websocket import LIMITS, UPGRADE, Place, frame, read_all
@@ -107,7 +109,9 @@ class Bench:
 
             self.hub = Hub(nursery)
 
-    async def open(self, *, early: bytes = b"", receiver: Receiver | None = None) -> Listening:
+    async def open(
+        self, *, early: bytes = b"", receiver: Receiver | None = None, records: Records | None = None
+    ) -> Listening:
         """A connection that listens; ``early`` comes right behind the upgrade request."""
         listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
         peer = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
@@ -124,7 +128,7 @@ class Bench:
             ready.set()
             try:
                 with listening.scope:
-                    await connection.listen(listening.receiver)
+                    await connection.listen(listening.receiver, records)
             except* ArithmeticError as group:
                 listening.fault = group
             listening.over.set()
@@ -168,6 +172,19 @@ async def bench(way: str) -> AsyncIterator[Bench]:
         finally:
             each.leave()
     assert Place.inside == 0
+
+
+@EACH_WAY
+async def test_what_is_written_is_sealed(way: str) -> None:
+    """In order, whatever goes together, also over a rekey."""
+    async with bench(way) as each:
+        sealer, twin = (RecordSealer(2, bytes(32), b"aad") for _ in range(2))
+        listening = await each.open(records=Records(sealer))
+        writes: list[list[bytes | None]] = [[b"one"], [b"two", b"rekey", None, b"three"], [b"four"]]
+        for write in writes:
+            listening.connection.write(write)
+        frames = b"".join(frame_many(write, twin) for write in writes)
+        assert await listening.peer_receives(len(frames)) == frames
 
 
 @EACH_WAY

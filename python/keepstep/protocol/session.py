@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from msgspec import Struct
 
-    from keepstep.protocol.primitives import Primitives
+    from keepstep.protocol.primitives import Primitives, Sealer
 
 Received = TypeVar("Received")
 
@@ -39,6 +39,20 @@ REKEY_RECORDS: Final = 2**20
 """Records under one secret, the rekey record among them; a receiver refuses more."""
 REKEY_INTERVAL_S: Final = 3600.0
 """Age of a secret at which its sender replaces it, seconds."""
+
+
+def seal(sealer: Sealer, prepared: Sequence[bytes | None]) -> list[bytes]:
+    """The records of what ``prepare`` returned, in order."""
+    records: list[bytes] = []
+    plaintexts: list[bytes] = []
+    for each in prepared:
+        if each is not None:
+            plaintexts.append(each)
+            continue
+        records += sealer.seal_many(plaintexts)
+        sealer.rekey()
+        plaintexts.clear()
+    return records + sealer.seal_many(plaintexts)
 
 
 class _Session(abc.ABC, Generic[Received]):
@@ -64,6 +78,7 @@ class _Session(abc.ABC, Generic[Received]):
         self._opener = primitives.RecordOpener(suite, receive_secret, aad)
         self._exporter = exporter
         self._rekeyed_at_s = now_s
+        self._sent = 0
         self._state = State.ACTIVE
 
     @property
@@ -79,6 +94,50 @@ class _Session(abc.ABC, Generic[Received]):
     def close(self) -> None:
         """Take and give nothing more."""
         self._state = advance(self._state, Step.CLOSE)
+
+    @property
+    def sealer(self) -> Sealer:
+        """Makes records of what ``prepare`` returns."""
+        return self._sealer
+
+    def prepare(self, messages: list[bytes], *, now_s: float) -> Sequence[bytes | None]:
+        """What ``sealer`` has to make records of to send encoded messages, in order: they themselves, and rekeys.
+
+        A rekey is put in where 2^20 records or one hour are reached: the message, and ``None`` behind it, where the
+        sealer's ``rekey`` is called. All of it counts as sent, so it is to be sealed before anything else.
+
+        Args:
+            messages: each at most 2 MiB.
+            now_s: monotonic seconds.
+
+        Raises:
+            ProtocolError: ``too_large``; ``unexpected`` after the session is closed. Nothing counts then.
+        """
+        advance(self._state, Step.MESSAGE)
+        parse_size(max(map(len, messages), default=0), bytes_max=MESSAGE_BYTES_MAX, what="a message")
+        count = self._sent + len(messages)
+        if count < REKEY_RECORDS - 1 and now_s - self._rekeyed_at_s < REKEY_INTERVAL_S:
+            self._sent = count
+            return messages
+        return self._with_rekeys(messages, now_s)
+
+    def _with_rekeys(self, messages: list[bytes], now_s: float) -> list[bytes | None]:
+        prepared: list[bytes | None] = []
+        if messages and now_s - self._rekeyed_at_s >= REKEY_INTERVAL_S:
+            prepared += self._rekey(now_s)
+        while messages:
+            room = REKEY_RECORDS - 1 - self._sent  # the last record under a secret is its rekey
+            prepared += messages[:room]
+            self._sent += len(messages[:room])
+            messages = messages[room:]
+            if self._sent == REKEY_RECORDS - 1:
+                prepared += self._rekey(now_s)
+        return prepared
+
+    def _rekey(self, now_s: float) -> tuple[bytes, None]:
+        self._sent = 0
+        self._rekeyed_at_s = now_s
+        return encode(self._REKEY), None
 
     def send(self, messages: Sequence[Struct | bytes], *, now_s: float) -> list[bytes]:
         """Seal messages, in order; a rekey record is put in where 2^20 records or one hour are reached.
@@ -98,26 +157,10 @@ class _Session(abc.ABC, Generic[Received]):
         for message in messages:
             if isinstance(message, self._DRAIN):
                 state = advance(state, Step.DRAIN)
-            plaintext = message if isinstance(message, bytes) else encode(message)
-            parse_size(len(plaintext), bytes_max=MESSAGE_BYTES_MAX, what="a message")
-            plaintexts.append(plaintext)
+            plaintexts.append(message if isinstance(message, bytes) else encode(message))
+        prepared = self.prepare(plaintexts, now_s=now_s)
         self._state = state
-        records: list[bytes] = []
-        if plaintexts and now_s - self._rekeyed_at_s >= REKEY_INTERVAL_S:
-            records.append(self._rekey(now_s))
-        while plaintexts:
-            room = REKEY_RECORDS - 1 - self._sealer.records  # the last record under a secret is its rekey
-            records += self._sealer.seal_many(plaintexts[:room])
-            plaintexts = plaintexts[room:]
-            if self._sealer.records == REKEY_RECORDS - 1:
-                records.append(self._rekey(now_s))
-        return records
-
-    def _rekey(self, now_s: float) -> bytes:
-        record = self._sealer.seal(encode(self._REKEY))
-        self._sealer.rekey()
-        self._rekeyed_at_s = now_s
-        return record
+        return seal(self._sealer, prepared)
 
     def receive(self, data: bytes) -> Received:
         """Open one record and decode its message; after the peer's rekey the next secret is in place.
@@ -168,7 +211,8 @@ class ServerSession(_Session[FromDevice]):
 
     def seal_ready(self, plaintext: bytes) -> bytes:
         """Ready as the first record under ap_s (counter 0)."""
-        assert self._sealer.records == 0
+        assert self._sealer.records == self._sent == 0
+        self._sent = 1
         return self._sealer.seal(plaintext)
 
     def _decode(self, plaintext: bytes) -> FromDevice:

@@ -36,15 +36,31 @@ impl Cipher {
     /// Ciphertext ‖ tag.
     pub fn seal(&self, nonce: &[u8; NONCE_BYTES], aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>> {
         let mut output = Vec::with_capacity(plaintext.len() + TAG_BYTES);
-        output.extend_from_slice(plaintext);
-        let nonce = Nonce::from(*nonce);
-        let tag = match self {
-            Self::Aes256Gcm(cipher) => cipher.encrypt_inout_detached(&nonce, aad, output.as_mut_slice().into()),
-            Self::ChaCha20Poly1305(cipher) => cipher.encrypt_inout_detached(&nonce, aad, output.as_mut_slice().into()),
-        }
-        .map_err(|_| Error::Argument("the text is longer than the suite allows"))?;
-        output.extend_from_slice(&tag);
+        self.seal_into(nonce, aad, plaintext, &mut output)?;
         Ok(output)
+    }
+
+    /// Appends ciphertext ‖ tag; nothing where it fails.
+    pub fn seal_into(
+        &self,
+        nonce: &[u8; NONCE_BYTES],
+        aad: &[u8],
+        plaintext: &[u8],
+        output: &mut Vec<u8>,
+    ) -> Result<()> {
+        let start = output.len();
+        output.extend_from_slice(plaintext);
+        let (nonce, text) = (Nonce::from(*nonce), &mut output[start..]);
+        let sealed = match self {
+            Self::Aes256Gcm(cipher) => cipher.encrypt_inout_detached(&nonce, aad, text.into()),
+            Self::ChaCha20Poly1305(cipher) => cipher.encrypt_inout_detached(&nonce, aad, text.into()),
+        };
+        let Ok(tag) = sealed else {
+            output.truncate(start);
+            return Err(Error::Argument("the text is longer than the suite allows"));
+        };
+        output.extend_from_slice(&tag);
+        Ok(())
     }
 
     /// The plaintext of ciphertext ‖ tag.
@@ -86,10 +102,17 @@ impl RecordKey {
 
     /// Seals the next record.
     pub fn seal(&mut self, plaintext: &[u8]) -> Result<Vec<u8>> {
+        let mut record = Vec::with_capacity(plaintext.len() + TAG_BYTES);
+        self.seal_into(plaintext, &mut record)?;
+        Ok(record)
+    }
+
+    /// Appends the next record; nothing where it fails.
+    pub fn seal_into(&mut self, plaintext: &[u8], output: &mut Vec<u8>) -> Result<()> {
         let next = self.next_counter()?;
-        let sealed = self.cipher.seal(&nonce(self.records), &self.aad, plaintext)?;
+        self.cipher.seal_into(&nonce(self.records), &self.aad, plaintext, output)?;
         self.records = next;
-        Ok(sealed)
+        Ok(())
     }
 
     /// Opens the next record; the counter moves only when it opens.

@@ -303,8 +303,13 @@ fn append_unmasked(target: &mut Vec<u8>, data: &[u8], mask: [u8; 4]) {
 
 /// Adds a whole unmasked frame.
 fn write_frame(opcode: u8, payload: &[u8], output: &mut Vec<u8>) {
+    write_header(opcode, payload.len(), output);
+    output.extend_from_slice(payload);
+}
+
+/// Adds the header of a whole unmasked frame.
+fn write_header(opcode: u8, length: usize, output: &mut Vec<u8>) {
     output.push(FINAL | opcode);
-    let length = payload.len();
     if length < 126 {
         output.push(length.to_le_bytes()[0]);
     } else if let Ok(length) = u16::try_from(length) {
@@ -314,13 +319,18 @@ fn write_frame(opcode: u8, payload: &[u8], output: &mut Vec<u8>) {
         output.push(127);
         output.extend((length as u64).to_be_bytes());
     }
-    output.extend_from_slice(payload);
 }
 
 /// Adds a binary message as one frame.
 pub fn frame_message(message: &[u8], output: &mut Vec<u8>) {
     output.reserve(message.len() + 10);
     write_frame(BINARY, message, output);
+}
+
+/// Adds the header of a binary message of so many bytes, which are to follow, as one frame.
+pub fn begin_message(length: usize, output: &mut Vec<u8>) {
+    output.reserve(length + 10);
+    write_header(BINARY, length, output);
 }
 
 /// Adds a close frame; of the reason as many characters as fit.

@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use keepstep_core::websocket::{Received, frame_message};
+use keepstep_core::websocket::Received;
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::buffer::{Input, bytes};
+use crate::records::{Direction, RecordSealer, add_frames};
 use crate::websocket::{FrameReader, SharedReader, end_name};
 
 /// Sockets that one turn reads from.
@@ -34,6 +35,8 @@ const GONE: &str = "gone";
 struct Socket {
     descriptor: OwnedFd,
     reader: SharedReader,
+    /// Makes records of what is sent.
+    sealer: Option<Direction>,
     /// Frames for the kernel; held only while there are some that it has not taken.
     frames: Vec<u8>,
     /// How many of their bytes it has taken.
@@ -80,7 +83,13 @@ impl SocketHub {
         self.epoll.as_raw_fd()
     }
 
-    fn add(&self, descriptor: RawFd, reader: &FrameReader) -> io::Result<u64> {
+    #[pyo3(signature = (descriptor, reader, sealer=None))]
+    fn add(
+        &self,
+        descriptor: RawFd,
+        reader: &FrameReader,
+        sealer: Option<&Bound<'_, RecordSealer>>,
+    ) -> io::Result<u64> {
         // SAFETY: the stub makes the caller give a descriptor away that it owns, as `socket.detach` returns it.
         #[allow(unsafe_code)]
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
@@ -89,9 +98,17 @@ impl SocketHub {
         let watched = EventFlags::IN;
         epoll::add(&self.epoll, &descriptor, EventData::new_u64(token), watched)?;
         sockets.last_token = token;
-        let reader = reader.0.clone();
-        let socket =
-            Socket { descriptor, reader, frames: Vec::new(), sent: 0, is_paused: false, is_over: false, watched };
+        let (reader, sealer) = (reader.0.clone(), sealer.map(|sealer| sealer.get().0.clone()));
+        let socket = Socket {
+            descriptor,
+            reader,
+            sealer,
+            frames: Vec::new(),
+            sent: 0,
+            is_paused: false,
+            is_over: false,
+            watched,
+        };
         sockets.by_token.insert(token, socket);
         Ok(token)
     }
@@ -123,7 +140,7 @@ impl SocketHub {
         Ok(turns.into_iter().map(turn).collect())
     }
 
-    fn send(&self, py: Python<'_>, outgoing: Vec<(u64, Vec<Input>)>) -> io::Result<Vec<(u64, usize, bool)>> {
+    fn send(&self, py: Python<'_>, outgoing: Vec<(u64, Vec<Option<Input>>)>) -> io::Result<Vec<(u64, usize, bool)>> {
         py.detach(|| self.lock().send(&self.epoll, &outgoing)).map_err(Into::into)
     }
 }
@@ -173,15 +190,22 @@ impl Sockets {
     }
 
     /// Sends to each as much as goes; gives those for whom something is left, or who are gone.
-    fn send(&mut self, epoll: &OwnedFd, outgoing: &[(u64, Vec<Input>)]) -> Result<Vec<(u64, usize, bool)>, Errno> {
+    fn send(
+        &mut self,
+        epoll: &OwnedFd,
+        outgoing: &[(u64, Vec<Option<Input>>)],
+    ) -> Result<Vec<(u64, usize, bool)>, Errno> {
         let mut left = Vec::new();
         for (token, messages) in outgoing {
             let Some(socket) = self.by_token.get_mut(token) else { continue };
             if socket.is_over {
                 continue;
             }
-            for message in messages {
-                frame_message(message, &mut socket.frames);
+            if add_frames(socket.sealer.as_ref(), messages, &mut socket.frames).is_err() {
+                // A record that cannot be made must not be stepped over: nothing of this socket's goes any more.
+                socket.leave(epoll);
+                left.push((*token, 0, true));
+                continue;
             }
             if socket.watched.contains(EventFlags::OUT) {
                 left.push((*token, socket.unsent(), false)); // its turn comes when the kernel says so

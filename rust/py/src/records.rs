@@ -1,21 +1,25 @@
 //! One direction's records of a session.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use keepstep_core::aead::RecordKey;
+use keepstep_core::Result as CoreResult;
+use keepstep_core::aead::{RecordKey, TAG_BYTES};
+use keepstep_core::websocket::{begin_message, frame_message};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, bytes, without_gil};
 use crate::error::OrRaise;
 
-/// The key behind a lock. A panic while it is held leaves the counter where it was, so the lock has no poison to heed.
-struct Direction(Mutex<RecordKey>);
+/// The key behind a lock, which the extension's hub may use too. A panic while it is held leaves the counter where it was, so the lock
+/// has no poison to heed.
+#[derive(Clone)]
+pub(crate) struct Direction(Arc<Mutex<RecordKey>>);
 
 impl Direction {
     fn new(py: Python<'_>, suite: u64, secret: &Input, aad: &Input) -> PyResult<Self> {
         let key = RecordKey::new(suite, secret.secret()?, aad.to_vec()).or_raise(py)?;
-        Ok(Self(Mutex::new(key)))
+        Ok(Self(Arc::new(Mutex::new(key))))
     }
 
     fn key(&self) -> MutexGuard<'_, RecordKey> {
@@ -25,7 +29,7 @@ impl Direction {
 
 /// One direction's sealing key and counter.
 #[pyclass(frozen, module = "keepstep._keepstep")]
-pub(crate) struct RecordSealer(Direction);
+pub(crate) struct RecordSealer(pub(crate) Direction);
 
 #[pymethods]
 impl RecordSealer {
@@ -87,6 +91,29 @@ impl RecordOpener {
     fn rekey(&self, py: Python<'_>) -> PyResult<()> {
         self.0.key().rekey().or_raise(py)
     }
+}
+
+/// Adds messages as frames, each a record of the sealer's where there is one; behind a `None` it goes on under its next secret.
+pub(crate) fn add_frames(
+    sealer: Option<&Direction>,
+    messages: &[Option<Input>],
+    output: &mut Vec<u8>,
+) -> CoreResult<()> {
+    let Some(direction) = sealer else {
+        messages.iter().flatten().for_each(|message| frame_message(message, output));
+        return Ok(());
+    };
+    let mut key = direction.key();
+    for message in messages {
+        match message {
+            Some(plaintext) => {
+                begin_message(plaintext.len() + TAG_BYTES, output);
+                key.seal_into(plaintext, output)?;
+            }
+            None => key.rekey()?,
+        }
+    }
+    Ok(())
 }
 
 fn total(inputs: &[Input]) -> usize {

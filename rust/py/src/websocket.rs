@@ -7,6 +7,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, bytes, without_gil};
+use crate::error::OrRaise;
+use crate::records::{RecordSealer, add_frames};
 
 /// A reader that the extension's hub may use too. A panic while it is held leaves it as it was: the lock has no poison to heed.
 #[derive(Clone)]
@@ -55,12 +57,17 @@ impl FrameReader {
 
 /// Messages as frames, one after the other.
 #[pyfunction]
-pub(crate) fn frame_many(py: Python<'_>, messages: Vec<Input>) -> Bound<'_, PyBytes> {
+#[pyo3(signature = (messages, sealer=None))]
+pub(crate) fn frame_many<'py>(
+    py: Python<'py>,
+    messages: Vec<Option<Input>>,
+    sealer: Option<&Bound<'py, RecordSealer>>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let sealer = sealer.map(|sealer| &sealer.get().0);
+    let size = messages.iter().flatten().map(|message| message.len()).sum();
     let mut output = Vec::new();
-    for message in &messages {
-        websocket::frame_message(message, &mut output);
-    }
-    bytes(py, &output)
+    without_gil(py, size, || add_frames(sealer, &messages, &mut output)).or_raise(py)?;
+    Ok(bytes(py, &output))
 }
 
 /// A close frame.

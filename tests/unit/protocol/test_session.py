@@ -116,6 +116,35 @@ def test_a_peer_that_does_not_rekey_in_time_is_closed(monkeypatch: pytest.Monkey
     assert server.state is State.CLOSED
 
 
+def test_what_is_prepared_is_sealed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rekey is in its place among messages that somebody else seals, by number and by age."""
+    monkeypatch.setattr(session_module, "REKEY_RECORDS", 4)
+    server, client = open_sessions()
+    messages = [encode(Pong(number)) for number in range(4)]
+    rekey = encode(ServerRekey())
+    prepared = [
+        *server.prepare(messages[:1], now_s=0),
+        *server.prepare(messages[1:3], now_s=1),
+        *server.prepare([], now_s=REKEY_INTERVAL_S + 1),
+        *server.prepare(messages[3:], now_s=REKEY_INTERVAL_S + 1),
+    ]
+    assert prepared == [messages[0], messages[1], rekey, None, messages[2], rekey, None, messages[3]]
+    received = [client.receive(record) for record in session_module.seal(server.sealer, prepared)]
+    assert [each.rid for each in received if isinstance(each, Pong)] == [0, 1, 2, 3]
+
+
+def test_nothing_too_large_is_prepared() -> None:
+    """And nothing of what comes with it counts; nor after the session is closed."""
+    server, client = open_sessions()
+    with pytest.raises(ProtocolError, match="too_large"):
+        server.prepare([b"x", bytes(MESSAGE_BYTES_MAX + 1)], now_s=0)
+    (record,) = session_module.seal(server.sealer, server.prepare([encode(Pong(1))], now_s=0))
+    assert client.receive(record) == Pong(1)
+    server.close()
+    with pytest.raises(ProtocolError, match="unexpected"):
+        server.prepare([encode(Pong(2))], now_s=0)
+
+
 def test_the_limits_are_those_of_the_protocol() -> None:
     """2^20 records or one hour."""
     assert (session_module.REKEY_RECORDS, REKEY_INTERVAL_S) == (1_048_576, 3600)
