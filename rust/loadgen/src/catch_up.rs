@@ -1,7 +1,6 @@
 //! One device downloads everything that another one published: transfer, order, chain and signed head checked by it,
 //! every signature too where that is asked for.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -128,11 +127,8 @@ async fn store(user: &User, target: &DeviceUrl, arguments: &Arguments, time_ms: 
             sent += 1;
         }
         match FromServer::read(&connection.receive().await?)? {
-            FromServer::Accepted { answers, .. } => {
-                ensure!(
-                    answers.iter().all(|answer| matches!(answer, Answer::Accepted { .. })),
-                    "an event was not stored"
-                );
+            FromServer::Accepted { mut answers, .. } => {
+                ensure!(answers.all(|answer| matches!(answer, Ok(Answer::Accepted { .. }))), "an event was not stored");
                 answered += 1;
             }
             FromServer::Error { code } => bail!("error {code}"),
@@ -170,7 +166,7 @@ impl<'a> Reader<'a> {
                     unacked_bytes += message.len() as u64;
                     if unacked_bytes >= ack_at_bytes {
                         unacked_bytes = 0;
-                        for ack in write_acks(&BTreeSet::from([0]), |_| (self.position, self.chain))? {
+                        for ack in write_acks(&[0], |_| (self.position, self.chain))? {
                             connection.send(&ack).await?;
                         }
                     }

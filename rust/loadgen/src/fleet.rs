@@ -145,6 +145,7 @@ async fn publish_enrolment(connection: &mut Connection, rid: u64, event: &Signed
     loop {
         match FromServer::read(&connection.receive().await?)? {
             FromServer::Accepted { rid: answered, answers } if answered == rid => {
+                let answers: Vec<_> = answers.collect::<Result<_>>()?;
                 let [Answer::Accepted { seq, chain, .. }] = answers[..] else {
                     bail!("the enrolment was answered {answers:?}");
                 };

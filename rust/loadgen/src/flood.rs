@@ -71,10 +71,12 @@ async fn flood(
             () = tokio::time::sleep_until(stop.into()) => return Ok(false),
         };
         if let FromServer::Accepted { rid, answers } = FromServer::read(&message)? {
-            if answers.iter().any(|answer| !matches!(answer, Answer::Refused(_))) {
-                return Ok(true);
+            for answer in answers {
+                if !matches!(answer?, Answer::Refused(_)) {
+                    return Ok(true);
+                }
+                *refused += 1;
             }
-            *refused += answers.len() as u64;
             connection.send(prepared.frame(usize::try_from(rid)?)).await?;
         }
     }

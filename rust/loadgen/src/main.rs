@@ -9,6 +9,7 @@ mod connect;
 mod connection;
 mod fleet;
 mod flood;
+mod frames;
 mod handshake;
 mod identity;
 mod idle;

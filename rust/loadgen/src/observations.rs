@@ -29,19 +29,22 @@ pub(crate) struct Row {
     pub(crate) other: Option<Box<([u8; 16], Hash)>>,
 }
 
-/// One thing that a device saw.
+/// One thing that a device saw; of answers and rows as many as it says, after those of what it saw before.
+#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Observed {
     /// The answers to a publish message.
-    Answered { frame: usize, answers: Vec<Answer> },
+    Answered { frame: usize, answers: usize },
     /// A page of events of a stream.
-    Received { stream: usize, seq: u64, rows: Vec<Row>, chain: Hash },
+    Received { stream: usize, seq: u64, rows: usize, chain: Hash },
 }
 
-/// All that one device saw.
+/// All that one device saw: long lists, so that nothing is allocated for an event.
 #[derive(Default)]
 pub(crate) struct Observations {
     pub(crate) sent_frames: usize,
     pub(crate) seen: Vec<Observed>,
+    pub(crate) answers: Vec<Answer>,
+    pub(crate) rows: Vec<Row>,
 }
 
 /// A device, for its observations to be named.
@@ -92,11 +95,18 @@ impl Writer {
             self.line.push(']');
             self.end_line()?;
         }
+        let (mut all_answers, mut all_rows) = (&observations.answers[..], &observations.rows[..]);
         for observed in &observations.seen {
             match observed {
-                Observed::Answered { frame, answers } => self.answered(observer, *frame, answers)?,
+                Observed::Answered { frame, answers } => {
+                    let (answers, rest) = all_answers.split_at(*answers);
+                    self.answered(observer, *frame, answers)?;
+                    all_answers = rest;
+                }
                 Observed::Received { stream, seq, rows, chain } => {
+                    let (rows, rest) = all_rows.split_at(*rows);
                     self.received(observer, *stream, *seq, rows, chain)?;
+                    all_rows = rest;
                 }
             }
         }
@@ -258,19 +268,20 @@ mod tests {
             Answer::Accepted { count: 1, seq: 1, received_at_ms: 7, chain: [1; 32] },
             Answer::Duplicate(Some((2, [2; 32], 8))),
             Answer::Refused("unavailable".into()),
+            Answer::Duplicate(None),
         ];
         let rows = vec![
             Row { author: 0, n: 1, received_at_ms: 7, other: None },
             Row { author: 0, n: 9, received_at_ms: 8, other: Some(Box::new(([3; 16], [4; 32]))) },
         ];
         let seen = vec![
-            Observed::Answered { frame: 0, answers },
-            Observed::Answered { frame: 1, answers: vec![Answer::Duplicate(None)] },
-            Observed::Received { stream: 0, seq: 1, rows, chain: [6; 32] },
+            Observed::Answered { frame: 0, answers: 3 },
+            Observed::Answered { frame: 1, answers: 1 },
+            Observed::Received { stream: 0, seq: 1, rows: 2, chain: [6; 32] },
         ];
         let mut writer = Writer::create(&path)?;
         writer.device(&device.id, &[5; 32])?;
-        writer.observations(&observer, &Observations { sent_frames: 2, seen })?;
+        writer.observations(&observer, &Observations { sent_frames: 2, seen, answers, rows })?;
         writer.finish()?;
         assert!(Writer::create(&path).is_err());
         let text = std::fs::read_to_string(&path)?;

@@ -1,7 +1,5 @@
 //! The streams that a user's devices publish into: one, or so many that hardly two messages meet in the same.
 
-use std::collections::BTreeSet;
-
 use anyhow::Result;
 use keepstep_core::hash::Hash;
 use keepstep_core::msgpack::{write_binary, write_integer};
@@ -28,8 +26,7 @@ pub(crate) fn stream_index(name: &str, count: usize) -> Option<usize> {
 }
 
 /// `[17, {stream: [seq, chain16]}]`, as many messages as it takes.
-pub(crate) fn write_acks(streams: &BTreeSet<usize>, place: impl Fn(usize) -> (u64, Hash)) -> Result<Vec<Vec<u8>>> {
-    let streams: Vec<usize> = streams.iter().copied().collect();
+pub(crate) fn write_acks(streams: &[usize], place: impl Fn(usize) -> (u64, Hash)) -> Result<Vec<Vec<u8>>> {
     let messages = streams.chunks(STREAMS_PER_MESSAGE_MAX).map(|streams| {
         let mut message = Vec::with_capacity(streams.len() * 48);
         write_array(&mut message, 2);
@@ -81,7 +78,7 @@ mod tests {
 
     #[test]
     fn one_stream_is_acknowledged_as_ever() -> Result<()> {
-        let messages = write_acks(&BTreeSet::from([0]), |_| (7, [5; 32]))?;
+        let messages = write_acks(&[0], |_| (7, [5; 32]))?;
         let [message] = &messages[..] else { anyhow::bail!("one message") };
         assert_eq!(message[..3], [0x92, 17, 0x81]);
         let mut cursor = Cursor::new(&message[3..]);
@@ -95,7 +92,7 @@ mod tests {
         let messages = write_subscriptions(2_050)?;
         let counts: Vec<&[u8]> = messages.iter().map(|message| &message[2..5]).collect();
         assert_eq!(counts, [&[0xde, 4, 0][..], &[0xde, 4, 0], &[0x82, 0xa9, b'l']]);
-        assert_eq!(write_acks(&(0..1_025).collect(), |_| (1, [0; 32]))?.len(), 2);
+        assert_eq!(write_acks(&(0..1_025).collect::<Vec<_>>(), |_| (1, [0; 32]))?.len(), 2);
         Ok(())
     }
 }

@@ -74,6 +74,7 @@ pub(crate) fn write_position(output: &mut Vec<u8>, seq: u64, chain: &[u8]) -> Re
 }
 
 /// Bytes read in order, knowing where it stands: what `Reader` leaves can be looked at.
+#[derive(Clone, Debug)]
 pub(crate) struct Cursor<'a> {
     rest: &'a [u8],
 }
@@ -144,12 +145,32 @@ pub(crate) enum Answer {
     Refused(String),
 }
 
+/// Answers of one message, read as they are asked for: most messages have one, and none needs a place of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct Answers<'a> {
+    remaining: u64,
+    cursor: Cursor<'a>,
+}
+
+impl Iterator for Answers<'_> {
+    type Item = Result<Answer>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.remaining = self.remaining.checked_sub(1)?;
+        let answer = read_answer(&mut self.cursor);
+        if answer.is_err() {
+            self.remaining = 0;
+        }
+        Some(answer)
+    }
+}
+
 /// What a server sends in a session.
 #[derive(Debug)]
 pub(crate) enum FromServer<'a> {
     Accepted {
         rid: u64,
-        answers: Vec<Answer>,
+        answers: Answers<'a>,
     },
     /// `rows` begins at the first row; the chain follows the last one.
     Events {
@@ -185,9 +206,8 @@ impl<'a> FromServer<'a> {
         Ok(match cursor.integer()? {
             from_server::ACCEPTED => {
                 let rid = cursor.integer()?;
-                let count = cursor.array()?;
-                let answers = (0..count).map(|_| read_answer(&mut cursor)).collect::<Result<_>>()?;
-                Self::Accepted { rid, answers }
+                let remaining = cursor.array()?;
+                Self::Accepted { rid, answers: Answers { remaining, cursor } }
             }
             from_server::EVENTS => {
                 let stream = cursor.text()?;
@@ -281,7 +301,7 @@ mod tests {
         let FromServer::Accepted { rid, answers } = FromServer::read(&data)? else { bail!("another message") };
         assert_eq!(rid, 7);
         assert_eq!(
-            answers,
+            answers.collect::<Result<Vec<_>>>()?,
             [
                 Answer::Accepted { count: 3, seq: 300, received_at_ms: 70_000, chain: [5; 32] },
                 Answer::Duplicate(None),
@@ -296,8 +316,13 @@ mod tests {
     #[test]
     fn what_is_cut_short_is_an_error() -> Result<()> {
         let data = accepted()?;
+        let read = |data| match FromServer::read(data)? {
+            FromServer::Accepted { answers, .. } => answers.collect::<Result<Vec<_>>>(),
+            _ => bail!("another message"),
+        };
+        assert_eq!(read(&data)?.len(), 5);
         for length in 0..data.len() {
-            assert!(FromServer::read(&data[..length]).is_err(), "{length}");
+            assert!(read(&data[..length]).is_err(), "{length}");
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! One device at work: publishes what was prepared, takes answers and deliveries, and checks both.
 
-use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use keepstep_core::hash::{Hash, chain_0, chain_next, event_hash};
 use keepstep_core::header::Header;
 use tokio::sync::Notify;
@@ -16,7 +16,7 @@ use crate::prepared::Prepared;
 use crate::report::Measured;
 use crate::schedule::Schedule;
 use crate::streams::{stream_index, stream_name, write_acks, write_subscriptions};
-use crate::wire::{Answer, Cursor, FromServer};
+use crate::wire::{Answer, Answers, Cursor, FromServer};
 
 /// A device acknowledges its position when it holds this part of what the server lets it leave unacknowledged.
 pub(crate) const ACK_SHARE: u64 = 8;
@@ -76,8 +76,9 @@ pub(crate) struct Worker {
     publishing: bool,
     /// By stream the position and the chain there.
     places: Vec<(u64, Hash)>,
-    /// Streams that moved since the last ack.
-    unacked: BTreeSet<usize>,
+    /// Streams that moved since the last ack, each once: by stream whether it is among them.
+    unacked: Vec<usize>,
+    is_unacked: Vec<bool>,
     unacked_bytes: u64,
     ack_at_bytes: u64,
     pub(crate) measured: Measured,
@@ -102,7 +103,7 @@ impl Worker {
         plan: Plan,
     ) -> Result<Self> {
         let place = |stream| (0, chain_0(&shared.user_key, &stream_name(stream)));
-        let places = (0..shared.acknowledged_seq.len()).map(place).collect();
+        let places: Vec<_> = (0..shared.acknowledged_seq.len()).map(place).collect();
         Ok(Self {
             schedule,
             shared,
@@ -115,8 +116,9 @@ impl Worker {
             next_frame: 0,
             in_flight: 0,
             publishing: true,
+            unacked: Vec::new(),
+            is_unacked: vec![false; places.len()],
             places,
-            unacked: BTreeSet::new(),
             unacked_bytes: 0,
             ack_at_bytes: UNACKED_BYTES_DEFAULT / ACK_SHARE,
             measured: Measured::new()?,
@@ -144,22 +146,40 @@ impl Worker {
 
     async fn work(&mut self, connection: &mut Connection) -> Result<()> {
         let waker = Arc::clone(&self.shared.wakers[self.device]);
+        let mut woken = pin!(waker.notified());
+        let mut deadline = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
-            self.publish(connection).await?;
-            if self.done() {
+            let now_ns = self.schedule.now_ns();
+            self.publish(connection, now_ns)?;
+            if self.done(now_ns) {
                 return self.read_back(connection).await;
             }
             let stop_ns = self.schedule.stop_ns();
-            let stopping = self.schedule.now_ns() >= stop_ns;
+            let stopping = now_ns >= stop_ns;
             let until = self.schedule.instant(stop_ns) + if stopping { self.schedule.finish } else { Duration::ZERO };
+            if deadline.deadline() != until.into() {
+                deadline.as_mut().reset(until.into());
+            }
             tokio::select! {
-                message = connection.receive() => self.received(connection, &message?).await?,
-                () = waker.notified() => {}
-                () = tokio::time::sleep_until(until.into()) => {
+                received = self.receive(connection) => received?,
+                () = &mut woken => woken.set(waker.notified()),
+                () = &mut deadline => {
                     ensure!(!stopping, "not everything was answered and delivered in time");
                 }
             }
         }
+    }
+
+    /// Sends what is queued, and takes everything that has come, all of it at the moment when it was read. Cancel-safe.
+    async fn receive(&mut self, connection: &mut Connection) -> Result<()> {
+        let mut came_ns = None;
+        connection
+            .receive_all(|message| {
+                let now_ns = *came_ns.get_or_insert_with(|| self.schedule.now_ns());
+                self.received(&message, now_ns)
+            })
+            .await?;
+        self.acknowledge(connection)
     }
 
     /// Reads what nobody followed, so that whoever checks the run sees what became of it.
@@ -168,18 +188,18 @@ impl Worker {
             return Ok(());
         }
         for message in write_subscriptions(self.places.len())? {
-            connection.send(&message).await?;
+            connection.queue(&message)?;
         }
         let until = tokio::time::Instant::now() + self.schedule.finish;
         while !self.delivered_all() {
-            let message = tokio::time::timeout_at(until, connection.receive()).await;
-            self.received(connection, &message.context("not everything was read back in time")??).await?;
+            let received = tokio::time::timeout_at(until, self.receive(connection)).await;
+            received.context("not everything was read back in time")??;
         }
         Ok(())
     }
 
-    fn done(&mut self) -> bool {
-        if self.in_flight > 0 || (self.publishing && self.schedule.now_ns() < self.schedule.stop_ns()) {
+    fn done(&mut self, now_ns: u64) -> bool {
+        if self.in_flight > 0 || (self.publishing && now_ns < self.schedule.stop_ns()) {
             return false;
         }
         self.end_publishing();
@@ -199,16 +219,14 @@ impl Worker {
         }
     }
 
-    /// Sends what may be sent now.
-    async fn publish(&mut self, connection: &mut Connection) -> Result<()> {
+    /// Queues what may be sent now.
+    fn publish(&mut self, connection: &mut Connection, now_ns: u64) -> Result<()> {
         while self.publishing && self.in_flight < self.window {
-            let now_ns = self.schedule.now_ns();
             let due_ns = self.schedule.due_ns(self.connection, self.next_frame, now_ns);
             if now_ns < due_ns || due_ns.max(now_ns) >= self.schedule.stop_ns() {
                 return Ok(());
             }
-            let shared = Arc::clone(&self.shared);
-            let prepared = &shared.prepared[self.device];
+            let prepared = &self.shared.prepared[self.device];
             if self.next_frame == prepared.frames() {
                 self.schedule.stop_now();
                 return Ok(());
@@ -220,29 +238,26 @@ impl Worker {
             let frame = self.next_frame;
             self.next_frame += 1;
             self.in_flight += 1;
-            connection.send(prepared.frame(frame)).await?;
+            connection.queue(prepared.frame(frame))?;
         }
         Ok(())
     }
 
-    async fn received(&mut self, connection: &mut Connection, message: &[u8]) -> Result<()> {
+    fn received(&mut self, message: &[u8], now_ns: u64) -> Result<()> {
         match FromServer::read(message)? {
-            FromServer::Accepted { rid, answers } => self.answered(usize::try_from(rid)?, answers),
+            FromServer::Accepted { rid, answers } => self.answered(usize::try_from(rid)?, answers, now_ns),
             FromServer::Events { stream, count, rows } => {
                 let stream = stream_index(stream, self.places.len()).context("events of another stream")?;
-                self.delivered(stream, count, rows)?;
-                self.unacked.insert(stream);
-                self.unacked_bytes += message.len() as u64;
-                if self.unacked_bytes >= self.ack_at_bytes {
-                    self.unacked_bytes = 0;
-                    for ack in write_acks(&std::mem::take(&mut self.unacked), |stream| self.places[stream])? {
-                        connection.send(&ack).await?;
-                    }
+                self.delivered(stream, count, rows, now_ns)?;
+                if !self.is_unacked[stream] {
+                    self.is_unacked[stream] = true;
+                    self.unacked.push(stream);
                 }
+                self.unacked_bytes += message.len() as u64;
                 Ok(())
             }
-            FromServer::Error { code } => Err(anyhow!("error {code}")),
-            FromServer::Draining => Err(anyhow!("the server drains")),
+            FromServer::Error { code } => bail!("error {code}"),
+            FromServer::Draining => bail!("the server drains"),
             FromServer::Resumed { stream, answer } => {
                 ensure!(answer == "contiguous", "the subscription to {stream} was answered {answer}");
                 Ok(())
@@ -251,12 +266,27 @@ impl Worker {
         }
     }
 
-    fn answered(&mut self, frame: usize, answers: Vec<Answer>) -> Result<()> {
+    /// Queues the positions of what has come, where that is much.
+    fn acknowledge(&mut self, connection: &mut Connection) -> Result<()> {
+        if self.unacked_bytes < self.ack_at_bytes {
+            return Ok(());
+        }
+        self.unacked_bytes = 0;
+        for ack in write_acks(&self.unacked, |stream| self.places[stream])? {
+            connection.queue(&ack)?;
+        }
+        for stream in self.unacked.drain(..) {
+            self.is_unacked[stream] = false;
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, frame: usize, answers: Answers<'_>, now_ns: u64) -> Result<()> {
         ensure!(frame < self.next_frame && self.in_flight > 0, "an answer to what was not sent");
-        let now_ns = self.schedule.now_ns();
-        let mut answered = 0;
-        for answer in &answers {
-            match answer {
+        let (mut answered, mut is_refused, mut answer_count) = (0, false, 0);
+        for answer in answers {
+            let answer = answer?;
+            match &answer {
                 Answer::Accepted { count, seq, .. } => {
                     ensure!(*count > 0, "an answer for no event");
                     answered += count;
@@ -277,28 +307,31 @@ impl Worker {
                 }
                 Answer::Refused(code) => {
                     answered += 1;
+                    is_refused = true;
                     self.measured.error(code.as_str());
                 }
             }
+            answer_count += 1;
+            if self.observe {
+                self.observations.answers.push(answer);
+            }
+        }
+        if self.observe {
+            self.observations.seen.push(Observed::Answered { frame, answers: answer_count });
         }
         ensure!(answered == self.events_per_frame, "{answered} answers to {} events", self.events_per_frame);
         self.in_flight -= 1;
-        if answers.iter().any(|answer| matches!(answer, Answer::Refused(_))) {
+        if is_refused {
             // What follows a refused event is out of order: this device has nothing more to say.
             self.end_publishing();
-        }
-        if self.observe {
-            self.observations.seen.push(Observed::Answered { frame, answers });
         }
         Ok(())
     }
 
     /// Takes a page: rows must continue the position, equal what was published, and hash to the page's chain.
-    fn delivered(&mut self, stream: usize, count: u64, rows: &[u8]) -> Result<()> {
-        let shared = Arc::clone(&self.shared);
+    fn delivered(&mut self, stream: usize, count: u64, rows: &[u8], now_ns: u64) -> Result<()> {
+        let shared = &self.shared;
         let mut cursor = Cursor::new(rows);
-        let mut page = Vec::with_capacity(if self.observe { usize::try_from(count)?.min(rows.len()) } else { 0 });
-        let now_ns = self.schedule.now_ns();
         let measures_now = self.schedule.measures(now_ns);
         let (mut position, mut own_chain) = self.places[stream];
         let first_seq = position + 1;
@@ -308,7 +341,7 @@ impl Worker {
             ensure!(seq == position + 1, "a gap: position {position}, delivered {seq}");
             let author_id: [u8; 16] = cursor.binary_of()?;
             let received_at_ms = cursor.integer()?;
-            let (row, hash) = read_event(&shared, stream, &mut cursor, author_id, received_at_ms)?;
+            let (row, hash) = read_event(shared, stream, &mut cursor, author_id, received_at_ms)?;
             own_chain = chain_next(&own_chain, seq, received_at_ms, &hash);
             position = seq;
             if row.other.is_some() {
@@ -325,13 +358,14 @@ impl Worker {
                 }
             }
             if self.observe {
-                page.push(row);
+                self.observations.rows.push(row);
             }
         }
         self.places[stream] = (position, own_chain);
         let chain = cursor.binary_of()?;
         if self.observe && count > 0 {
-            self.observations.seen.push(Observed::Received { stream, seq: first_seq, rows: page, chain });
+            let rows = usize::try_from(count)?;
+            self.observations.seen.push(Observed::Received { stream, seq: first_seq, rows, chain });
         }
         ensure!(chain == own_chain, "a page's chain is not that of its events");
         Ok(())
@@ -378,11 +412,13 @@ fn number(event: &[u8]) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
     use crate::identity::{Device, Seen};
     use crate::prepared::Shape;
     use crate::streams::STREAM;
-    use crate::wire::{write_array, write_nil};
+    use crate::wire::{from_server, write_array, write_nil, write_text};
     use keepstep_core::msgpack::{write_binary, write_integer};
 
     const RECEIVED_AT_MS: u64 = 1_760_000_000_000;
@@ -428,20 +464,49 @@ mod tests {
         }
     }
 
+    /// As a server writes them.
+    fn answered(worker: &mut Worker, rid: u64, answers: &[Answer]) -> Result<()> {
+        let mut message = Vec::new();
+        write_array(&mut message, 3);
+        write_integer(&mut message, from_server::ACCEPTED);
+        write_integer(&mut message, rid);
+        write_array(&mut message, u16::try_from(answers.len())?);
+        for answer in answers {
+            match answer {
+                Answer::Accepted { count, seq, received_at_ms, chain } => {
+                    write_array(&mut message, 5);
+                    for number in [0, *count, *seq, *received_at_ms] {
+                        write_integer(&mut message, number);
+                    }
+                    write_binary(&mut message, chain)?;
+                }
+                Answer::Refused(code) => {
+                    write_array(&mut message, 2);
+                    write_integer(&mut message, 2);
+                    write_text(&mut message, code)?;
+                }
+                Answer::Duplicate(_) => message.extend_from_slice(&[0x94, 1, 0xc0, 0xc0, 0xc0]),
+            }
+        }
+        worker.received(&message, 1)
+    }
+
     #[test]
     fn deliveries_that_continue_the_position_are_counted_and_observed() -> Result<()> {
         let mut run = run()?;
         let (first, second) = (run.rows(1, 1, 3)?, run.rows(4, 4, 1)?);
-        run.worker.delivered(0, 3, &first)?;
-        run.worker.delivered(0, 1, &second)?;
+        run.worker.delivered(0, 3, &first, 1)?;
+        run.worker.delivered(0, 1, &second, 1)?;
         assert_eq!(run.worker.places, [(4, run.chain)]);
         assert_eq!((run.worker.measured.delivered_in_all, run.worker.measured.delivered), (4, 4));
-        let [Observed::Received { seq: 1, rows, .. }, Observed::Received { seq: 4, .. }] =
-            &run.worker.observations.seen[..]
+        let observations = &run.worker.observations;
+        let [Observed::Received { seq: 1, rows: 3, .. }, Observed::Received { seq: 4, rows: 1, .. }] =
+            observations.seen[..]
         else {
-            anyhow::bail!("other observations");
+            bail!("other observations");
         };
-        assert_eq!(rows.iter().map(|row| (row.author, row.n)).collect::<Vec<_>>(), [(0, 1), (0, 2), (0, 3)]);
+        let rows: Vec<_> = observations.rows.iter().map(|row| (row.author, row.n)).collect();
+        assert_eq!(rows, [(0, 1), (0, 2), (0, 3), (0, 4)]);
         assert!(run.worker.measured.errors.is_empty());
         Ok(())
     }
@@ -450,7 +515,7 @@ mod tests {
     fn a_gap_ends_the_run() -> Result<()> {
         let mut run = run()?;
         let rows = run.rows(2, 1, 1)?;
-        assert!(run.worker.delivered(0, 1, &rows).is_err_and(|error| error.to_string().contains("a gap")));
+        assert!(run.worker.delivered(0, 1, &rows, 1).is_err_and(|error| error.to_string().contains("a gap")));
         Ok(())
     }
 
@@ -458,8 +523,8 @@ mod tests {
     fn another_chain_ends_the_run_and_is_observed() -> Result<()> {
         let mut run = run()?;
         let mut rows = run.rows(1, 1, 1)?;
-        *rows.last_mut().ok_or(anyhow!("no rows"))? ^= 1;
-        assert!(run.worker.delivered(0, 1, &rows).is_err_and(|error| error.to_string().contains("chain")));
+        *rows.last_mut().context("no rows")? ^= 1;
+        assert!(run.worker.delivered(0, 1, &rows, 1).is_err_and(|error| error.to_string().contains("chain")));
         assert_eq!(run.worker.observations.seen.len(), 1);
         Ok(())
     }
@@ -469,7 +534,8 @@ mod tests {
         let mut run = run()?;
         run.worker.shared.due_ns[0][1].store(0, Ordering::Release);
         let rows = run.rows(1, 3, 1)?;
-        assert!(run.worker.delivered(0, 1, &rows).is_err_and(|error| error.to_string().contains("before it was sent")));
+        let refused = run.worker.delivered(0, 1, &rows, 1);
+        assert!(refused.is_err_and(|error| error.to_string().contains("before it was sent")));
         Ok(())
     }
 
@@ -489,11 +555,10 @@ mod tests {
         write_integer(&mut rows, RECEIVED_AT_MS);
         rows.extend_from_slice(other.tail(0, 1));
         write_binary(&mut rows, &chain_next(&run.chain, 1, RECEIVED_AT_MS, other.hash(0, 1)))?;
-        run.worker.delivered(0, 1, &rows)?;
+        run.worker.delivered(0, 1, &rows, 1)?;
         assert_eq!(run.worker.measured.errors.len(), 1);
-        let [Observed::Received { rows, .. }] = &run.worker.observations.seen[..] else {
-            anyhow::bail!("other observations");
-        };
+        let rows = &run.worker.observations.rows;
+        assert_eq!(rows.len(), 1);
         let other_hash = rows[0].other.as_ref().map(|other| other.1);
         assert_eq!((rows[0].n, other_hash), (1, Some(*other.hash(0, 1))));
         Ok(())
@@ -531,15 +596,17 @@ mod tests {
         run.worker.in_flight = 2;
         run.worker.shared.due_ns[1][0].store(1, Ordering::Release);
         let accepted = Answer::Accepted { count: 2, seq: 7, received_at_ms: 1, chain: [0; 32] };
-        run.worker.answered(0, vec![accepted.clone()])?;
+        answered(&mut run.worker, 0, slice::from_ref(&accepted))?;
         assert_eq!((run.worker.measured.acknowledged_in_all, run.worker.in_flight), (2, 1));
         assert_eq!(run.worker.shared.acknowledged_seq[0].load(Ordering::Acquire), 8);
         assert!(run.worker.publishing);
-        run.worker.answered(1, vec![Answer::Duplicate(None), Answer::Refused("unavailable".into())])?;
+        answered(&mut run.worker, 1, &[Answer::Duplicate(None), Answer::Refused("unavailable".into())])?;
         assert!(!run.worker.publishing);
         let errors: Vec<&str> = run.worker.measured.errors.keys().map(String::as_str).collect();
         assert_eq!(errors, ["duplicate", "unavailable"]);
-        assert!(run.worker.answered(1, vec![accepted]).is_err(), "nothing is in flight");
+        assert!(answered(&mut run.worker, 1, &[accepted]).is_err(), "nothing is in flight");
+        let seen = [Observed::Answered { frame: 0, answers: 1 }, Observed::Answered { frame: 1, answers: 2 }];
+        assert_eq!((&run.worker.observations.seen[..], run.worker.observations.answers.len()), (&seen[..], 3));
         Ok(())
     }
 
@@ -548,8 +615,7 @@ mod tests {
         let mut run = run()?;
         run.worker.next_frame = 1;
         run.worker.in_flight = 1;
-        let refused = Answer::Refused("internal".into());
-        assert!(run.worker.answered(0, vec![refused]).is_err());
+        assert!(answered(&mut run.worker, 0, &[Answer::Refused("internal".into())]).is_err());
         Ok(())
     }
 }
