@@ -18,6 +18,7 @@ from bench.comparison import build_base, compare_in_pairs
 from bench.flames import record
 from bench.generator import Generator, build_generator
 from bench.growth import measure_growth
+from bench.machine import command_line
 from bench.runner import Bench, run_scenario
 from bench.scenario import InvalidScenarioError, Scenario, check_scenario, read_scenario, scenario_names
 from bench.server import REPOSITORY, BenchError, find_target
@@ -213,7 +214,7 @@ def keep(results: dict[str, Any], folder: Path) -> Path:
     """Write results where they are looked for; the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{results['scenario']}.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    path.write_text(json.dumps(results | {"command": command_line("bench", sys.argv[1:])}, indent=2) + "\n")
     return path
 
 

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote
 
 import psycopg
@@ -23,12 +23,16 @@ from keepstep.postgres.cluster import DATABASE, PORT, ROLE
 from keepstep.postgres.durability import Durability, check_durability
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 REPOSITORY: Final = Path(__file__).parents[1]
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.1
+LOG_SHOWN: Final = 2_000
+"""Characters of a log's end that an error says."""
+
+Ready = TypeVar("Ready")
 
 
 class BenchError(Exception):
@@ -86,15 +90,36 @@ def running_server(
     } | dict(settings or {})
     if python_path is not None:
         environment["PYTHONPATH"] = str(python_path)
+    command = [sys.executable, "-m", "keepstep", "serve"]
+    url = f"http://127.0.0.1:{rest_port}"
+    with running_process(command, directory, lambda: _ask(url), environment=environment) as (process, about):
+        yield Server(url, about["device_url"], about["version"], process, data_dir)
+
+
+@contextlib.contextmanager
+def running_process(
+    command: Sequence[str],
+    directory: Path,
+    ask: Callable[[], Ready],
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[tuple[subprocess.Popen[bytes], Ready]]:
+    """A process and what it answered when it was ready; ended afterwards, with force where it does not end by itself.
+
+    Args:
+        command: its program and arguments.
+        directory: that it runs in, with its log.
+        ask: tried until it raises no OSError.
+        environment: all of its variables; ``None`` for this process's own.
+
+    Raises:
+        BenchError: it ended, or did not become ready in time.
+    """
     log = directory / "server.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "keepstep", "serve"], env=environment, stdout=output, stderr=output
-        )
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, cwd=directory)  # noqa: S603
     try:
-        url = f"http://127.0.0.1:{rest_port}"
-        about = wait_until_ready(process, url, log)
-        yield Server(url, about["device_url"], about["version"], process, data_dir)
+        yield process, wait_until_ready(process, ask, log)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -104,19 +129,22 @@ def running_server(
             process.wait()
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> dict[str, str]:
-    """What the server says about itself once it is ready. Raises BenchError."""
+def wait_until_ready(process: subprocess.Popen[bytes], ask: Callable[[], Ready], log: Path) -> Ready:
+    """What ``ask`` gives, once it raises no OSError. Raises BenchError."""
     give_up_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < give_up_s:
-        if process.poll() is not None:
-            break
+    while time.monotonic() < give_up_s and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"{url}/health/ready", timeout=POLL_S * 10):  # noqa: S310
-                pass
-            return about_server(url)
+            return ask()
         except OSError:
             time.sleep(POLL_S)
-    raise BenchError(f"the server does not become ready: {log.read_text(errors='replace')[-2_000:]}")
+    shown = log.read_text(errors="replace")[-LOG_SHOWN:]
+    raise BenchError(f"{process.args!r} does not become ready: {shown}")
+
+
+def _ask(url: str) -> dict[str, str]:
+    """What the server says about itself. Raises OSError where it is not ready."""
+    with urllib.request.urlopen(f"{url}/health/ready", timeout=POLL_S * 10):  # noqa: S310
+        return about_server(url)
 
 
 def about_server(url: str) -> dict[str, str]:

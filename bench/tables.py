@@ -1,12 +1,15 @@
-"""Results as tables for a terminal."""
+"""Results as tables, for a terminal and for documents."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from bench.figures import LABELS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 WHOLE_FROM = 100.0
 """Figures from here on are shown without a fraction."""
@@ -61,10 +64,20 @@ def ratio_table(results: dict[str, Any], base: str) -> Table:
         rendered.add_column(column)
     for load, figures in results["ratios"].items():
         for figure, found in figures.items():
-            interval = f"{ratio(found['low'])} … {ratio(found['high'])}"
             differs = "differs" if not found["low"] <= 1 <= found["high"] else ""
-            rendered.add_row(load, LABELS[figure].removeprefix("· "), ratio(found["median"]), interval, differs)
+            label = LABELS[figure].removeprefix("· ")
+            rendered.add_row(load, label, ratio(found["median"]), interval(found), differs)
     return rendered
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Its lines."""
+    return [f"| {' | '.join(each)} |" for each in (head, ["---"] * len(head), *rows)]
+
+
+def interval(found: dict[str, Any]) -> str:
+    """Where a ratio lies with 95 % confidence."""
+    return f"{ratio(found['low'])} … {ratio(found['high'])}"
 
 
 def ratio(value: float) -> str:

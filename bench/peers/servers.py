@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from bench.machine import free_ports
 from bench.peers.build import NATS_VERSION, NOSTR_VERSION, build_nats, build_nostr
 from bench.peers.works import CATCH_UP, IDLE, LATENCY, PUBLISH, RELAY, Work
-from bench.server import POLL_S, START_TIMEOUT_S, STOP_TIMEOUT_S, BenchError
+from bench.server import POLL_S, running_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,28 +89,12 @@ class Peer:
 @contextlib.contextmanager
 def started(command: Sequence[str], directory: Path, port: int) -> Iterator[Running]:
     """A server that was started with a port, stopped afterwards. Raises BenchError where it does not listen."""
-    log = directory / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=directory)  # noqa: S603
-    try:
-        _wait_until_listening(process, port, log)
+
+    def connect() -> None:
+        socket.create_connection(("127.0.0.1", port), timeout=POLL_S).close()
+
+    with running_process(command, directory, connect) as (process, _):
         yield Running(f"127.0.0.1:{port}", process.pid)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    give_up_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < give_up_s and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=POLL_S):
-            return
-        time.sleep(POLL_S)
-    raise BenchError(f"{process.args!r} does not listen: {log.read_text(errors='replace')[-2_000:]}")
 
 
 def _nats(more: str) -> Start:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from bench.peers.works import CATCH_UP, IDLE, LATENCY, PUBLISH, PUBLISH_TENS, RELAY, RELAY_TENS
 from bench.statistics import spread
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from bench.tables import markdown_table
 
 WORKS: Final = (PUBLISH, PUBLISH_TENS, RELAY, RELAY_TENS, LATENCY, CATCH_UP, IDLE)
 COLUMNS: Final = {
@@ -35,7 +33,7 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         _circumstances(results),
         "",
-        *_table(
+        *markdown_table(
             ("peer", "who verifies an event", "what an acknowledgement means"),
             [(each["title"], each["verifies"], each["acknowledges"]) for each in results["peers"].values()],
         ),
@@ -69,11 +67,7 @@ def _work(name: str, title: str, peers: dict[str, Any]) -> list[str]:
             (title, f"{each['rate']:,.0f}", *(_cell(each["figures"], key) for key in columns))
             for title, each in figures.items()
         ]
-    return ["", f"## {title[0].upper()}{title[1:]}", "", *_table(head, rows)]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(each)} |" for each in (head, ["---"] * len(head), *rows)]
+    return ["", f"## {title[0].upper()}{title[1:]}", "", *markdown_table(head, rows)]
 
 
 def _has(figures: dict[str, list[float]], key: str) -> bool:
