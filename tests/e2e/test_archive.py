@@ -69,7 +69,7 @@ async def archive_and_prune(settings: Settings, url: str, *, count: int) -> None
     events = 0
     retention = PostgresRetention(database)
     rules = RetentionRules(DAYS, only_archived=True)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while events < count:
             step = await retention.advance_tail(now_ms=clock.now_ms(), rules=rules, events_max=3)
             if step is None:
@@ -86,8 +86,8 @@ async def archive_and_prune(settings: Settings, url: str, *, count: int) -> None
 
 async def metric(server: RunningServer, line: str) -> None:
     """Wait until the server's metrics have a line."""
-    async with httpx.AsyncClient() as client:
-        with trio.fail_after(20):
+    async with httpx.AsyncClient(timeout=60) as client:
+        with trio.fail_after(60):
             while line not in (await client.get(f"{server.rest_url}/metrics")).text.splitlines():  # noqa: ASYNC110
                 await trio.sleep(0.02)
 

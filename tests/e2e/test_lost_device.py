@@ -96,7 +96,7 @@ async def test_a_revoked_device_is_shut_out_and_wiped_and_the_others_go_on(
     database_url: str, data_dir: Path, tmp_path: Path
 ) -> None:
     """Its session ends, its file has no keys any more, what it wrote stays, and what is written later is not for it."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with home(data_dir, tmp_path, database_url) as here, open_device(here.laptop_path) as laptop:
             await laptop.enrol(here.phone_path, "phone")
             await laptop.enrol(tmp_path / "tablet.sqlite3", "tablet")
@@ -125,7 +125,7 @@ async def test_a_revoked_device_is_shut_out_and_wiped_and_the_others_go_on(
 
 async def test_a_device_that_is_away_learns_of_its_end_when_it_comes_back(data_dir: Path, tmp_path: Path) -> None:
     """Its key still proves who it is: it is shown the signed revocation in place of a session, and wipes itself."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with home(data_dir, tmp_path) as here, open_device(here.laptop_path) as laptop:
             await laptop.enrol(here.phone_path, "phone")
             async with open_device(here.phone_path) as phone:
@@ -150,7 +150,7 @@ async def poison(stolen: Device) -> None:
 async def test_recovery_locks_out_a_thief_who_acted_first(database_url: str, data_dir: Path, tmp_path: Path) -> None:
     """A stolen device that manages revokes the owner's: the recovery file ends it, and reads all there ever was."""
     new_path = tmp_path / "new.sqlite3"
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with home(data_dir, tmp_path, database_url) as here:
             async with open_device(here.laptop_path) as laptop:
                 await laptop.enrol(here.phone_path, "phone", capabilities=MANAGES)
@@ -178,7 +178,7 @@ async def test_recovery_locks_out_a_thief_who_acted_first(database_url: str, dat
 
 async def test_after_losing_every_device_all_history_is_read(data_dir: Path, tmp_path: Path) -> None:
     """Content keys that are newer than the recovery file reach it through ``$keys``."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with home(data_dir, tmp_path) as here:
             async with open_device(here.laptop_path) as laptop:
                 await publish(laptop, b"first")
@@ -202,7 +202,7 @@ async def test_after_losing_every_device_all_history_is_read(data_dir: Path, tmp
 
 async def test_a_device_that_is_kept_stays(data_dir: Path, tmp_path: Path) -> None:
     """What the recovery names goes on as it is, also where a thief had revoked it."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with home(data_dir, tmp_path) as here:
             async with open_device(here.laptop_path) as laptop:
                 await laptop.enrol(here.phone_path, "phone", capabilities=MANAGES)
@@ -248,7 +248,7 @@ async def test_a_recovery_that_was_interrupted_goes_on(
     async def interrupt(_device: Device, _root_secret: bytes) -> None:
         raise ClientError("interrupted")
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with home(data_dir, tmp_path) as here:
             async with open_device(here.laptop_path) as laptop:
                 await laptop.enrol(here.phone_path, "phone")
@@ -266,7 +266,7 @@ async def test_a_recovery_that_was_interrupted_goes_on(
 async def test_a_recovery_that_did_not_find_the_server_goes_on_elsewhere(data_dir: Path, tmp_path: Path) -> None:
     """The recovery file guesses where REST is; the same call with the right address goes on."""
     new_path = tmp_path / "new.sqlite3"
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with home(data_dir, tmp_path) as here:
             with pytest.raises(ClientError):
                 await recover(
@@ -284,7 +284,7 @@ async def test_a_recovery_that_did_not_find_the_server_goes_on_elsewhere(data_di
 
 async def test_what_a_revoked_device_wrote_where_nobody_else_reads_stays(data_dir: Path, tmp_path: Path) -> None:
     """The revoking device reads such streams once, also one of which it has not read the beginning."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with home(data_dir, tmp_path) as here, open_device(here.laptop_path) as laptop:
             await laptop.enrol(here.phone_path, "phone")
             async with open_device(here.phone_path) as phone:
@@ -306,7 +306,7 @@ async def test_what_a_revoked_device_wrote_where_nobody_else_reads_stays(data_di
 
 async def test_a_recovery_does_not_write_over_files(data_dir: Path, tmp_path: Path) -> None:
     """Neither a device nor a recovery file that are somebody's; nor does it go to another server."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with home(data_dir, tmp_path) as here:
             with pytest.raises(ClientError, match=r"laptop\.sqlite3 exists already"):
                 await recover_here(here, here.laptop_path)

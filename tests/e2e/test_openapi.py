@@ -43,7 +43,7 @@ def register(rest_url: str, device: DeviceFixture) -> None:
     genesis = device.genesis()
     body = msgspec.msgpack.encode([genesis.header, genesis.sig, genesis.payload])
     headers = {"content-type": "application/msgpack"}
-    assert httpx.post(f"{rest_url}/api/v1/accounts", content=body, headers=headers).status_code == 201
+    assert httpx.post(f"{rest_url}/api/v1/accounts", content=body, headers=headers, timeout=60).status_code == 201
 
 
 @dataclass(frozen=True)

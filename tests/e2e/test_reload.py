@@ -53,7 +53,7 @@ async def test_sighup_takes_over_what_may_change_and_says_what_it_was(
     ) as one:
         await one.ready()
         log = Log(one)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{one.rest_port}") as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{one.rest_port}", timeout=60) as http:
 
             async def reload(change: Callable[[], object], event: str) -> list[dict[str, Any]]:
                 change()

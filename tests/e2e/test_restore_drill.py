@@ -47,7 +47,7 @@ async def serving(settings: Settings) -> AsyncIterator[RunningServer]:
 
 async def until(found: Callable[[], bool]) -> None:
     """Wait for what another process or task does on the disk."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while not found():  # noqa: ASYNC110 - the disk tells nobody
             await trio.sleep(0.05)
 

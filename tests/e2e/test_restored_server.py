@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from keepstep.client import Device
     from tests.support.database import DatabaseServer
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """So that a device that never heals fails the test."""
 FAST = {"head_interval_s": 1}
 

@@ -51,7 +51,7 @@ class Client:
         """A new user's first device, through REST; it has read its own genesis."""
         phone = DeviceFixture(UserFixture(name), device)
         genesis = phone.genesis()
-        async with httpx.AsyncClient(base_url=self.server.rest_url) as http:
+        async with httpx.AsyncClient(base_url=self.server.rest_url, timeout=60) as http:
             answer = await http.post(
                 "/api/v1/accounts",
                 content=msgspec.msgpack.encode([genesis.header, genesis.sig, genesis.payload]),
@@ -286,7 +286,9 @@ async def test_a_device_that_floods_with_bad_signatures_waits_alone(data_dir: Pa
             for _ in range(5):
                 (accepted,) = await honest.publish(laptop.event("notes"))
                 assert accepted.count == 1
-            async with httpx.AsyncClient(base_url=client.server.rest_url, headers={"authorization": token}) as http:
+            async with httpx.AsyncClient(
+                base_url=client.server.rest_url, headers={"authorization": token}, timeout=60
+            ) as http:
                 events = wire_events(phone.event("notes"))
                 headers = {"content-type": "application/msgpack"}
                 refused = await http.post("/api/v1/events", content=events, headers=headers)
@@ -350,7 +352,10 @@ async def test_a_database_that_goes_away_costs_time_and_nothing_else(
         async with serving(data_dir, url) as client:
             phone = await client.register("alice")
             first, second = phone.event("notes"), phone.event("notes")
-            async with client.session(phone) as session, httpx.AsyncClient(base_url=client.server.rest_url) as http:
+            async with (
+                client.session(phone) as session,
+                httpx.AsyncClient(base_url=client.server.rest_url, timeout=60) as http,
+            ):
                 await session.publish(first)
                 await trio.to_thread.run_sync(partial(allow_connections, migrated_server, name, allowed=False))
                 (refused,) = await session.publish(second)
@@ -374,7 +379,7 @@ def allow_connections(server: DatabaseServer, name: str, *, allowed: bool) -> No
 
 async def publish_until_accepted(session: WireDevice, event: Any) -> int:
     """As a device does: again after the time it was told; the seq in the end."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while True:
             (answer,) = await session.publish(event)
             if getattr(answer, "code", None) != "unavailable":

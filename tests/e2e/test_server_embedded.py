@@ -32,7 +32,7 @@ async def test_its_own_database_keeps_what_it_acknowledged(data_dir: Path) -> No
             run = partial(server.run, Settings(data_dir=data_dir), listeners=free_listeners())
             started = await nursery.start(run)
             assert started.database.endswith(f"its own in {data_dir / 'postgres'}")
-            async with httpx.AsyncClient(base_url=started.rest_url) as http:
+            async with httpx.AsyncClient(base_url=started.rest_url, timeout=60) as http:
                 answer = await http.post(
                     "/api/v1/accounts", content=body, headers={"content-type": "application/msgpack"}
                 )

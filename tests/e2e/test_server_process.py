@@ -105,7 +105,7 @@ async def test_it_says_what_to_do_next_and_stops_on_a_signal(
         assert str(data_dir) in printed
         assert "PostgreSQL" in printed
         assert printed.rstrip().endswith(READY)
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=60) as http:
             assert (await http.get(f"http://127.0.0.1:{server.rest_port}/health/ready")).status_code == 200
         code, err = await server.stop(one)
         assert code == 0

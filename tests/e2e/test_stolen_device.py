@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.support.server import RunningServer
 
 MSGPACK = {"content-type": "application/msgpack"}
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """So that a session that is never closed fails the test; how soon it is closed is measured by the benchmark."""
 
 
@@ -47,7 +47,7 @@ class Home:
     async def post(self, path: str, event: SignedEvent | Any) -> httpx.Response:
         """Post a genesis or a rotation."""
         body = msgspec.msgpack.encode([event.header, event.sig, event.payload])
-        async with httpx.AsyncClient(base_url=self.here.rest_url) as http:
+        async with httpx.AsyncClient(base_url=self.here.rest_url, timeout=60) as http:
             return await http.post(path, content=body, headers=MSGPACK)
 
     async def connect(self, device: DeviceFixture, server: RunningServer | None = None) -> WireDevice:

@@ -29,7 +29,7 @@ from tests.support.server import RunningServer, running_server
 ADMIN_KEY = "a-key-for-administrators-in-a-test-of-the-edge"
 CLIENT = "198.51.100.7"
 DOCKERFILE = Path(__file__).resolve().parents[2] / "Dockerfile"
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 
 
 def text_header(address: str) -> bytes:
@@ -45,7 +45,7 @@ def binary_header(address: str) -> bytes:
 
 async def metric(server: RunningServer, name: str, *, trust: ssl.SSLContext | bool = True) -> float:
     """One value, as it is scraped."""
-    async with httpx.AsyncClient(base_url=server.rest_url, verify=trust) as http:
+    async with httpx.AsyncClient(base_url=server.rest_url, verify=trust, timeout=60) as http:
         text = (await http.get("/metrics")).text
     return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{name} ")))
 
@@ -120,7 +120,7 @@ async def test_a_renewed_certificate_serves_new_connections_and_old_ones_go_on(
     with trio.fail_after(TIMEOUT_S):
         async with (
             running_server(data_dir, settings=authority.settings()) as server,
-            httpx.AsyncClient(base_url=server.rest_url, verify=trust) as old,
+            httpx.AsyncClient(base_url=server.rest_url, verify=trust, timeout=60) as old,
         ):
             assert (await old.get("/health/live")).status_code == 200
             new = authority.issue()
@@ -206,7 +206,7 @@ async def test_the_audit_trail_and_the_log_name_the_client_behind_a_proxy(data_d
     settings = {"trusted_proxies": "127.0.0.0/8", "admin_api_key": ADMIN_KEY}
     async with running_server(data_dir, settings=settings) as server:
         headers = {"Authorization": f"Bearer {ADMIN_KEY}", "X-Forwarded-For": f"203.0.113.9, {CLIENT}:4711, 127.0.0.2"}
-        async with httpx.AsyncClient(base_url=server.rest_url, headers=headers) as http:
+        async with httpx.AsyncClient(base_url=server.rest_url, headers=headers, timeout=60) as http:
             assert (await http.get("/admin/users")).status_code == 200
             (entry,) = (await http.get("/admin/audit")).json()["entries"]
         assert entry["address"] == CLIENT

@@ -46,7 +46,7 @@ async def test_a_connection_serves_on_after_a_body_that_nobody_wanted(
 ) -> None:
     """Hypercorn 0.18 hangs on the next request when an answer leaves before the body came; clients send them apart."""
     async with running_server(data_dir) as server, await open_rest(server.rest_url) as stream:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             connection = h11.Connection(h11.CLIENT)
             headers = [("Host", "here"), ("Content-Length", str(size))]
             await stream.send_all(connection.send(h11.Request(method=method, target=path, headers=headers)))
@@ -63,7 +63,7 @@ async def test_a_connection_serves_on_after_a_body_that_nobody_wanted(
 async def test_no_websocket_is_served_on_the_rest_port(data_dir: Path) -> None:
     """Refused before anything is negotiated."""
     async with running_server(data_dir) as server:
-        async with httpx.AsyncClient(base_url=server.rest_url) as http:
+        async with httpx.AsyncClient(base_url=server.rest_url, timeout=60) as http:
             answer = await http.get(
                 "/v1/connect",
                 headers={
@@ -81,7 +81,7 @@ async def test_no_websocket_is_served_on_the_rest_port(data_dir: Path) -> None:
 async def test_the_server_does_not_say_what_it_is_made_of(data_dir: Path) -> None:
     """No header names the software below."""
     async with running_server(data_dir) as server:
-        async with httpx.AsyncClient(base_url=server.rest_url) as http:
+        async with httpx.AsyncClient(base_url=server.rest_url, timeout=60) as http:
             answer = await http.get("/health/live")
         assert "server" not in answer.headers
 
@@ -90,7 +90,7 @@ async def test_stopping_waits_for_no_idle_connection(data_dir: Path, monkeypatch
     """A kept-alive connection is closed with the server, not after its own time or that for requests under way."""
     monkeypatch.setattr(serving, "GRACE_S", 600.0)
     monkeypatch.setattr(serving, "KEEP_ALIVE_S", 600.0)
-    async with running_server(data_dir) as server, httpx.AsyncClient(base_url=server.rest_url) as http:
+    async with running_server(data_dir) as server, httpx.AsyncClient(base_url=server.rest_url, timeout=60) as http:
         assert (await http.get("/health/live")).status_code == 200
         server.stop.set()
         with trio.fail_after(60):
@@ -101,14 +101,14 @@ async def test_a_connection_above_the_cap_is_closed_as_it_comes(data_dir: Path) 
     """Idle REST sockets cannot take the file descriptors of devices and database; one that leaves makes room."""
     async with (
         running_server(data_dir, settings={"rest_connections_max": 2}) as server,
-        httpx.AsyncClient(base_url=server.rest_url) as http,
+        httpx.AsyncClient(base_url=server.rest_url, timeout=60) as http,
     ):
         assert (await http.get("/health/live")).status_code == 200
         async with await open_rest(server.rest_url) as second:
             connection = h11.Connection(h11.CLIENT)
             request = h11.Request(method="GET", target="/health/live", headers=[("Host", "here")])
             await second.send_all(connection.send(request) + connection.send(h11.EndOfMessage()))
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 assert (await exchange(second, connection)).status_code == 200
                 async with await open_rest(server.rest_url) as third:
                     assert await third.receive_some() == b""
@@ -136,6 +136,6 @@ async def test_http_2_is_refused(data_dir: Path, opening: bytes) -> None:
     async with running_server(data_dir) as server, await open_rest(server.rest_url) as stream:
         await stream.send_all(opening)
         received = b""
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while b"501" not in received and bytes.fromhex("4803") not in received:
                 received += await stream.receive_some()

@@ -47,7 +47,7 @@ def s3_server() -> Iterator[str]:
     try:
         host, port = server.get_host_and_port()
         url = f"http://{host}:{port}"
-        httpx.put(f"{url}/{BUCKET}").raise_for_status()
+        httpx.put(f"{url}/{BUCKET}", timeout=60).raise_for_status()
         yield url
     finally:
         server.stop()

@@ -110,7 +110,7 @@ async def sign_in(tokens: Tokens, device: DeviceFixture) -> Grant:
 def bearer(rest_url: str, device: DeviceFixture) -> str:
     """An ``Authorization`` header of a device, from a real server. Blocks."""
     names = {"user_id": device.user.user_key.hex(), "device_id": str(UUID(bytes=device.device_id))}
-    with httpx.Client(base_url=f"{rest_url}/api/v1/auth") as http:
+    with httpx.Client(base_url=f"{rest_url}/api/v1/auth", timeout=60) as http:
         challenge = http.post("/challenge", json=names).json()
         signature = sign_challenge(
             device,

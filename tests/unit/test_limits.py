@@ -58,7 +58,7 @@ async def running(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         return made[-1]
 
     monkeypatch.setattr(composition, "Reloads", remember)
-    async with running_server(data_dir) as server, httpx.AsyncClient(base_url=server.rest_url) as http:
+    async with running_server(data_dir) as server, httpx.AsyncClient(base_url=server.rest_url, timeout=60) as http:
         yield Running(data_dir, made[0], http)
 
 

@@ -73,7 +73,7 @@ async def test_a_cancelled_hop_waits_for_the_work() -> None:
 
     def work() -> str:
         started.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return "committed"
 
     results: list[str] = []

@@ -32,7 +32,7 @@ async def register(running: RunningServer, name: str) -> DeviceFixture:
     """A new user's first device, through REST."""
     phone = DeviceFixture(UserFixture(name), "phone")
     genesis = phone.genesis()
-    async with httpx.AsyncClient(base_url=running.rest_url) as http:
+    async with httpx.AsyncClient(base_url=running.rest_url, timeout=60) as http:
         answer = await http.post(
             "/api/v1/accounts",
             content=msgspec.msgpack.encode([genesis.header, genesis.sig, genesis.payload]),
@@ -51,7 +51,7 @@ async def test_a_started_server_says_where_it_is(data_dir: Path) -> None:
         assert started.device_url.startswith("ws://127.0.0.1:")
         assert started.device_url.endswith(f"/v1/connect#{key.public.hex()}")
         assert started.database == "memory"
-        async with httpx.AsyncClient(base_url=started.rest_url) as http:
+        async with httpx.AsyncClient(base_url=started.rest_url, timeout=60) as http:
             told = (await http.get("/api/v1/server")).json()
         assert told["device_url"] == started.device_url
     await running.stopped.wait()
@@ -66,7 +66,7 @@ async def test_devices_are_told_of_the_servers_next_key_until_it_is_old(data_dir
     async with running_server(data_dir) as running:
         key = running.started.server_key
         assert key == verify_announcement(crypto, announcement).new_key != old.public
-        async with httpx.AsyncClient(base_url=running.rest_url) as http:
+        async with httpx.AsyncClient(base_url=running.rest_url, timeout=60) as http:
             told = (await http.get("/api/v1/server")).json()
         assert told["server_key_announcements"] == [format_base64url(encoded)]
         phone = await register(running, "alice")
@@ -156,7 +156,10 @@ async def test_a_server_that_drains_is_not_ready_but_alive(data_dir: Path) -> No
     """Until its last device is gone, whoever asks is told to go elsewhere."""
     async with running_server(data_dir) as running:
         phone = await register(running, "alice")
-        async with open_socket(running.device_url) as end, httpx.AsyncClient(base_url=running.rest_url) as http:
+        async with (
+            open_socket(running.device_url) as end,
+            httpx.AsyncClient(base_url=running.rest_url, timeout=60) as http,
+        ):
             await WireDevice.connect(phone, end, running.started.server_key)
             end.websocket._stream_lock.acquire_nowait()  # it cannot even answer the close frame
             running.stop.set()
@@ -208,7 +211,7 @@ async def test_rest_is_served_where_the_kernel_has_no_user_timeout(
 ) -> None:
     """Other systems than Linux."""
     monkeypatch.delattr("socket.TCP_USER_TIMEOUT", raising=False)
-    async with running_server(data_dir) as running, httpx.AsyncClient(base_url=running.rest_url) as http:
+    async with running_server(data_dir) as running, httpx.AsyncClient(base_url=running.rest_url, timeout=60) as http:
         assert (await http.get("/health/live")).status_code == 200
 
 
@@ -230,7 +233,7 @@ async def test_counts_of_the_moment_are_exposed(data_dir: Path) -> None:
         async with (
             open_socket(running.device_url) as end,
             open_socket(running.device_url),
-            httpx.AsyncClient(base_url=running.rest_url) as http,
+            httpx.AsyncClient(base_url=running.rest_url, timeout=60) as http,
         ):
             await WireDevice.connect(phone, end, running.started.server_key)
             lines = (await http.get("/metrics")).text.splitlines()
@@ -255,7 +258,7 @@ async def test_a_database_that_is_not_asked_is_a_metric(data_dir: Path) -> None:
     storage = replace(memory_storage(), is_away=lambda: is_away)
     async with (
         running_server(data_dir, storage=storage) as running,
-        httpx.AsyncClient(base_url=running.rest_url) as http,
+        httpx.AsyncClient(base_url=running.rest_url, timeout=60) as http,
     ):
         for away in (False, True, False):
             is_away = away
@@ -276,7 +279,7 @@ async def test_rest_clients_are_told_the_address_that_they_sign(
 ) -> None:
     """The public one, else the one beside the devices'; what signs tokens is in a file of its own."""
     async with running_server(data_dir, settings=settings) as running:
-        async with httpx.AsyncClient(base_url=running.rest_url) as http:
+        async with httpx.AsyncClient(base_url=running.rest_url, timeout=60) as http:
             body = {"user_id": "ab" * 32, "device_id": "0f8fad5b-d9cb-469f-a165-70867728950e"}
             told = (await http.post("/api/v1/auth/challenge", json=body)).json()
         assert told["origin"] == (origin or running.rest_url)

@@ -25,6 +25,8 @@ from tests.support.websocket import LIMITS, UPGRADE, Place, frame, read_all
 
 WAYS = ["stream", "hub"] if sys.platform == "linux" else ["stream"]
 EACH_WAY = pytest.mark.parametrize("way", WAYS)
+PATIENCE_S = 60
+"""Bound on every wait here, seconds; they take milliseconds."""
 BY_HUB = pytest.mark.parametrize("way", [way for way in WAYS if way == "hub"])
 
 
@@ -67,7 +69,7 @@ class Receiver:
 
     async def until(self, happened: Callable[[], bool]) -> None:
         """Wait for something that one of its calls brings about."""
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             while not happened():
                 await self._news.wait()
 
@@ -289,7 +291,7 @@ async def test_a_peer_that_leaves_is_lost_once(way: str, leaving: str) -> None:
             else:
                 await peer.send_all(frame(8, struct.pack("!H", 4001) + b"why"))
                 assert (await read_all(peer)).endswith(b"\x88\x02" + struct.pack("!H", 4001))
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await listening.over.wait()
         assert receiver.ends == [None]
         if leaving != "reset":
@@ -311,7 +313,7 @@ async def test_a_reset_ends_a_paused_connection_too(way: str) -> None:
         peer.close()
         await trio.testing.wait_all_tasks_blocked()
         listening.connection.resume()
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await listening.over.wait()
         assert listening.receiver.ends == [None]
 
@@ -403,7 +405,7 @@ async def test_an_end_before_it_listened_is_told_at_once(way: str) -> None:
     """The peer was gone by then."""
     async with bench(way) as each:
         listening = await each.open(early=frame(2, b"early") + frame(3, b""))
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE_S):
             await listening.over.wait()
         assert listening.receiver.messages == [b"early"]
         assert listening.receiver.ends == [None]
@@ -420,7 +422,7 @@ async def test_no_connection_waits_for_a_greedy_one(way: str) -> None:
             for listening in greedy:
                 sending.start_soon(listening.peer.send_all, flood)
             sending.start_soon(quiet.peer.send_all, frame(2, b"quiet"))
-            with trio.fail_after(10):
+            with trio.fail_after(PATIENCE_S):
                 await quiet.receiver.until(lambda: quiet.receiver.messages == [b"quiet"])
         for listening in greedy:
             await listening.receiver.until(partial(has, listening.receiver, 8))
@@ -474,4 +476,5 @@ async def test_a_peer_that_takes_no_pongs_cannot_make_the_server_hold_more(way: 
             await listening.receiver.until(partial(has, listening.receiver, index + 1))
         listening.connection.write([b"x"])
         await trio.testing.wait_all_tasks_blocked()
-        assert listening.connection.backlog_bytes == backlog_bytes + 3
+        # Less where the system has taken more of it meanwhile.
+        assert listening.connection.backlog_bytes <= backlog_bytes + 3

@@ -221,7 +221,7 @@ def test_a_token_lets_a_shell_ask_rest(laptop: str, address: ServerAddress) -> N
     result = run("token")
     assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+\n", result.output)
     headers = {"authorization": f"Bearer {result.output.strip()}"}
-    assert httpx.get(f"{address.rest_url}/api/v1/account", headers=headers).status_code == 200
+    assert httpx.get(f"{address.rest_url}/api/v1/account", headers=headers, timeout=60).status_code == 200
 
 
 def test_a_token_of_another_address_is_refused(laptop: str) -> None:

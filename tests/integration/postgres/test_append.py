@@ -81,7 +81,7 @@ async def test_nodes_that_miss_the_same_partition_make_it_once(place: PostgresPl
 
 async def test_two_pipelines_append_at_the_same_time(place: PostgresPlace) -> None:
     """Batches of different users do not wait for each other: both are before their COMMIT at once."""
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=60)
     meeting = False
 
     def meet(point: str) -> None:
@@ -241,7 +241,7 @@ async def test_a_cancelled_append_waits_for_its_outcome(place: PostgresPlace) ->
     def hold(point: str) -> None:
         if point == "before_commit" and holding:
             reached.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
 
     log = place.node(probe=hold)
     device = DeviceFixture(ADA, "phone")

@@ -173,7 +173,7 @@ async def test_whoever_is_cancelled_while_waiting_for_a_thread_asks_nothing(plac
     def hold(lease: Lease) -> None:
         del lease
         inside.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(database.read.run, hold)

@@ -162,7 +162,7 @@ async def test_two_nodes_create_one_account_at_the_same_time(place: PostgresPlac
     def hold(point: str) -> None:
         if point == "before_commit":
             reached.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
 
     await place.maintenance.make_partitions(now_ms=NOW_MS, ahead=0)
     genesis = DeviceFixture(ADA, "phone").genesis()
@@ -172,7 +172,7 @@ async def test_two_nodes_create_one_account_at_the_same_time(place: PostgresPlac
         results.append(await place.node(**options).create_account(genesis, now_ms=NOW_MS))
 
     def wait_for_the_second() -> None:
-        assert reached.wait(10)
+        assert reached.wait(60)
         while place.execute(WAITING) != [(1,)]:
             assert not results, "nobody waited"
 
@@ -198,7 +198,7 @@ async def test_a_stream_that_is_being_created_takes_nothing_once_its_account_is_
     def hold(point: str) -> None:
         if point == "before_commit" and not reached.is_set():
             reached.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
 
     async def shut_out() -> None:
         if how == "disable":

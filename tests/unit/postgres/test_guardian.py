@@ -17,7 +17,7 @@ from keepstep.postgres import guardian
 if TYPE_CHECKING:
     import pytest
 
-WAIT_S = 10
+WAIT_S = 60
 """Bound on every wait here; all of them take milliseconds."""
 STOPPABLE = """
 import signal, sys, time
@@ -134,12 +134,12 @@ def test_the_program_sees_none_of_the_servers_environment(monkeypatch: pytest.Mo
 
 def test_a_server_that_is_gone_before_it_is_told_the_process_id_stops_the_program() -> None:
     """Both pipes end at once when the server is killed while PostgreSQL is being started."""
-    with guarding(sys.executable, "-c", STOPPABLE) as process:
+    with guarding("/bin/sleep", "60") as process:  # a Python that is still starting ends in many ways
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdout.close()
         process.stdin.close()
-        assert process.wait(WAIT_S) in (7, 128 + signal.SIGINT)
+        assert process.wait(WAIT_S) == 128 + signal.SIGINT
 
 
 @contextlib.contextmanager

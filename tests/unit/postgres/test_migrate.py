@@ -17,7 +17,7 @@ from keepstep.postgres import migrate, migrationfiles
 from keepstep.postgres.migrate import Status, check, down, status, up
 from keepstep.postgres.migrationfiles import Migration, read_migrations
 
-WAIT_S = 10
+WAIT_S = 60
 """Bound on every wait here; they take milliseconds."""
 
 FILES = {
