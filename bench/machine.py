@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import shlex
@@ -195,10 +196,24 @@ def written_bytes(pid: int) -> int:
         return 0
 
 
+PORTS: Final = range(20_000, 32_000)
+"""Below those that systems choose from by themselves, 32768 and above on Linux."""
+_PORTS_BEGIN: Final = os.getpid() * 101 % len(PORTS)
+_ports = itertools.cycle([*PORTS[_PORTS_BEGIN:], *PORTS[:_PORTS_BEGIN]])
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports of this machine that nobody listens on now.
+
+    A port that the system chose could be chosen again, for a connection of any other process, before it is listened
+    on. These it chooses for nobody; two processes look in different places, and one never gets the same port twice
+    in a row.
+    """
+    found: list[int] = []
+    for port in itertools.islice(_ports, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError("every port is taken")

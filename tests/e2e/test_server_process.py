@@ -15,7 +15,7 @@ import httpx
 import pytest
 import trio
 
-from keepstep.listening import bind
+from bench.machine import free_ports
 
 READY = "Ctrl-C stops the server."
 TIMEOUT_S = 60
@@ -47,13 +47,6 @@ class ServerProcess:
         return await self.process.wait(), err.decode()
 
 
-def free_port() -> int:
-    """A port that is free now."""
-    (sock,) = bind("127.0.0.1", 0, setting="any")
-    with sock:
-        return int(sock.getsockname()[1])
-
-
 @asynccontextmanager
 async def serve(
     data_dir: Path,
@@ -63,12 +56,12 @@ async def serve(
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[ServerProcess]:
     """Start it on free ports; kill it in the end if it is still there."""
-    ports = ports or (free_port(), free_port())
+    rest_port, device_port = ports or free_ports(2)
     variables = {name: value for name, value in os.environ.items() if not name.startswith("KEEPSTEP_")} | {
         "DATABASE_URL": database_url,
         "KEEPSTEP_DATA_DIR": str(data_dir),
-        "KEEPSTEP_REST_PORT": str(ports[0]),
-        "KEEPSTEP_DEVICE_PORT": str(ports[1]),
+        "KEEPSTEP_REST_PORT": str(rest_port),
+        "KEEPSTEP_DEVICE_PORT": str(device_port),
         "KEEPSTEP_LOG_FORMAT": "json",
         **(environment or {}),
     }
@@ -80,7 +73,7 @@ async def serve(
     )
     try:
         with trio.fail_after(TIMEOUT_S):
-            yield ServerProcess(process, ports)
+            yield ServerProcess(process, (rest_port, device_port))
     finally:
         if process.returncode is None:
             process.kill()
@@ -132,7 +125,7 @@ async def test_a_busy_port_is_said_in_plain_words(data_dir: Path, database_url: 
         busy.bind(("127.0.0.1", 0))
         busy.listen(1)
         port = busy.getsockname()[1]
-        async with serve(data_dir, database_url, ports=(free_port(), port)) as server:
+        async with serve(data_dir, database_url, ports=(free_ports(1)[0], port)) as server:
             code, err = await server.stop()
     assert code == 1
     assert err.startswith(f"keepstep: port {port} is in use by ")

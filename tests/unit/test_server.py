@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from bench.machine import free_ports
 from keepstep import composition, keys, server
 from keepstep.client import crypto
 from keepstep.config import Settings
@@ -91,9 +92,7 @@ async def test_devices_are_told_an_address_that_works(data_dir: Path, settings: 
 
 async def test_the_ports_of_the_settings_are_listened_on(data_dir: Path) -> None:
     """Where no sockets are handed in."""
-    free = free_listeners()
-    rest_port, device_port = free.rest[0].getsockname()[1], free.device[0].getsockname()[1]
-    free.close()
+    rest_port, device_port = free_ports(2)
     settings = Settings(data_dir=data_dir, rest_port=rest_port, device_port=device_port)
     async with trio.open_nursery() as nursery:
         started = await nursery.start(partial(server.run, settings, storage=memory_storage()))
@@ -105,9 +104,7 @@ async def test_the_ports_of_the_settings_are_listened_on(data_dir: Path) -> None
 @pytest.mark.parametrize("taken", ["device_port", "rest_port"])
 async def test_a_busy_port_shows_before_anything_is_opened(data_dir: Path, taken: str) -> None:
     """By the name of its setting; the other port is let go again, and no key was made."""
-    free = free_listeners()
-    ports = {"device_port": free.device[0].getsockname()[1], "rest_port": free.rest[0].getsockname()[1]}
-    free.close()
+    ports: dict[str, Any] = dict(zip(("device_port", "rest_port"), free_ports(2), strict=True))
     (busy,) = bind("127.0.0.1", ports[taken], setting=taken)
     busy.listen(1)
     with pytest.raises(StartupError, match=f"KEEPSTEP_{taken.upper()}"):

@@ -252,7 +252,7 @@ async def test_a_cancelled_append_waits_for_its_outcome(place: PostgresPlace) ->
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(append, log, principal, device.event("notes"))
-        await trio.to_thread.run_sync(reached.wait, 10)
+        await trio.to_thread.run_sync(reached.wait, 60)
         nursery.cancel_scope.cancel()
         go_on.set()
 

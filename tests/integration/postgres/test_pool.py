@@ -177,7 +177,7 @@ async def test_whoever_is_cancelled_while_waiting_for_a_thread_asks_nothing(plac
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(database.read.run, hold)
-        await trio.to_thread.run_sync(inside.wait, 10)
+        await trio.to_thread.run_sync(inside.wait, 60)
         with trio.CancelScope() as scope:
             scope.cancel()
             await database.read.run(asked.append)

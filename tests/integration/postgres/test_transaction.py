@@ -178,7 +178,7 @@ async def test_two_nodes_create_one_account_at_the_same_time(place: PostgresPlac
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: create(probe=hold))
-        await trio.to_thread.run_sync(reached.wait, 10)
+        await trio.to_thread.run_sync(reached.wait, 60)
         nursery.start_soon(create)
         await trio.to_thread.run_sync(wait_for_the_second)
         go_on.set()
@@ -215,7 +215,7 @@ async def test_a_stream_that_is_being_created_takes_nothing_once_its_account_is_
     creating = place.node(probe=hold)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(append, creating, principal, phone.event("notes"))
-        await trio.to_thread.run_sync(reached.wait, 10)
+        await trio.to_thread.run_sync(reached.wait, 60)
         nursery.start_soon(shut_out)
         await trio.to_thread.run_sync(wait_for_the_second)
         go_on.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,14 @@ def test_outside_of_a_checkout_the_commit_is_unknown(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert commit() == "unknown"
+
+
+def test_a_port_that_is_free_is_one_that_the_system_gives_to_nobody_else() -> None:
+    """Each is another one, may be listened on, and is none of those that sockets get which ask for none."""
+    ports = machine.free_ports(3)
+    assert len(set(ports)) == 3
+    assert set(ports) <= set(machine.PORTS)
+    (taken,) = machine.free_ports(1)
+    assert taken not in ports
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", ports[0]))
