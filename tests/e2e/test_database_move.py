@@ -70,13 +70,15 @@ async def test_a_database_is_moved_whole_or_not_at_all(
     def move(source_url: str, target_url: str) -> dict[str, int]:
         return moving.move(source_url, target_url, programs=PROGRAMS, private=tmp_path)
 
+    with monkeypatch.context() as patched:
+        patched.setattr(moving, "OTHERS_GONE_S", 0.0)
+        with (
+            psycopg.connect(database_url),
+            pytest.raises(StartupError, match="somebody is connected to the database that is to be moved"),
+        ):
+            move(database_url, empty_database_url)
     with pytest.raises(StartupError, match="the new database is not empty: it has "):
         move(empty_database_url, database_url)
-    with (
-        psycopg.connect(database_url),
-        pytest.raises(StartupError, match="somebody is connected to the database that is to be moved"),
-    ):
-        move(database_url, empty_database_url)
     with pytest.raises(StartupError, match="the new database cannot be used"):
         move(database_url, "postgresql://nobody@127.0.0.1:1/none")
 

@@ -80,16 +80,18 @@ SELECT count(*) FROM dropped
 UPDATE devices SET cleaned_at = %(now_ms)s WHERE user_pk = %(user_pk)s AND device_pk = %(device_pk)s
 
 -- measure_tables --
--- Partitions count with their parent. Estimates of the statistics collector, sizes of the files.
+-- Partitions count with their parent, one that has left it not at all: it is dropped, perhaps meanwhile.
+-- Estimates of the statistics collector, sizes of the files.
 SELECT t.name, sum(t.rows)::bigint, sum(t.dead_rows)::bigint, sum(t.size_bytes)::bigint
 FROM (
     SELECT coalesce(p.relname, c.relname)::text AS name, s.n_live_tup AS rows, s.n_dead_tup AS dead_rows,
-           pg_total_relation_size(c.oid) AS size_bytes
+           coalesce(pg_total_relation_size(c.oid), 0) AS size_bytes
     FROM pg_stat_user_tables s
     JOIN pg_class c ON c.oid = s.relid
     LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
     LEFT JOIN pg_class p ON p.oid = i.inhparent
     WHERE s.schemaname = current_schema()
+      AND (i.inhparent IS NOT NULL OR NOT EXISTS (SELECT FROM partition_drops d WHERE d.name = c.relname))
 ) t
 GROUP BY t.name
 ORDER BY t.name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S: Final = 10
 FINISH_TIMEOUT_S: Final = 3_600.0
 """Seconds for psql to build the last index and commit once it was given everything."""
+OTHERS_GONE_S: Final = 3.0
+"""How long a server that was stopped just now may take to be gone from its database, seconds."""
+_LOOK_S: Final = 0.1
 LINE_BYTES_MAX: Final = 1 << 26
 """A longer line is passed on in pieces."""
 _OF_ONE_VERSION: Final = re.compile(
@@ -63,8 +67,11 @@ def move(source_url: str, target_url: str, *, programs: Path, private: Path) -> 
         StartupError: it cannot be done; the message says why. The target is empty still.
     """
     with _reported("the database to move", source_url) as connection:
-        if connection.execute(_OTHERS).fetchone() != (0,):
-            raise StartupError("somebody is connected to the database that is to be moved: stop every server first")
+        give_up_s = time.monotonic() + OTHERS_GONE_S
+        while connection.execute(_OTHERS).fetchone() != (0,):
+            if time.monotonic() >= give_up_s:
+                raise StartupError("somebody is connected to the database that is to be moved: stop every server first")
+            time.sleep(_LOOK_S)
     with _reported("the new database", target_url) as connection:
         tables = [str(row[0]) for row in connection.execute(_TABLES)]
         if tables:

@@ -12,6 +12,7 @@ from keepstep.eventlog.retention import DAY_MS, PARTITION_MARGIN_MS, RetentionRu
 from keepstep.model import RetentionClass
 from keepstep.postgres.partitions import partitions_of
 from keepstep.postgres.pool import Limits
+from keepstep.postgres.queries import query
 from keepstep.postgres.retention import RETENTION_LOCK, PostgresRetention
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
 from tests.support.logs import PostgresPlace, append, create_account, read_all
@@ -167,6 +168,25 @@ async def test_events_that_came_at_the_last_moment_bring_their_partition_back(
 
     assert OLD.name in partitions(place)
     assert len((await read_all(log, principal, "notes")).rows) == 4
+
+
+@pytest.mark.parametrize("step", ["detached", "dropped"])
+async def test_a_partition_that_goes_while_tables_are_measured_is_none(
+    place: PostgresPlace, filled: tuple[PostgresLog, Principal], step: str
+) -> None:
+    """Who looks sees it still, and it has no size any more."""
+    del filled
+    await advance(place.retention)
+    place.execute(f"INSERT INTO partition_drops VALUES ('{OLD.name}', {OLD.from_ms}, {OLD.to_ms})")  # noqa: S608  # ours
+    place.execute(f"ALTER TABLE events_standard DETACH PARTITION {OLD.name}")
+    with psycopg.connect(place.url) as measuring:
+        measuring.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        measuring.execute("SELECT count(*) FROM users")
+        if step == "dropped":
+            place.execute(f"DROP TABLE {OLD.name}")
+        measured = {row[0]: row[1:] for row in measuring.execute(query("measure_tables"))}
+    assert OLD.name not in measured
+    assert all(isinstance(figure, int) for figures in measured.values() for figure in figures)
 
 
 async def test_one_node_works_at_a_time(place: PostgresPlace, filled: tuple[PostgresLog, Principal]) -> None:
