@@ -6,6 +6,7 @@
 //! one by one. The cofactor makes both equations agree on every input: a verdict never depends on the batch's company.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use curve25519_dalek::constants::ED25519_BASEPOINT_POINT;
 use curve25519_dalek::edwards::EdwardsPoint;
@@ -14,6 +15,8 @@ use curve25519_dalek::traits::VartimeMultiscalarMul;
 
 use crate::decompression::decompress_many;
 use crate::ed25519::{PublicKey, SIGNATURE_BYTES, Statement, is_zero_times_cofactor, r_bytes};
+use crate::multiscalar::{self, Multiple, halves, upper_half};
+use crate::sha512::sha512_many;
 
 /// Signatures of one equation. Larger ones are hardly faster, and a bad signature would cost more of them.
 pub const EQUATION_SIGNATURES_MAX: usize = 1024;
@@ -21,6 +24,9 @@ pub const EQUATION_SIGNATURES_MAX: usize = 1024;
 /// The search for culprits ends at parts of this many, which are verified one by one: halving them further would save little where
 /// one is bad and cost twice as much where all are.
 const ALONE_MAX: usize = 8;
+
+/// 2^128 times the base point.
+static UPPER_BASE_POINT: LazyLock<EdwardsPoint> = LazyLock::new(|| upper_half(&ED25519_BASEPOINT_POINT));
 
 /// A signature to verify; the message is the concatenation of its parts.
 pub struct Item<'a> {
@@ -38,6 +44,8 @@ struct Term {
     /// The key's place in `Keys`.
     key: usize,
     statement: Statement,
+    /// The random coefficient, and as a scalar.
+    times: i128,
     z: Scalar,
 }
 
@@ -59,14 +67,21 @@ pub fn verify_each(items: &[Item<'_>]) -> Vec<bool> {
 /// What each signature states; `None` where it is not well formed.
 fn statements(items: &[Item<'_>]) -> Vec<Option<Statement>> {
     let signatures: Vec<_> = items.iter().map(|item| <&[u8; SIGNATURE_BYTES]>::try_from(item.signature).ok()).collect();
-    let encodings: Vec<_> = signatures.iter().flatten().map(|signature| *r_bytes(signature)).collect();
-    let mut points = decompress_many(&encodings).into_iter();
-    let statement = |(item, signature): (&Item<'_>, Option<&[u8; SIGNATURE_BYTES]>)| {
+    let (encodings, messages): (Vec<_>, Vec<_>) = items
+        .iter()
+        .zip(&signatures)
+        .filter_map(|(item, signature)| {
+            let (r, [context, user, device, header]) = (r_bytes((*signature)?), item.message);
+            Some((*r, [&r[..], item.key.as_bytes(), context, user, device, header]))
+        })
+        .unzip();
+    let mut decoded = decompress_many(&encodings).into_iter().zip(sha512_many(&messages));
+    let statement = |signature: Option<&[u8; SIGNATURE_BYTES]>| {
         let signature = signature?;
-        let r = points.next().flatten()?;
-        Statement::new(item.key, &item.message, signature, r)
+        let (r, challenge) = decoded.next()?;
+        Statement::new(signature, r?, &challenge)
     };
-    items.iter().zip(signatures).map(statement).collect()
+    signatures.into_iter().map(statement).collect()
 }
 
 fn verify_chunk(items: &[Item<'_>], verdicts: &mut [bool]) {
@@ -81,8 +96,10 @@ fn verify_chunk(items: &[Item<'_>], verdicts: &mut [bool]) {
     let mut terms = Vec::with_capacity(items.len());
     for (index, (statement, coefficient)) in statements(items).into_iter().zip(coefficients).enumerate() {
         if let Some(statement) = statement {
-            let z = Scalar::from(u128::from_le_bytes(*coefficient));
-            terms.push(Term { index, key: keys.index(items[index].key), statement, z });
+            let times = i128::from_le_bytes(*coefficient);
+            let size = Scalar::from(times.unsigned_abs());
+            let z = if times < 0 { -size } else { size };
+            terms.push(Term { index, key: keys.index(items[index].key), statement, times, z });
         }
     }
     let sum = keys.sum(&terms);
@@ -112,12 +129,27 @@ impl<'a> Keys<'a> {
             of_keys[*key] += z * statement.k;
             of_base -= z * statement.s;
         }
-        let keys = of_keys.iter().zip(&self.distinct).filter(|(scalar, _)| **scalar != Scalar::ZERO);
-        let (scalars, points): (Vec<&Scalar>, Vec<&EdwardsPoint>) = terms
+        let keys: Vec<_> = self.distinct.iter().zip(of_keys).filter(|(_, scalar)| *scalar != Scalar::ZERO).collect();
+        let base = (of_base, &ED25519_BASEPOINT_POINT);
+        if multiscalar::is_worth(terms.len() + 2 * keys.len() + 2) {
+            let mut multiples: Vec<_> =
+                terms.iter().map(|term| Multiple { times: term.times, point: &term.statement.r }).collect();
+            let halves_of = |scalar, lower, upper| {
+                halves(scalar).into_iter().zip([lower, upper]).map(|(times, point)| Multiple { times, point })
+            };
+            for (key, scalar) in &keys {
+                multiples.extend(halves_of(scalar, key.point(), key.upper()));
+            }
+            multiples.extend(halves_of(&base.0, base.1, &UPPER_BASE_POINT));
+            if let Some(sum) = multiscalar::sum(&multiples) {
+                return sum;
+            }
+        }
+        let (scalars, points): (Vec<Scalar>, Vec<&EdwardsPoint>) = terms
             .iter()
-            .map(|term| (&term.z, &term.statement.r))
-            .chain(keys.map(|(scalar, key)| (scalar, key.point())))
-            .chain([(&of_base, &ED25519_BASEPOINT_POINT)])
+            .map(|term| (term.z, &term.statement.r))
+            .chain(keys.into_iter().map(|(key, scalar)| (scalar, key.point())))
+            .chain([base])
             .unzip();
         EdwardsPoint::vartime_multiscalar_mul(scalars, points)
     }

@@ -44,60 +44,24 @@ fn is_canonical(bytes: &[u8; 32]) -> bool {
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
 #[allow(unsafe_code)]
 mod lockstep {
-    use curve25519_dalek::constants::ED25519_BASEPOINT_POINT;
     use curve25519_dalek::edwards::EdwardsPoint;
 
     use super::{decompress, is_canonical};
+    use crate::coordinates::{ONE, Places};
     use crate::lanes::{Field, LANES, Limbs, are_available};
 
     /// From this many encodings on, one round of `LANES` is cheaper than one after the other.
     const WORTH: usize = 2;
 
-    const ONE: Limbs = [1, 0, 0, 0, 0];
     /// The curve's constant d.
     const D: Limbs =
         [929_955_233_495_203, 466_365_720_129_213, 1_662_059_464_998_953, 2_033_849_074_728_123, 1_442_794_654_840_575];
     const ROOT_OF_MINUS_ONE: Limbs =
         [1_718_705_420_411_056, 234_908_883_556_509, 2_233_514_472_574_048, 2_117_202_627_021_982, 765_476_049_583_133];
 
-    /// The base point: x, y and x·y. By it the order of coordinates is found in a type that hides them.
-    const BASE_POINT: [Limbs; 3] = [
-        [1_738_742_601_995_546, 1_146_398_526_822_698, 2_070_867_633_025_821, 562_264_141_797_630, 587_772_402_128_613],
-        [1_801_439_850_948_184, 1_351_079_888_211_148, 450_359_962_737_049, 900_719_925_474_099, 1_801_439_850_948_198],
-        [1_841_354_044_333_475, 16_398_895_984_059, 755_974_180_946_558, 900_171_276_175_154, 1_821_297_809_914_039],
-    ];
-
-    /// Where X, Y, Z and T are; `None` where the library has another representation.
-    const PLACES: Option<[usize; 4]> = places();
-
-    const fn places() -> Option<[usize; 4]> {
-        // SAFETY: the sizes are equal, and any byte may be part of an integer.
-        let held: [Limbs; 4] = unsafe { std::mem::transmute(ED25519_BASEPOINT_POINT) };
-        let [x, y, product] = BASE_POINT;
-        match (find(&held, &x), find(&held, &y), find(&held, &ONE), find(&held, &product)) {
-            (Some(x), Some(y), Some(z), Some(t)) => Some([x, y, z, t]),
-            _ => None,
-        }
-    }
-
-    const fn find(held: &[Limbs; 4], wanted: &Limbs) -> Option<usize> {
-        let mut place = 0;
-        while place < held.len() {
-            let mut limb = 0;
-            while limb < wanted.len() && held[place][limb] == wanted[limb] {
-                limb += 1;
-            }
-            if limb == wanted.len() {
-                return Some(place);
-            }
-            place += 1;
-        }
-        None
-    }
-
     /// `None` where this processor or the library's representation does not allow it.
     pub(super) fn decompress_many(encodings: &[[u8; 32]]) -> Option<Vec<Option<EdwardsPoint>>> {
-        let places = PLACES?;
+        let places = Places::FOUND?;
         if !are_available() {
             return None;
         }
@@ -114,7 +78,7 @@ mod lockstep {
     }
 
     #[target_feature(enable = "avx512f,avx512ifma")]
-    fn decompress_chunk(encodings: &[[u8; 32]], places: [usize; 4], points: &mut Vec<Option<EdwardsPoint>>) {
+    fn decompress_chunk(encodings: &[[u8; 32]], places: Places, points: &mut Vec<Option<EdwardsPoint>>) {
         let mut rows = [[0; LANES]; 5];
         let mut signs = 0;
         for (lane, encoding) in encodings.iter().enumerate() {
@@ -132,7 +96,7 @@ mod lockstep {
         for (lane, encoding) in encodings.iter().enumerate() {
             let of = |rows: &[[u64; LANES]; 5]| rows.map(|row| row[lane]);
             let good = exists >> lane & 1 == 1 && is_canonical(encoding);
-            points.push(good.then(|| point(places, [of(&x), of(&y), ONE, of(&product)])));
+            points.push(good.then(|| places.point([of(&x), of(&y), ONE, of(&product)])));
         }
     }
 
@@ -196,14 +160,5 @@ mod lockstep {
             (word(2) >> 25 | word(3) << 39) & LIMB_MASK,
             word(3) >> 12 & LIMB_MASK,
         ]
-    }
-
-    fn point(places: [usize; 4], coordinates: [Limbs; 4]) -> EdwardsPoint {
-        let mut held = [[0; 5]; 4];
-        for (place, coordinate) in places.into_iter().zip(coordinates) {
-            held[place] = coordinate;
-        }
-        // SAFETY: the sizes are equal, and the type holds nothing but these 20 integers, whose order and radix `PLACES` found.
-        unsafe { std::mem::transmute::<[Limbs; 4], EdwardsPoint>(held) }
     }
 }

@@ -3,14 +3,17 @@
 //! ZIP-215 (the cofactored equation), narrowed to canonical encodings of key, R and s and to public keys that are not of
 //! small order. The cofactored equation is what makes single and batch verification agree on every input.
 
+use std::sync::OnceLock;
+
 use curve25519_dalek::edwards::EdwardsPoint;
 use curve25519_dalek::scalar::Scalar;
 use curve25519_dalek::traits::IsIdentity;
 use ed25519_dalek::{Signer as _, SigningKey};
-use sha2::{Digest, Sha512};
 
 use crate::decompression::decompress;
 use crate::error::{Error, Result};
+use crate::multiscalar::upper_half;
+use crate::sha512::{SHA512_BYTES, sha512};
 
 /// Bytes of a signature.
 pub const SIGNATURE_BYTES: usize = 64;
@@ -43,11 +46,21 @@ pub fn sign(secret: &[u8; 32], message: &[u8]) -> [u8; SIGNATURE_BYTES] {
 }
 
 /// A public key, checked and decompressed once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PublicKey {
     bytes: [u8; 32],
     point: EdwardsPoint,
+    /// 2^128 times `point`, once a merged equation needed it.
+    upper: OnceLock<EdwardsPoint>,
 }
+
+impl PartialEq for PublicKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for PublicKey {}
 
 impl PublicKey {
     /// Refuses what is not 32 bytes, not canonical, not on the curve, or of small order.
@@ -57,7 +70,7 @@ impl PublicKey {
         if point.is_small_order() {
             return Err(Error::Malformed("the Ed25519 key is of small order"));
         }
-        Ok(Self { bytes, point })
+        Ok(Self { bytes, point, upper: OnceLock::new() })
     }
 
     /// The 32 bytes it was made from.
@@ -69,11 +82,17 @@ impl PublicKey {
         &self.point
     }
 
+    /// 2^128 times the point.
+    pub(crate) fn upper(&self) -> &EdwardsPoint {
+        self.upper.get_or_init(|| upper_half(&self.point))
+    }
+
     /// Checks one signature over the concatenation of `message`.
     pub fn verify(&self, message: &[&[u8]], signature: &[u8]) -> Result<()> {
         let signature = signature.try_into().map_err(|_| Error::BadSignature)?;
         let r = decompress(r_bytes(signature)).ok_or(Error::BadSignature)?;
-        let statement = Statement::new(self, message, signature, r).ok_or(Error::BadSignature)?;
+        let challenge = sha512([&r_bytes(signature)[..], self.as_bytes()].into_iter().chain(message.iter().copied()));
+        let statement = Statement::new(signature, r, &challenge).ok_or(Error::BadSignature)?;
         if statement.holds(self) { Ok(()) } else { Err(Error::BadSignature) }
     }
 }
@@ -86,21 +105,15 @@ pub(crate) struct Statement {
 }
 
 impl Statement {
-    /// `r` is the point that the signature begins with. `None` where s is not canonical.
+    /// `r` is the point that the signature begins with, `challenge` the hash of R, the key and the message. `None` where s is not
+    /// canonical.
     pub(crate) fn new(
-        key: &PublicKey,
-        message: &[&[u8]],
         signature: &[u8; SIGNATURE_BYTES],
         r: EdwardsPoint,
+        challenge: &[u8; SHA512_BYTES],
     ) -> Option<Self> {
         let s = Option::from(Scalar::from_canonical_bytes(*signature.last_chunk()?))?;
-        let mut challenge = Sha512::new_with_prefix(r_bytes(signature));
-        challenge.update(key.as_bytes());
-        for part in message {
-            challenge.update(part);
-        }
-        let k = Scalar::from_bytes_mod_order_wide(&challenge.finalize().into());
-        Some(Self { r, s, k })
+        Some(Self { r, s, k: Scalar::from_bytes_mod_order_wide(challenge) })
     }
 
     /// The equation, alone.

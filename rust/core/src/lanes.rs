@@ -5,8 +5,9 @@
 
 use std::arch::x86_64::{
     __m512i, __mmask8, _mm512_add_epi64, _mm512_and_si512, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64,
-    _mm512_mask_mov_epi64, _mm512_or_si512, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_slli_epi64,
-    _mm512_srli_epi64, _mm512_sub_epi64, _mm512_test_epi64_mask,
+    _mm512_mask_mov_epi64, _mm512_or_si512, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shuffle_i64x2,
+    _mm512_slli_epi64, _mm512_srli_epi64, _mm512_sub_epi64, _mm512_test_epi64_mask, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi64,
 };
 
 /// Numbers at once.
@@ -27,7 +28,7 @@ pub(crate) fn are_available() -> bool {
 
 /// Eight numbers, one a lane.
 #[derive(Clone, Copy)]
-pub(crate) struct Field([__m512i; 5]);
+pub(crate) struct Field(pub(crate) [__m512i; 5]);
 
 impl Field {
     /// One number a lane; `rows[limb][lane]` is below 2^51.
@@ -195,4 +196,30 @@ fn carry(limbs: &[__m512i; 5]) -> Field {
         *limb = if at == 0 { _mm512_madd52lo_epu64(*limb, before, same(19)) } else { _mm512_add_epi64(*limb, before) };
     }
     Field(carried)
+}
+
+/// Rows and columns of words exchanged.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn transposed(rows: &[__m512i; LANES]) -> [__m512i; LANES] {
+    /// Of four pairs of words, from both: the first and third, the second and fourth.
+    const EVEN: i32 = 0b10_00_10_00;
+    const ODD: i32 = 0b11_01_11_01;
+    let mut columns = *rows;
+    for parity in 0..2 {
+        let mut pairs = [rows[0]; 4];
+        for (at, pair) in pairs.iter_mut().enumerate() {
+            let (upper, lower) = (rows[2 * at], rows[2 * at + 1]);
+            *pair = if parity == 0 { _mm512_unpacklo_epi64(upper, lower) } else { _mm512_unpackhi_epi64(upper, lower) };
+        }
+        let upper = _mm512_shuffle_i64x2::<EVEN>(pairs[0], pairs[1]);
+        let lower = _mm512_shuffle_i64x2::<EVEN>(pairs[2], pairs[3]);
+        columns[parity] = _mm512_shuffle_i64x2::<EVEN>(upper, lower);
+        columns[parity + 4] = _mm512_shuffle_i64x2::<ODD>(upper, lower);
+        let upper = _mm512_shuffle_i64x2::<ODD>(pairs[0], pairs[1]);
+        let lower = _mm512_shuffle_i64x2::<ODD>(pairs[2], pairs[3]);
+        columns[parity + 2] = _mm512_shuffle_i64x2::<EVEN>(upper, lower);
+        columns[parity + 6] = _mm512_shuffle_i64x2::<ODD>(upper, lower);
+    }
+    columns
 }

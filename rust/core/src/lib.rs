@@ -8,6 +8,9 @@
 pub mod aead;
 pub mod agreement;
 pub mod batch;
+#[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
+#[allow(unsafe_code)]
+mod coordinates;
 pub mod copy;
 pub mod decompression;
 pub mod ed25519;
@@ -22,9 +25,11 @@ pub mod ingest;
 #[allow(unsafe_code)]
 mod lanes;
 pub mod msgpack;
+pub mod multiscalar;
 pub mod policy;
 pub mod rooms;
 pub mod run;
+pub mod sha512;
 pub mod websocket;
 
 pub use error::{Error, Result};
