@@ -47,8 +47,10 @@ impl Field {
 
     /// The same number in every lane.
     #[inline]
+    #[target_feature(enable = "avx512f")]
     pub(crate) fn splat(limbs: Limbs) -> Self {
-        Self::load(&limbs.map(|limb| [limb; LANES]))
+        let [a, b, c, d, e] = limbs;
+        Self([same(a), same(b), same(c), same(d), same(e)])
     }
 
     #[inline]

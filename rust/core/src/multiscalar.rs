@@ -227,6 +227,7 @@ mod lockstep {
 
     impl Points {
         #[inline]
+        #[target_feature(enable = "avx512f")]
         fn neutral() -> Self {
             let (zero, one) = (Field::splat(ZERO), Field::splat(ONE));
             Self { x: zero, y: one, z: one, t: zero }
