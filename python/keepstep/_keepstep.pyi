@@ -5,15 +5,15 @@ Every error the peer can cause is ``keepstep.errors.ProtocolError`` with its cod
 documented here gets ``ValueError``, ``TypeError`` or ``OverflowError``. Secrets live in zeroised memory, as far as the
 extension holds them.
 
-The GIL is released by ``ingest``, ``ed25519_verify_many``, ``encode_rows`` and ``verify_chain``, and by the others for
-32 KiB and more. ``bytes`` are used where they are; any other contiguous buffer of bytes is copied first, since another
-thread could change it meanwhile. All objects may be shared between threads.
+The GIL is released by ``ingest``, ``ingest_remembered``, ``ed25519_verify_many``, ``encode_rows`` and ``verify_chain``,
+and by the others for 32 KiB and more. ``bytes`` are used where they are; any other contiguous buffer of bytes is copied
+first, since another thread could change it meanwhile. All objects may be shared between threads.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final, Literal, Self, final
+from typing import Final, Literal, Self, TypeVar, final
 
 from typing_extensions import Buffer
 
@@ -30,6 +30,8 @@ __all__ = [
     "ParsedEvent",
     "RecordOpener",
     "RecordSealer",
+    "RememberedAccounts",
+    "RememberedHeads",
     "Run",
     "StreamHead",
     "Submission",
@@ -50,10 +52,13 @@ __all__ = [
     "hkdf_sha256",
     "hkdf_sha256_expand",
     "ingest",
+    "ingest_remembered",
     "verify_chain",
     "x25519",
     "x25519_public",
 ]
+
+_T = TypeVar("_T")
 
 __version__: Final[str]
 SOURCE_DIGEST: Final[str]
@@ -490,6 +495,72 @@ class Ingested:
     @property
     def runs(self) -> list[Run]:
         """One per moved stream, in the order of ``moved``."""
+    @property
+    def runs_by_stream(self) -> list[tuple[tuple[int, str], Run]]:
+        """``runs`` with (user_pk, stream name)."""
+    def answers(
+        self, *, accepted: Callable[[int, int, int, bytes], _T], refused: Callable[[str, list[int | bytes]], _T]
+    ) -> list[list[_T]]:
+        """``results`` as made by calling ``accepted`` and ``refused`` with what follows the kind.
+
+        Of what ``ingest_remembered`` gave: there are no duplicates and look-ups in it.
+        """
+    @property
+    def suspects(self) -> list[int]:
+        """Indices of submissions with a bad signature, ascending."""
+
+@final
+class RememberedHeads:
+    """Heads of the ``streams_max`` streams used last, of one generation of the database."""
+    def __new__(cls, *, streams_max: int) -> Self: ...
+    def get(self, keys: Sequence[tuple[int, str]], *, generation: int) -> dict[tuple[int, str], StreamHead]:
+        """Those of ``keys`` that are remembered. With another generation than before, everything is forgotten first."""
+    def put(self, heads: Sequence[StreamHead], *, generation: int) -> None:
+        """Remember heads, unless the generation is over."""
+    def keep(self, ingested: Ingested, *, generation: int) -> None:
+        """``put`` of the new heads of all that moved."""
+    def drop(self, keys: Sequence[tuple[int, str]]) -> None:
+        """Forget heads, where they are remembered."""
+    @property
+    def hits(self) -> tuple[int, int]:
+        """How many of the heads asked for were there, and how many not."""
+
+@final
+class RememberedAccounts:
+    """Live devices of the users used last, and positions that ``$devices`` went through, of one generation."""
+    def __new__(cls, *, users_max: int, positions_max: int) -> Self: ...
+    def get(
+        self, user_pks: Sequence[int], *, generation: int
+    ) -> dict[int, tuple[int, dict[int, int | None], int | None]]:
+        """By user_pk, (auth_epoch, expires_at_ms by device_pk, bytes_max) as in ``eventlog.store.LiveDevices``."""
+    def put(
+        self, accounts: Sequence[tuple[int, tuple[int, dict[int, int | None], int | None]]], *, generation: int
+    ) -> None:
+        """Remember accounts, unless the generation is over."""
+    def holds(self, positions: Sequence[tuple[int, tuple[int, Buffer]]], *, generation: int) -> list[bool]:
+        """Which of the positions, (user_pk, (seq, chain)), are remembered."""
+    def hold(self, positions: Sequence[tuple[int, tuple[int, Buffer]]], *, generation: int) -> None:
+        """Remember positions, unless the generation is over."""
+    @property
+    def hits(self) -> tuple[int, int]:
+        """How many of the users asked for were there, and how many not."""
+
+def ingest_remembered(
+    submissions: Sequence[Submission],
+    heads: RememberedHeads,
+    accounts: RememberedAccounts,
+    *,
+    now_ms: int,
+    received_at_ms_max: int,
+    generation: int,
+) -> Ingested | None:
+    """As ``ingest``, upon what is remembered, in one call without the GIL; ``None`` where that is not enough.
+
+    It is enough where every stream is remembered, without a bound of bytes and received up to ``received_at_ms_max``,
+    every account with the epoch of its heads and without a quota, every device as live without an end, and every
+    position of ``$devices`` that the events name; where no event is ``checked_apart``; and where every stream moves,
+    what is stored ``only_moves``, and every event is new or refused.
+    """
 
 def ingest(
     submissions: Sequence[Submission],

@@ -12,8 +12,8 @@ from keepstep.protocol.chain import event_hash
 from keepstep.protocol.messages import Result, ResultAccepted, ResultDuplicate, ResultError
 
 if TYPE_CHECKING:
-    from keepstep._keepstep import Submission
-    from keepstep.eventlog.store import Found, Lookup
+    from keepstep._keepstep import Run, Submission
+    from keepstep.eventlog.store import Found, Lookup, StreamKey
 
 NEW: Final = 0
 DUPLICATE: Final = 1
@@ -44,6 +44,16 @@ class _Open:
     place: Place
     lookup: Lookup
     hash: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a batch, what it added to which stream, in the order of the commits, and where payloads went."""
+
+    results: list[list[Result]]
+    suspects: frozenset[int]
+    runs: list[tuple[StreamKey, Run]]
+    erased: frozenset[StreamKey]
 
 
 class Answers:

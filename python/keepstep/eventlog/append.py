@@ -8,20 +8,19 @@ fault is alone. Everything here runs in one worker thread from beginning to end.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import groupby
+from itertools import compress, groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
 from keepstep._keepstep import StreamHead, ingest
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.eventlog.answers import DUPLICATE, LOOK_UP, NEW, REFUSED, AnswerRun, Answers, Place, refusal
+from keepstep.eventlog.answers import DUPLICATE, LOOK_UP, NEW, REFUSED, AnswerRun, Answers, Outcome, Place, refusal
 from keepstep.eventlog.apart import Apart
+from keepstep.eventlog.known import append_known
+from keepstep.eventlog.part import RETRY_AFTER_MS, Part
 from keepstep.eventlog.store import (
-    EVENT_OVERHEAD_BYTES_MAX,
-    KEYS_STREAM_PK,
     Contended,
     DataFault,
     Loaded,
@@ -39,97 +38,13 @@ if TYPE_CHECKING:
     from keepstep.eventlog.rooms import ByteRooms
     from keepstep.eventlog.store import Found, LiveDevices, Store, Transaction
     from keepstep.model import AccountChange
-    from keepstep.protocol.messages import Result
 
-ATTEMPTS_MAX: Final = 5
-"""How often one part of a batch is stored again before it is answered ``unavailable``."""
 STREAM_AHEAD_MS_MAX: Final = 10 * 60 * 1000
 """How far a stream's last received_at may be ahead of the clock (protocol.md section 3)."""
-RETRY_AFTER_MS: Final = 1_000
-"""When a device tries again what could not be stored for now."""
 
-_USER_PK: Final = attrgetter("user_pk")
 _CHECKED_APART: Final = attrgetter("events.checked_apart")
 _BYTES_MAX: Final = attrgetter("bytes_max")
 """Without a Python call for each submission and head."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a batch, what it added to which stream, in the order of the commits, and where payloads went."""
-
-    results: list[list[Result]]
-    suspects: frozenset[int]
-    runs: list[tuple[StreamKey, Run]]
-    erased: frozenset[StreamKey]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Events of a batch that are stored in one transaction.
-
-    Attributes:
-        submissions: the events, in order.
-        places: where the first event of each submission is in the batch.
-        locked: whether the heads are locked before anything is decided.
-        attempts: how often this part was tried before.
-    """
-
-    submissions: Sequence[Submission]
-    places: Sequence[Place]
-    locked: bool = False
-    attempts: int = 0
-
-    @cached_property
-    def keys(self) -> dict[StreamKey, None]:
-        """The streams of the events, each once, in order of first use."""
-        return {(each.user_pk, name): None for each in self.submissions for name in each.events.streams}
-
-    @cached_property
-    def users(self) -> frozenset[int]:
-        """Who the events are from."""
-        return frozenset(map(_USER_PK, self.submissions))
-
-    @property
-    def event_count(self) -> int:
-        return sum(len(each.events) for each in self.submissions)
-
-    @cached_property
-    def bytes_by_user(self) -> dict[int, int]:
-        """What each user's events take at most."""
-        found: dict[int, int] = {}
-        for each in self.submissions:
-            bytes_ = each.events.payload_bytes + len(each.events) * EVENT_OVERHEAD_BYTES_MAX
-            found[each.user_pk] = found.get(each.user_pk, 0) + bytes_
-        return found
-
-    def again(self, *, locked: bool) -> _Part:
-        if self.attempts + 1 == ATTEMPTS_MAX:
-            raise Unavailable("other transactions kept getting in the way", retry_after_ms=RETRY_AFTER_MS)
-        return replace(self, locked=locked, attempts=self.attempts + 1)
-
-    def singles(self) -> Iterator[tuple[Submission, Place]]:
-        """The same events, one submission each; verdicts on signatures are kept."""
-        for submission, place in zip(self.submissions, self.places, strict=True):
-            for index, events in enumerate(submission.events.split()):
-                yield submission.with_events(events), (place[0], place[1] + index)
-
-    def halves(self) -> tuple[_Part, _Part]:
-        submissions, places = zip(*self.singles(), strict=True)
-        middle = len(submissions) // 2
-        first = replace(self, submissions=submissions[:middle], places=places[:middle])
-        second = replace(self, submissions=submissions[middle:], places=places[middle:])
-        return first, second
-
-    def of_streams(self, keys: set[StreamKey]) -> _Part:
-        """The events in some of the streams, to be stored under locks."""
-        chosen = [
-            (submission, place)
-            for submission, place in self.singles()
-            if any((submission.user_pk, name) in keys for name in submission.events.streams)
-        ]
-        submissions, places = zip(*chosen, strict=True)
-        return replace(self.again(locked=True), submissions=submissions, places=places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +81,7 @@ class Appending:
         batch: the events, in order.
         now_ms: unix milliseconds, as the database's clock has it.
         change: what the only event of the batch does to the device table.
+        is_short: whether the store's shorter way is taken; not after a head was found to have moved.
     """
 
     store: Store
@@ -178,6 +94,7 @@ class Appending:
     batch: Sequence[Submission]
     now_ms: int
     change: AccountChange | None
+    is_short: bool = field(default=True, init=False)
     answers: Answers = field(init=False)
     runs: list[tuple[StreamKey, Run]] = field(default_factory=list)
     erased: set[StreamKey] = field(default_factory=set)
@@ -185,7 +102,6 @@ class Appending:
 
     def __post_init__(self) -> None:
         assert self.change is None or [len(each.events) for each in self.batch] == [1], "a change is one event's"
-        self.answers = Answers(self.batch)
 
     def run(self) -> Outcome:
         """Store the batch, in as many transactions as it takes.
@@ -194,7 +110,42 @@ class Appending:
             Unavailable: nothing of it was stored; or what is stored cannot be confirmed now, and the same events sent
                 again are answered as duplicates once it can.
         """
-        part = _Part(self.batch, [(index, 0) for index in range(len(self.batch))])
+        try:
+            known = self._append_known()
+        except Unavailable:
+            self._forget(self._whole())
+            raise
+        return known if known is not None else self._run_in_parts()
+
+    def _append_known(self) -> Outcome | None:
+        """The whole batch at once, where all that it takes is remembered; ``None`` where nothing of it was stored."""
+        if self.change is not None or self.bytes_per_user_max is not None:
+            return None
+        if self.store.generation() != self.generation:
+            return None
+        try:
+            return append_known(
+                store=self.store,
+                heads=self.heads,
+                devices=self.devices,
+                rooms=self.rooms,
+                batch=self.batch,
+                now_ms=self.now_ms,
+                received_at_ms_max=self.now_ms + STREAM_AHEAD_MS_MAX,
+                generation=self.generation,
+            )
+        except Contended:
+            self.is_short = False
+            return None
+        except (TryAgain, DataFault):
+            return None
+
+    def _whole(self) -> Part:
+        return Part(self.batch, [(index, 0) for index in range(len(self.batch))])
+
+    def _run_in_parts(self) -> Outcome:
+        self.answers = Answers(self.batch)
+        part = self._whole()
         part = replace(part, locked=self.change is not None or self.heads.takes_the_lane(part.keys))
         parts = deque(self._parts(part))
         try:
@@ -202,8 +153,7 @@ class Appending:
                 parts.extendleft(self._advance(parts.popleft()))
             self.answers.close(self._find)
         except Unavailable as error:
-            self.heads.drop(part.keys)
-            self.rooms.drop(part.users)
+            self._forget(part)
             if not self.runs:
                 raise
             self.answers.give_up(refusal("unavailable", error.retry_after_ms))
@@ -211,7 +161,12 @@ class Appending:
             self.store.confirm()
         return Outcome(self.answers.results(), self.answers.suspects(), self.runs, frozenset(self.erased))
 
-    def _parts(self, whole: _Part) -> list[_Part]:
+    def _forget(self, part: Part) -> None:
+        """What was remembered of a part is in doubt."""
+        self.heads.drop(part.keys)
+        self.rooms.drop(part.users)
+
+    def _parts(self, whole: Part) -> list[Part]:
         """Events that are checked against what is stored alone and under locks, the others together, in their order."""
         if not any(map(_CHECKED_APART, whole.submissions)):
             return [whole]
@@ -230,7 +185,7 @@ class Appending:
         except TryAgain as error:
             raise Unavailable("the database is not the one that was asked", retry_after_ms=RETRY_AFTER_MS) from error
 
-    def _advance(self, part: _Part) -> list[_Part]:
+    def _advance(self, part: Part) -> list[Part]:
         """Store one part; returns what is left of it, last first."""
         try:
             apart = self._apart(part)
@@ -254,7 +209,7 @@ class Appending:
         self.answers.break_up()
         return [part.of_streams(left)]
 
-    def _store(self, part: _Part) -> set[StreamKey]:
+    def _store(self, part: Part) -> set[StreamKey]:
         """Decide a part and commit it; returns the streams to be decided again, of which nothing was stored."""
         generation = self.store.generation()
         if generation != self.generation:
@@ -291,7 +246,7 @@ class Appending:
         return left
 
     def _devices(
-        self, part: _Part, remembered: dict[StreamKey, StreamHead], loaded: Loaded, generation: int
+        self, part: Part, remembered: dict[StreamKey, StreamHead], loaded: Loaded, generation: int
     ) -> Mapping[int, LiveDevices]:
         """The live devices of the part's users as of the ``auth_epoch`` of its heads, which commit only with it.
 
@@ -319,7 +274,7 @@ class Appending:
                 raise Contended
         return devices
 
-    def _apart(self, part: _Part) -> list[_Part]:
+    def _apart(self, part: Part) -> list[Part]:
         """Events that name a position of ``$devices`` that never was, each alone, and the others; last first.
 
         Nothing where there is no such event, or nothing beside it. A reader would stop at such an event and take the
@@ -376,7 +331,7 @@ class Appending:
 
     def _decide(
         self,
-        part: _Part,
+        part: Part,
         remembered: dict[StreamKey, StreamHead],
         loaded: Loaded,
         devices: Mapping[int, LiveDevices],
@@ -401,7 +356,7 @@ class Appending:
         return _Decision(ingested, ingested.moved, heads, fresh, refused)
 
     def _fresh(
-        self, part: _Part, heads: dict[StreamKey, StreamHead], loaded: Loaded
+        self, part: Part, heads: dict[StreamKey, StreamHead], loaded: Loaded
     ) -> tuple[dict[StreamKey, StreamHead], dict[StreamKey, str]]:
         """Heads for the streams that are not there yet, as far as the user may have more."""
         fresh: dict[StreamKey, StreamHead] = {}
@@ -426,7 +381,7 @@ class Appending:
                 )
         return fresh, refused
 
-    def _roomy(self, part: _Part, remembered: dict[StreamKey, StreamHead]) -> dict[StreamKey, StreamHead]:
+    def _roomy(self, part: Part, remembered: dict[StreamKey, StreamHead]) -> dict[StreamKey, StreamHead]:
         """The heads without those whose bound may be reached: payloads that went since are still counted in them."""
         if {None}.issuperset(map(_BYTES_MAX, remembered.values())):
             return remembered
@@ -436,7 +391,7 @@ class Appending:
             if head.bytes_max is None or head.stored_bytes + part.bytes_by_user[key[0]] <= head.bytes_max
         }
 
-    def _rooms(self, part: _Part, devices: Mapping[int, LiveDevices], place: Store | Transaction) -> Mapping[int, int]:
+    def _rooms(self, part: Part, devices: Mapping[int, LiveDevices], place: Store | Transaction) -> Mapping[int, int]:
         """What users with a quota of bytes may still store."""
         default = self.bytes_per_user_max
         asked = {
@@ -462,17 +417,18 @@ class Appending:
         actual = self.store.load(unproven).heads
         return {key for key in unproven if key not in actual or _version(actual[key]) != _version(remembered[key])}
 
-    def _append(self, part: _Part, decision: _Decision) -> bool:
+    def _append(self, part: Part, decision: _Decision) -> bool:
         """Store what only moves heads by the store's shorter way; whether it went."""
         return (
-            not decision.fresh
+            self.is_short
+            and not decision.fresh
             and self.change is None
             and decision.ingested.only_moves
             and not part.submissions[0].events.checked_apart
             and self.store.append(decision.ingested)
         )
 
-    def _write(self, transaction: Transaction, part: _Part, decision: _Decision) -> frozenset[StreamPlace]:
+    def _write(self, transaction: Transaction, part: Part, decision: _Decision) -> frozenset[StreamPlace]:
         moved = decision.moved
         created = {_key(new) for _, new in moved if _key(new) in decision.fresh} if decision.fresh else ()
         unmoved = transaction.write(decision.ingested, created=created)
@@ -494,12 +450,12 @@ class Appending:
 
     def _take_stored(self, decision: _Decision, unmoved: Collection[StreamPlace] = ()) -> None:
         """What was committed is announced, and takes up room."""
-        for (old, new), run in zip(decision.moved, decision.ingested.runs, strict=True):
-            if unmoved and _place(new) in unmoved:
-                continue
-            if new.stream_pk > KEYS_STREAM_PK:
-                self.rooms.take(new.user_pk, new.stored_bytes - old.stored_bytes)
-            self.runs.append(((new.user_pk, new.name), run))
+        moved, runs = decision.moved, decision.ingested.runs_by_stream
+        if unmoved:
+            stored = [_place(new) not in unmoved for _, new in moved]
+            moved, runs = list(compress(moved, stored)), list(compress(runs, stored))
+        self.rooms.take_moved(moved)
+        self.runs += runs
 
     def _keep(self, decision: _Decision, left: set[StreamKey], generation: int) -> None:
         """Remember the heads that are proven now."""
@@ -511,7 +467,7 @@ class Appending:
             proven = [head for head in proven if _key(head) not in left]
         self.heads.put(proven, generation=generation)
 
-    def _record(self, part: _Part, decision: _Decision, left: set[StreamKey]) -> None:
+    def _record(self, part: Part, decision: _Decision, left: set[StreamKey]) -> None:
         """Give the answers that are true now."""
         results = cast("list[list[AnswerRun]]", decision.ingested.results)
         for submission, place, runs in zip(part.submissions, part.places, results, strict=True):

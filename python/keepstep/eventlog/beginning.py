@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from keepstep._keepstep import AUTHORS_PACKED_MAX, StreamHead
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.eventlog.append import ATTEMPTS_MAX
+from keepstep.eventlog.part import ATTEMPTS_MAX
 from keepstep.eventlog.store import Contended, TryAgain
 from keepstep.model import Kind, Policy, RetentionClass
 from keepstep.protocol.event import decode_header

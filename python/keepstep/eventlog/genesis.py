@@ -8,7 +8,7 @@ from keepstep import _keepstep
 from keepstep._keepstep import DeviceKey, Events, StreamHead, Submission, ingest
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.eventlog.answers import Answers
-from keepstep.eventlog.append import ATTEMPTS_MAX, RETRY_AFTER_MS
+from keepstep.eventlog.part import ATTEMPTS_MAX, RETRY_AFTER_MS
 from keepstep.eventlog.store import DEVICES_STREAM_PK, KEYS_STREAM_PK, Contended, Lookup, StreamKey, TryAgain
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, DevicePk, RetentionClass
 from keepstep.protocol.chain import event_hash

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
+from keepstep._keepstep import RememberedHeads
 from keepstep.hits import Hits
 
 if TYPE_CHECKING:
@@ -28,55 +29,42 @@ class HeadCache:
         streams_max: how many heads; the one used longest ago goes first.
 
     Attributes:
-        hits: heads that batches asked for.
+        memory: the heads, as the extension decides upon them.
     """
 
     def __init__(self, *, streams_max: int) -> None:
-        self._streams_max = streams_max
-        self._heads: OrderedDict[StreamKey, StreamHead] = OrderedDict()
+        self.memory = RememberedHeads(streams_max=streams_max)
         self._lane: OrderedDict[StreamKey, int] = OrderedDict()
-        self._generation = 0
         self._lock = Lock()
-        self.hits = Hits()
+
+    @property
+    def hits(self) -> Hits:
+        """Heads that batches asked for."""
+        return Hits(*self.memory.hits)
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether there is a stream that keeps to the locking lane."""
+        return bool(self._lane)
 
     def get(self, keys: Collection[StreamKey], *, generation: int) -> dict[StreamKey, StreamHead]:
         """The heads remembered of ``keys``; none from before the store's ``generation``."""
-        found = {}
-        with self._lock:
-            self._turn(generation)
-            for key in keys:
-                head = self._heads.get(key)
-                if head is not None:
-                    self._heads.move_to_end(key)
-                    found[key] = head
-            self.hits.found += len(found)
-            self.hits.missing += len(keys) - len(found)
-        return found
+        return self.memory.get(list(keys), generation=generation)
 
     def put(self, heads: Iterable[StreamHead], *, generation: int) -> None:
         """Remember committed heads; not those of a generation that is over."""
-        with self._lock:
-            if generation < self._generation:
-                return
-            self._turn(generation)
-            for head in heads:
-                key = (head.user_pk, head.name)
-                self._heads[key] = head
-                self._heads.move_to_end(key)
-            while len(self._heads) > self._streams_max:
-                self._heads.popitem(last=False)
+        self.memory.put(list(heads), generation=generation)
 
     def drop(self, keys: Iterable[StreamKey]) -> None:
         """Forget heads that are in doubt."""
-        with self._lock:
-            for key in keys:
-                self._heads.pop(key, None)
+        self.memory.drop(list(keys))
 
     def contend(self, keys: Iterable[StreamKey]) -> None:
         """Another node wrote these streams: forget their heads, and keep them in the lane for a while."""
+        keys = list(keys)
+        self.memory.drop(keys)
         with self._lock:
             for key in keys:
-                self._heads.pop(key, None)
                 self._lane[key] = LANE_BATCHES
                 self._lane.move_to_end(key)
             while len(self._lane) > LANE_STREAMS_MAX:
@@ -93,8 +81,3 @@ class HeadCache:
                 if self._lane[key] == 0:
                     del self._lane[key]
         return bool(contended)
-
-    def _turn(self, generation: int) -> None:
-        if generation != self._generation:
-            self._heads.clear()
-            self._generation = generation

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from keepstep._keepstep import StreamHead, Submission, ingest
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.eventlog.apart import Apart
-from keepstep.eventlog.append import ATTEMPTS_MAX, RETRY_AFTER_MS
+from keepstep.eventlog.part import ATTEMPTS_MAX, RETRY_AFTER_MS
 from keepstep.eventlog.store import Contended, DataFault, TryAgain
 from keepstep.model import Position, RetentionClass
 

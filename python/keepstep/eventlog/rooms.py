@@ -12,7 +12,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from keepstep.eventlog.store import KEYS_STREAM_PK
+
+if TYPE_CHECKING:
+    from keepstep._keepstep import StreamHead
 
 GRANT_BYTES: Final = 1024 * 1024
 """What a node takes of an account's room at a time."""
@@ -79,12 +84,23 @@ class ByteRooms:
             self._put({user_pk: known[user_pk] for user_pk in unknown})
         return {user_pk: grant.left for user_pk, grant in known.items()}
 
+    @property
+    def has_grants(self) -> bool:
+        """Whether there is anything to count."""
+        return bool(self._grants)
+
     def take(self, user_pk: int, stored: int) -> None:
         """Count what was stored, bytes; nothing for an account without a grant."""
         with self._lock:
             grant = self._grants.get(user_pk)
             if grant is not None:
                 grant.left -= stored
+
+    def take_moved(self, moved: Iterable[tuple[StreamHead, StreamHead]]) -> None:
+        """Count what was stored as streams moved from (old, new) heads; ``$devices`` and ``$keys`` take up no room."""
+        for old, new in moved:
+            if new.stream_pk > KEYS_STREAM_PK:
+                self.take(new.user_pk, new.stored_bytes - old.stored_bytes)
 
     def drop(self, user_pks: Iterable[int]) -> None:
         """Forget grants: what was stored on them is not known."""

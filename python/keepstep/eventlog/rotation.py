@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from keepstep._keepstep import ingest
 from keepstep.errors import Unavailable
 from keepstep.eventlog.answers import Answers
-from keepstep.eventlog.append import ATTEMPTS_MAX, RETRY_AFTER_MS
 from keepstep.eventlog.genesis import first_submission
+from keepstep.eventlog.part import ATTEMPTS_MAX, RETRY_AFTER_MS
 from keepstep.eventlog.store import Contended, DataFault, StreamKey, TryAgain
 from keepstep.model import DEVICES_STREAM
 from keepstep.protocol.messages import Result, ResultError

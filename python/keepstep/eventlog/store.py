@@ -308,6 +308,9 @@ class Store(Protocol):
     def load(self, keys: Collection[StreamKey]) -> Loaded:
         """Heads as of one snapshot, without locks. Raises TryAgain when the generation has changed."""
 
+    def has_short_way(self) -> bool:
+        """Whether ``append`` may do it now. Raises TryAgain when the generation has changed, Unavailable."""
+
     def append(self, ingested: Ingested) -> bool:
         """Move heads, store the events of what moves and make it durable, by a shorter way than a transaction.
 

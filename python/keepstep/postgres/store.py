@@ -88,6 +88,10 @@ class PostgresStore:
         finally:
             transaction.roll_back()
 
+    def has_short_way(self) -> bool:
+        """As ``Store.has_short_way``: where the connection takes flights."""
+        return self._ask(self._flights) is not None
+
     def append(self, ingested: Ingested) -> bool:
         """As ``Store.append``: in one flight, where the connection takes one."""
         flights = self._ask(self._flights)

@@ -86,6 +86,11 @@ pub struct StreamHead {
 }
 
 impl StreamHead {
+    /// Whether the stream takes what `other` takes: no policy event came in between.
+    pub fn has_rules_of(&self, other: &Self) -> bool {
+        (self.policy, self.ttl_max_s, self.bytes_max) == (other.policy, other.ttl_max_s, other.bytes_max)
+    }
+
     /// A new stream: policy `append`, seq 0, the chain of nothing, no authors.
     pub fn create(
         user_pk: i64,

@@ -27,6 +27,8 @@ mod lanes;
 pub mod msgpack;
 pub mod multiscalar;
 pub mod policy;
+pub mod recent;
+pub mod remembered;
 pub mod rooms;
 pub mod run;
 pub mod sha512;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use keepstep_core::Error;
 use keepstep_core::copy;
 use keepstep_core::head::{Author, StreamHead as CoreHead};
 use keepstep_core::ingest::{Answer, Ingested as CoreIngested, Keyed, Plan, ingest as core_ingest};
@@ -19,7 +20,7 @@ use crate::events::Submission;
 
 /// One stream's head and its authors.
 #[pyclass(frozen, module = "keepstep._keepstep")]
-pub(crate) struct StreamHead(Arc<CoreHead>);
+pub(crate) struct StreamHead(pub(crate) Arc<CoreHead>);
 
 #[pymethods]
 impl StreamHead {
@@ -259,7 +260,7 @@ impl Ingested {
 
     #[getter]
     fn changed_policies(&self) -> Vec<StreamHead> {
-        let changed = self.0.moved.iter().filter(|moved| rules(&moved.old) != rules(&moved.new));
+        let changed = self.0.moved.iter().filter(|moved| !moved.new.has_rules_of(&moved.old));
         changed.map(|moved| StreamHead(Arc::clone(&moved.new))).collect()
     }
 
@@ -276,9 +277,7 @@ impl Ingested {
 
     #[getter]
     fn only_moves(&self) -> bool {
-        self.0.moved.iter().all(|moved| {
-            moved.changed_authors.is_empty() && moved.keyed.is_empty() && rules(&moved.old) == rules(&moved.new)
-        })
+        only_moves(&self.0)
     }
 
     #[getter]
@@ -317,11 +316,41 @@ impl Ingested {
     fn runs(&self) -> Vec<Run> {
         self.0.moved.iter().map(|moved| Run(Arc::clone(&moved.run))).collect()
     }
+
+    #[getter]
+    fn runs_by_stream(&self) -> Vec<((i64, &str), Run)> {
+        self.0.moved.iter().map(|moved| ((moved.new.user_pk, &*moved.new.name), Run(Arc::clone(&moved.run)))).collect()
+    }
+
+    #[pyo3(signature = (*, accepted, refused))]
+    fn answers<'py>(
+        &self,
+        py: Python<'py>,
+        accepted: &Bound<'py, PyAny>,
+        refused: &Bound<'py, PyAny>,
+    ) -> PyResult<Vec<Vec<Bound<'py, PyAny>>>> {
+        let answer = |answer: &Answer| {
+            let answered = answer_tuple(py, answer)?;
+            let kind = if matches!(answer, Answer::New { .. }) { accepted } else { refused };
+            kind.call1(answered.get_slice(1, answered.len()))
+        };
+        self.0.results.iter().map(|answers| answers.iter().map(answer).collect()).collect()
+    }
+
+    #[getter]
+    fn suspects(&self) -> Vec<usize> {
+        let is_suspect = |answers: &Vec<Answer>| answers.contains(&Answer::Refused(Error::BadSignature));
+        let suspects = self.0.results.iter().enumerate().filter(|(_, answers)| is_suspect(answers));
+        suspects.map(|(place, _)| place).collect()
+    }
 }
 
-/// What a policy event changes.
-fn rules(head: &CoreHead) -> (Policy, Option<u64>, Option<u64>) {
-    (head.policy, head.ttl_max_s, head.bytes_max)
+/// Whether heads and events are all there is to store.
+pub(crate) fn only_moves(ingested: &CoreIngested) -> bool {
+    ingested
+        .moved
+        .iter()
+        .all(|moved| moved.changed_authors.is_empty() && moved.keyed.is_empty() && moved.new.has_rules_of(&moved.old))
 }
 
 /// The answer as the stub documents it.

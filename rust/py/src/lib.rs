@@ -17,6 +17,7 @@ mod hub;
 mod ingest;
 mod primitives;
 mod records;
+mod remembered;
 mod websocket;
 
 /// The module as Python sees it.
@@ -39,6 +40,8 @@ mod _keepstep {
     };
     #[pymodule_export]
     use crate::records::{RecordOpener, RecordSealer};
+    #[pymodule_export]
+    use crate::remembered::{RememberedAccounts, RememberedHeads, ingest_remembered};
     #[pymodule_export]
     use crate::websocket::{FrameReader, frame_close, frame_many};
 

@@ -17,7 +17,7 @@ def known(cache: DeviceCache, *user_pks: int, generation: int = 0) -> set[int]:
 
 def held(cache: DeviceCache, *seqs: int, generation: int = 0) -> set[int]:
     """Which of a user's positions it remembers."""
-    unheld = cache.unheld([(1, (seq, b"")) for seq in seqs], generation=generation)
+    unheld = cache.unheld([(1, (seq, bytes(32))) for seq in seqs], generation=generation)
     return set(seqs) - {seq for _, (seq, _) in unheld}
 
 
@@ -47,7 +47,7 @@ def test_what_was_used_longest_ago_is_forgotten_first(monkeypatch: pytest.Monkey
     cache.put({1: LIVE, 2: LIVE}, generation=0)
     assert known(cache, 1) == {1}
     cache.put({3: LIVE}, generation=0)
-    cache.hold([(1, (seq, b"")) for seq in (1, 2, 3)], generation=0)
+    cache.hold([(1, (seq, bytes(32))) for seq in (1, 2, 3)], generation=0)
     assert known(cache, 1, 2, 3) == {1, 3}
     assert held(cache, 1, 2, 3) == {2, 3}
 
@@ -56,10 +56,10 @@ def test_another_generation_voids_everything() -> None:
     """What a database said that was set back is not offered, and what comes late of it is not taken."""
     cache = DeviceCache()
     cache.put({1: LIVE}, generation=0)
-    cache.hold([(1, (1, b""))], generation=0)
+    cache.hold([(1, (1, bytes(32)))], generation=0)
     assert known(cache, 1, generation=1) == set()
     assert held(cache, 1, generation=1) == set()
     cache.put({1: LIVE}, generation=0)
-    cache.hold([(1, (1, b""))], generation=0)
+    cache.hold([(1, (1, bytes(32)))], generation=0)
     assert known(cache, 1, generation=1) == set()
     assert held(cache, 1, generation=1) == set()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from keepstep.errors import Unavailable
-from keepstep.eventlog.append import ATTEMPTS_MAX
 from keepstep.eventlog.genesis import create_account
+from keepstep.eventlog.part import ATTEMPTS_MAX
 from keepstep.eventlog.store import Contended, TryAgain
 from keepstep.memory import MemoryDatabase
 from keepstep.memory.store import MemoryStore

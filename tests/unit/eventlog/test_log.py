@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.eventlog.append import ATTEMPTS_MAX
 from keepstep.eventlog.log import StoredLog
+from keepstep.eventlog.part import ATTEMPTS_MAX
 from keepstep.eventlog.store import Contended, OutcomeUnknown, TryAgain
 from keepstep.memory.log import MemoryBackend
 from keepstep.protocol.messages import ResultAccepted, ResultError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keepstep.errors import Unavailable
-from keepstep.eventlog.append import ATTEMPTS_MAX
+from keepstep.eventlog.part import ATTEMPTS_MAX
 from keepstep.eventlog.rotation import append_rotation
 from keepstep.eventlog.store import Contended, TryAgain
 from keepstep.memory import MemoryDatabase, MemoryLog
