@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -35,7 +36,7 @@ from keepstep.runtime import SystemClock, WorkerThreads
 from keepstep.telemetry import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from bench.server import Server
@@ -49,6 +50,8 @@ STREAMS: Final = 125
 """Of the filled ones; a fifth belongs to the user whose events are removed one by one."""
 KEPT_DAYS: Final = 60
 """What is younger stays."""
+FILLERS: Final = 2
+"""Connections that fill at the same time, each its share of the streams: PostgreSQL gives each one core."""
 SHORTER_DAYS: Final = 14
 """By which the events of one user go before everybody's."""
 PAYLOAD_BYTES: Final = 256
@@ -78,7 +81,7 @@ SELECT s.user_pk, s.stream_pk, seq, %(from_ms)s + seq * %(span_ms)s / s.head_seq
        decode('9e0100' || repeat(md5(seq::text), 9), 'hex'), decode(repeat(md5(seq::text), 4), 'hex'),
        decode(repeat(md5((seq + 1)::text), (%(payload_bytes)s / 16)::integer), 'hex'), sha256(int8send(seq))
 FROM streams s, generate_series(%(first)s::bigint, %(last)s::bigint) seq
-WHERE s.stream_pk >= 1000
+WHERE s.stream_pk >= 1000 AND s.stream_pk %% %(fillers)s = %(filler)s
 """
 _HEADER_AND_SIG_BYTES: Final = 3 + 9 * 16 + 64
 
@@ -233,15 +236,28 @@ def fill(url: str, users: Sequence[bytes], events: int) -> None:
         "span_ms": WEEKS * WEEK_MS,
         "row_bytes": _HEADER_AND_SIG_BYTES + PAYLOAD_BYTES,
         "payload_bytes": PAYLOAD_BYTES,
+        "fillers": FILLERS,
     }
     with psycopg.connect(url, autocommit=True) as connection:
         arrays.register(connection)
         make_partitions(connection, list(partitions_of(RetentionClass.STANDARD, from_ms, ahead=WEEKS)))
         for user_id, first, last in ((users[0], 1, long_streams), (users[1], long_streams + 1, STREAMS)):
             connection.execute(_STREAMS, values | {"first": first, "last": last, "user_id": user_id})
-        step = max(1, per_stream // WEEKS)
+    with ThreadPoolExecutor(FILLERS) as fillers:
+        for done in [fillers.submit(_fill_share, url, values | {"filler": number}) for number in range(FILLERS)]:
+            done.result()
+
+
+def _fill_share(url: str, values: Mapping[str, int]) -> None:
+    """The events of some streams, a week after the other."""
+    per_stream = values["events"]
+    step = max(1, per_stream // WEEKS)
+    with psycopg.connect(url, autocommit=True) as connection:
+        # Whoever fills anew after a crash loses nothing.
+        connection.execute("SET synchronous_commit = off")
         for first in range(1, per_stream + 1, step):
-            connection.execute(_EVENTS, values | {"first": first, "last": min(per_stream, first + step - 1)})
+            last = min(per_stream, first + step - 1)
+            connection.execute(_EVENTS, {**values, "first": first, "last": last})
 
 
 def settle(server: Server, url: str) -> None:

@@ -34,11 +34,14 @@ OUTPUT: Final = REPOSITORY / "build" / "bench" / "peers.json"
 FORMAT: Final = 1
 KEEPSTEP: Final = "keepstep"
 PROTOCOLS: Final = ("nats", "nostr", "centrifugo")
+DURATION_S: Final = 10
+REPETITIONS: Final = 3
+QUICK_DURATION_S: Final = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, write and print the comparison; the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parsed(arguments)
     console = Console()
     results = _begin(options)
     try:
@@ -50,13 +53,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with seconds and repetitions that it leaves out."""
+    options = _parser().parse_args(arguments)
+    duration_s, repetitions = (QUICK_DURATION_S, 1) if options.quick else (DURATION_S, REPETITIONS)
+    if options.duration_s is None:
+        options.duration_s = duration_s
+    if options.repetitions is None:
+        options.repetitions = repetitions
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description="keepstep beside its peers")
     names = (KEEPSTEP, *(peer.name for peer in PEERS))
     parser.add_argument("--only", action="append", choices=names, metavar="PEER", help=f"of {', '.join(names)}")
     parser.add_argument("--work", action="append", metavar="WORK", help="leave the other workloads out")
-    parser.add_argument("--duration-s", type=int, default=10, help="measured seconds of each run (10)")
-    parser.add_argument("--repetitions", type=int, default=3, help="each on a new server (3)")
+    parser.add_argument("--quick", action="store_true", help="once and five seconds each, unless said otherwise")
+    parser.add_argument("--duration-s", type=int, help="measured seconds of each run (10)")
+    parser.add_argument("--repetitions", type=int, help="each on a new server (3)")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on the disk to measure (/var/tmp)")  # noqa: S108 - a new directory is made in it
     parser.add_argument("--output", type=Path, default=OUTPUT, help="results as JSON, with a .md beside it")
     parser.add_argument("--add", action="store_true", help="add the runs to those that the output has already")

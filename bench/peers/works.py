@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 WARM_UP_S: Final = 2
+FINISH_S: Final = 10
+"""What is missing then is lost."""
 PAYLOAD_BYTES: Final = 256
 
 Workload = Literal["publish", "relay", "catch-up", "idle"]
@@ -51,7 +53,7 @@ def generator_arguments(work: Work, duration_s: int) -> list[str]:
         duration_s: measured seconds.
     """
     given: dict[str, object] = {"connections": work.connections, "payload-bytes": PAYLOAD_BYTES}
-    given |= {"duration-s": duration_s, "warm-up-s": WARM_UP_S}
+    given |= {"duration-s": duration_s, "warm-up-s": WARM_UP_S, "finish-s": FINISH_S}
     if work.rate is not None:
         given["rate"] = f"{work.rate:.0f}"
     elif work.workload == "catch-up":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.peers import runs
-from bench.peers.__main__ import main
+from bench.peers.__main__ import main, parsed
 from bench.peers.accounting import Reading, figures, read
 from bench.peers.runs import KEEPSTEP_WORKS, run_peer
 from bench.peers.servers import PEERS, Running, own
@@ -163,6 +163,13 @@ def test_the_table_says_what_an_ack_means_and_shows_medians_with_their_range() -
     assert RELAY.title[1:] in shown
     assert CATCH_UP.title[1:] not in shown
     assert shown.count("python -m bench.peers") == 1
+
+
+def test_quick_is_once_and_short_unless_it_is_said_otherwise() -> None:
+    """What is said stands."""
+    quick, whole = parsed(["--quick", "--repetitions", "2"]), parsed([])
+    assert (quick.duration_s, quick.repetitions) == (5, 2)
+    assert (whole.duration_s, whole.repetitions) == (10, 3)
 
 
 def test_a_peer_that_cannot_be_built_leaves_no_result(
