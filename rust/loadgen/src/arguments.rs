@@ -1,15 +1,15 @@
 //! What the command line says, and the bounds it must keep.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
+use keepstep_loadgen::pace::Pace;
 
 /// Most events signed beforehand: about 700 bytes each are held in memory.
 const EVENTS_MAX: u64 = 10_000_000;
 const CONNECTIONS_MAX: usize = 50_000;
-const DURATION_S_MAX: u64 = 24 * 60 * 60;
 /// Most events of one publish message (protocol.md section 4).
 const EVENTS_PER_FRAME_MAX: usize = 256;
 /// Most bytes of events in one publish message (protocol.md section 4), less what signature and header take.
@@ -113,33 +113,17 @@ pub(crate) struct Arguments {
     /// Publish messages in flight on a connection: 4 in a closed loop, in an open one as many as the server allows
     #[arg(long)]
     pub(crate) window: Option<usize>,
-    /// Open loop: events a second over all connections, latency counted from when each was due; without it closed loop
-    #[arg(long)]
-    pub(crate) rate: Option<f64>,
-    /// Seconds that are measured
-    #[arg(long, default_value_t = 10)]
-    pub(crate) duration_s: u64,
-    /// Seconds of the same load before
-    #[arg(long, default_value_t = 2)]
-    pub(crate) warm_up_s: u64,
-    /// Seconds to wait in the end for acknowledgements and deliveries that are still missing
-    #[arg(long, default_value_t = 30)]
-    pub(crate) finish_s: u64,
+    #[command(flatten)]
+    pub(crate) pace: Pace,
     /// Closed loop: events signed beforehand for all connections; the run ends when they are used up
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) events_max: u64,
     /// AEAD suite of the records: 1 AES-256-GCM, 2 ChaCha20-Poly1305
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=2))]
     pub(crate) suite: u64,
-    /// Threads that drive the connections
-    #[arg(long, default_value_t = 1)]
-    pub(crate) threads: usize,
     /// Write what was observed for `python -m bench.checker`; the file must not exist
     #[arg(long)]
     pub(crate) observations: Option<PathBuf>,
-    /// Allow addresses that are not this machine's own: only for a server that is yours to load
-    #[arg(long)]
-    pub(crate) target_is_mine: bool,
 }
 
 /// The parts of `ws://host:port/path#key`.
@@ -173,10 +157,7 @@ impl Arguments {
             "--payload-bytes times --events-per-frame is at most {FRAME_PAYLOAD_BYTES_MAX}"
         );
         ensure!((1..=WINDOW_MAX).contains(&self.window()), "--window is 1 to {WINDOW_MAX}");
-        ensure!((1..=DURATION_S_MAX).contains(&self.duration_s), "--duration-s is 1 to {DURATION_S_MAX}");
-        ensure!(self.warm_up_s <= DURATION_S_MAX, "--warm-up-s is at most {DURATION_S_MAX}");
-        ensure!((1..=256).contains(&self.threads), "--threads is 1 to 256");
-        ensure!(self.rate.is_none_or(|rate| rate > 0.0), "--rate is above 0");
+        self.pace.check()?;
         let events = self.events_to_sign();
         ensure!((1..=EVENTS_MAX).contains(&events), "that is {events} events to sign; at most {EVENTS_MAX}");
         ensure!((1..=EVENTS_MAX).contains(&self.events), "--events is 1 to {EVENTS_MAX}");
@@ -207,18 +188,13 @@ impl Arguments {
 
     /// Publish messages in flight on a connection, where the server allows as many.
     pub(crate) fn window(&self) -> usize {
-        let usual = if self.rate.is_some() { WINDOW_MAX } else { WINDOW_CLOSED_LOOP };
+        let usual = if self.pace.rate.is_some() { WINDOW_MAX } else { WINDOW_CLOSED_LOOP };
         self.window.unwrap_or(usual)
     }
 
     /// Events to sign for all connections together.
     pub(crate) fn events_to_sign(&self) -> u64 {
-        match self.rate {
-            None => self.events_max,
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in range after")]
-            #[expect(clippy::cast_precision_loss, reason = "at most a day of seconds")]
-            Some(rate) => (rate * (self.duration_s + self.warm_up_s) as f64).ceil() as u64,
-        }
+        self.pace.events(self.events_max)
     }
 
     /// Publish messages to prepare for each connection.
@@ -230,8 +206,8 @@ impl Arguments {
     fn check_rest(&self) -> Result<()> {
         let host = self.rest.strip_prefix("http://").context("--rest begins with http://")?;
         let host = host.trim_end_matches('/');
-        let address = resolve(host, 80).with_context(|| format!("--rest {}", self.rest))?;
-        self.check_target(address.ip())
+        self.pace.resolve(host).with_context(|| format!("--rest {}", self.rest))?;
+        Ok(())
     }
 
     /// The device address, resolved.
@@ -239,27 +215,10 @@ impl Arguments {
         let (url, key) = self.device_url.split_once('#').context("--device-url ends with # and the server's key")?;
         let host = url.strip_prefix("ws://").context("--device-url begins with ws://")?;
         let host = host.split_once('/').map_or(host, |(host, _)| host);
-        let address = resolve(host, 80).with_context(|| format!("--device-url {url}"))?;
-        self.check_target(address.ip())?;
+        let address = self.pace.resolve(host).with_context(|| format!("--device-url {url}"))?;
         let server_key = from_hex(key).context("the server's key in --device-url is 64 hex digits")?;
         Ok(DeviceUrl { url: url.to_owned(), address, server_key })
     }
-
-    fn check_target(&self, address: IpAddr) -> Result<()> {
-        if !address.is_loopback() && !self.target_is_mine {
-            bail!("{address} is not this machine: --target-is-mine says that you may load it");
-        }
-        Ok(())
-    }
-}
-
-fn resolve(host: &str, default_port: u16) -> Result<SocketAddr> {
-    let found = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
-        host.to_socket_addrs()?.next()
-    } else {
-        (host, default_port).to_socket_addrs()?.next()
-    };
-    found.context("the name has no address")
 }
 
 fn from_hex(text: &str) -> Option<[u8; 32]> {
@@ -347,7 +306,7 @@ mod tests {
             more.extend(target);
             let arguments = Arguments::parse_from(&more);
             let checked = arguments.check().and_then(|()| arguments.device_address());
-            assert!(checked.is_err_and(|error| error.to_string().contains("--target-is-mine")));
+            assert!(checked.is_err_and(|error| format!("{error:#}").contains("--target-is-mine")));
             more.push("--target-is-mine");
             let arguments = Arguments::parse_from(&more);
             assert!(arguments.check().and_then(|()| arguments.device_address()).is_ok());

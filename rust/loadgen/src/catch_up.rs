@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use keepstep_core::batch::{Item, verify_many};
 use keepstep_core::ed25519::PublicKey;
 use keepstep_core::hash::{Hash, chain_0, chain_next, event_hash};
+use keepstep_loadgen::measured::phase;
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -15,7 +16,6 @@ use crate::connection::Connection;
 use crate::fleet::{self, User};
 use crate::identity::Device;
 use crate::prepared::{Prepared, Shape};
-use crate::report::phase;
 use crate::streams::{STREAM, write_acks};
 use crate::wire::{Answer, Cursor, FromServer};
 use crate::workload::{ACK_SHARE, UNACKED_BYTES_DEFAULT};
@@ -82,7 +82,9 @@ pub(crate) async fn run(arguments: &Arguments, time_ms: u64) -> Result<Report> {
         let begin = Instant::now();
         fleet::subscribe(&mut connection, 1).await?;
         let everything = reader.download(&mut connection, arguments.events);
-        timeout(Duration::from_secs(arguments.finish_s), everything).await.context("downloading took too long")??;
+        timeout(Duration::from_secs(arguments.pace.finish_s), everything)
+            .await
+            .context("downloading took too long")??;
         download_s.push(begin.elapsed().as_secs_f64());
         bytes += reader.bytes;
         connection.leave().await?;

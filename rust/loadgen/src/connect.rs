@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use keepstep_loadgen::measured::{Latencies, Milliseconds, phase};
+use keepstep_loadgen::schedule::nanoseconds;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -12,8 +14,6 @@ use crate::arguments::{Arguments, DeviceUrl};
 use crate::connection::Connection;
 use crate::fleet;
 use crate::identity::Device;
-use crate::report::{Latencies, Milliseconds, phase};
-use crate::schedule::nanoseconds;
 
 /// The last line of a connecting run.
 #[derive(Serialize)]
@@ -65,8 +65,8 @@ pub(crate) async fn run(arguments: &Arguments, time_ms: u64) -> Result<Report> {
     let users = fleet::enrol(arguments, &target, time_ms).await.context("setting up users and devices")?;
     let devices = users.into_iter().flat_map(|user| user.devices).collect();
     phase("warming up");
-    let from = Instant::now() + Duration::from_secs(arguments.warm_up_s);
-    let until = from + Duration::from_secs(arguments.duration_s);
+    let from = Instant::now() + Duration::from_secs(arguments.pace.warm_up_s);
+    let until = from + Duration::from_secs(arguments.pace.duration_s);
     let at_once = arguments.at_once.min(arguments.connections);
     let turns = Arc::new(Turns { target, devices, suite: arguments.suite, at_once, measured: from..until });
     let mut tasks = JoinSet::new();

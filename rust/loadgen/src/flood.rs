@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use keepstep_loadgen::schedule::Schedule;
 
 use crate::arguments::{Arguments, DeviceUrl};
 use crate::connection::Connection;
 use crate::fleet::{self, User};
 use crate::prepared::{Prepared, Shape};
-use crate::schedule::Schedule;
 use crate::wire::{Answer, FromServer};
 
 /// Messages that it has, each sent again and again, and how many are in flight.

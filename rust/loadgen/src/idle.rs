@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use keepstep_core::msgpack::write_integer;
+use keepstep_loadgen::measured::phase;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -11,7 +12,6 @@ use tokio::task::JoinSet;
 use crate::arguments::{Arguments, DeviceUrl};
 use crate::connection::Connection;
 use crate::fleet::{self, User};
-use crate::report::phase;
 use crate::wire::{FromServer, from_device, write_array};
 
 /// What was just done may still be at work in the server; and whoever reads the phases needs a moment to look.
@@ -57,7 +57,7 @@ pub(crate) async fn run(arguments: &Arguments, time_ms: u64) -> Result<Report> {
     let opened_s = begin.elapsed().as_secs_f64();
     tokio::time::sleep(SETTLE).await;
     phase("measuring");
-    let duration = Duration::from_secs(arguments.duration_s);
+    let duration = Duration::from_secs(arguments.pace.duration_s);
     tokio::select! {
         () = tokio::time::sleep(duration) => {}
         Some(ended) = held.join_next() => {

@@ -1,9 +1,10 @@
 //! The loads of events: devices that publish, and follow what others publish.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
+use keepstep_loadgen::measured::{Measured, phase};
+use keepstep_loadgen::schedule::Schedule;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
@@ -12,8 +13,7 @@ use crate::fleet::{self, User};
 use crate::flood;
 use crate::observations::{Observer, Writer};
 use crate::prepared::{self, Prepared};
-use crate::report::{Measured, Report, phase};
-use crate::schedule::Schedule;
+use crate::report::Report;
 use crate::workload::{Plan, Shared, Worker};
 
 /// Connects, signs, runs the load, and writes what was observed.
@@ -21,14 +21,13 @@ pub(crate) fn run(runtime: &Runtime, arguments: &Arguments, time_ms: u64) -> Res
     let writer = arguments.observations.as_deref().map(Writer::create).transpose()?;
     let (workers, bad_refused, measured_s) = runtime.block_on(measure(arguments, time_ms))?;
     let mut measured = Measured::new()?;
-    measured.bad_refused = bad_refused;
     for worker in &workers {
         measured.add(&worker.measured)?;
     }
     if let Some(writer) = writer {
         write_observations(writer, &workers, arguments)?;
     }
-    Ok(Report::new(arguments, measured, measured_s))
+    Ok(Report::new(arguments, measured, bad_refused, measured_s))
 }
 
 /// Connects, signs, and runs the load; returns the workers, the bad signatures refused, the seconds measured.
@@ -42,15 +41,7 @@ async fn measure(arguments: &Arguments, time_ms: u64) -> Result<(Vec<Worker>, u6
     let spoilt = bad_signers.iter().map(|user| flood::prepare(user, arguments, time_ms)).collect::<Result<Vec<_>>>()?;
 
     phase("warming up");
-    #[expect(clippy::cast_precision_loss, reason = "at most 256")]
-    let frames_per_s = arguments.rate.map(|rate| rate / arguments.events_per_frame as f64);
-    let schedule = Arc::new(Schedule::begin(
-        Duration::from_secs(arguments.warm_up_s),
-        Duration::from_secs(arguments.duration_s),
-        Duration::from_secs(arguments.finish_s),
-        frames_per_s,
-        arguments.connections,
-    ));
+    let schedule = Arc::new(arguments.pace.begin(arguments.connections, arguments.events_per_frame));
     let mut floods = JoinSet::new();
     for (user, spoilt) in bad_signers.into_iter().zip(spoilt) {
         floods.spawn(flood::run(user, spoilt, target.clone(), arguments.suite, Arc::clone(&schedule)));

@@ -17,7 +17,6 @@ mod load;
 mod observations;
 mod prepared;
 mod report;
-mod schedule;
 mod streams;
 mod wire;
 mod workload;
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
 /// Whether the run was without errors.
 fn run(arguments: &Arguments) -> Result<bool> {
     arguments.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(arguments.threads).enable_all().build()?;
+    let runtime = arguments.pace.runtime()?;
     let time_ms = u64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis())?;
     match arguments.workload {
         Workload::Publish | Workload::Relay => {

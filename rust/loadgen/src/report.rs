@@ -1,123 +1,11 @@
-//! What a run measured, as JSON.
+//! The last line that a load of events prints.
 
-use std::collections::BTreeMap;
-
-use hdrhistogram::Histogram;
+use keepstep_loadgen::measured::{Measured, Totals};
 use serde::Serialize;
 
 use crate::arguments::Arguments;
 
-const MICROSECONDS_PER_MS: f64 = 1_000.0;
-
-/// Tells whoever reads the output that a phase begins, so that they can read counters then.
-pub(crate) fn phase(name: &str) {
-    println!("{}", serde_json::json!({ "phase": name }));
-}
-
-/// Latencies in microseconds, three significant digits.
-pub(crate) struct Latencies(Histogram<u64>);
-
-impl Latencies {
-    pub(crate) fn new() -> anyhow::Result<Self> {
-        Ok(Self(Histogram::new(3)?))
-    }
-
-    /// Counts `count` events of one latency.
-    pub(crate) fn record(&mut self, from_ns: u64, to_ns: u64, count: u64) -> anyhow::Result<()> {
-        self.0.record_n(to_ns.saturating_sub(from_ns) / 1_000, count)?;
-        Ok(())
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) -> anyhow::Result<()> {
-        self.0.add(&other.0)?;
-        Ok(())
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "microseconds of a run")]
-    pub(crate) fn milliseconds(&self) -> Milliseconds {
-        let at = |quantile| self.0.value_at_quantile(quantile) as f64 / MICROSECONDS_PER_MS;
-        Milliseconds {
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: self.0.max() as f64 / MICROSECONDS_PER_MS,
-            count: self.0.len(),
-        }
-    }
-}
-
-/// Latency in milliseconds over `count` events.
-#[derive(Debug, PartialEq, Serialize)]
-pub(crate) struct Milliseconds {
-    p50: f64,
-    p90: f64,
-    p99: f64,
-    p999: f64,
-    max: f64,
-    count: u64,
-}
-
-/// What one connection, or all together, measured.
-pub(crate) struct Measured {
-    /// Events with bad signatures that were refused to those who flood.
-    pub(crate) bad_refused: u64,
-    /// Events published, acknowledged as stored, and delivered to others than their author, over the whole run.
-    pub(crate) published: u64,
-    pub(crate) acknowledged_in_all: u64,
-    pub(crate) delivered_in_all: u64,
-    /// The same in the measured phase.
-    pub(crate) acknowledged: u64,
-    pub(crate) delivered: u64,
-    /// From when an event was due (open loop) or sent (closed loop) to its acknowledgement.
-    pub(crate) acknowledge: Latencies,
-    /// From the same moment to its arrival on another device.
-    pub(crate) deliver: Latencies,
-    /// How late it was sent: the generator's own delay and that of a full window.
-    pub(crate) late: Latencies,
-    /// What went wrong, and how often.
-    pub(crate) errors: BTreeMap<String, u64>,
-}
-
-impl Measured {
-    pub(crate) fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            published: 0,
-            acknowledged_in_all: 0,
-            delivered_in_all: 0,
-            bad_refused: 0,
-            acknowledged: 0,
-            delivered: 0,
-            acknowledge: Latencies::new()?,
-            deliver: Latencies::new()?,
-            late: Latencies::new()?,
-            errors: BTreeMap::new(),
-        })
-    }
-
-    pub(crate) fn error(&mut self, what: impl Into<String>) {
-        *self.errors.entry(what.into()).or_default() += 1;
-    }
-
-    /// Adds another connection's measurement.
-    pub(crate) fn add(&mut self, other: &Self) -> anyhow::Result<()> {
-        self.published += other.published;
-        self.acknowledged_in_all += other.acknowledged_in_all;
-        self.delivered_in_all += other.delivered_in_all;
-        self.bad_refused += other.bad_refused;
-        self.acknowledged += other.acknowledged;
-        self.delivered += other.delivered;
-        self.acknowledge.add(&other.acknowledge)?;
-        self.deliver.add(&other.deliver)?;
-        self.late.add(&other.late)?;
-        for (what, count) in &other.errors {
-            *self.errors.entry(what.clone()).or_default() += count;
-        }
-        Ok(())
-    }
-}
-
-/// The last line that the program prints.
+/// What was asked for, and what came of it.
 #[derive(Serialize)]
 pub(crate) struct Report {
     version: &'static str,
@@ -130,87 +18,31 @@ pub(crate) struct Report {
     payload_bytes: usize,
     window: usize,
     suite: u64,
-    /// Length of the measured phase; shorter than asked for where the signed events were used up.
-    measured_s: f64,
-    published: u64,
-    acknowledged_in_all: u64,
-    delivered_in_all: u64,
+    #[serde(flatten)]
+    totals: Totals,
+    /// Events with bad signatures that were refused to those who flood.
     bad_refused: u64,
-    acknowledged: u64,
-    delivered: u64,
-    acknowledged_per_s: f64,
-    delivered_per_s: f64,
-    acknowledge_ms: Milliseconds,
-    deliver_ms: Milliseconds,
-    late_ms: Milliseconds,
-    errors: BTreeMap<String, u64>,
 }
 
 impl Report {
-    #[expect(clippy::cast_precision_loss, reason = "event counts of a run")]
-    pub(crate) fn new(arguments: &Arguments, measured: Measured, measured_s: f64) -> Self {
+    pub(crate) fn new(arguments: &Arguments, measured: Measured, bad_refused: u64, measured_s: f64) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             workload: arguments.workload.name(),
-            load: if arguments.rate.is_some() { "open" } else { "closed" },
-            rate: arguments.rate,
+            load: if arguments.pace.rate.is_some() { "open" } else { "closed" },
+            rate: arguments.pace.rate,
             connections: arguments.connections,
             events_per_frame: arguments.events_per_frame,
             payload_bytes: arguments.payload_bytes,
             window: arguments.window(),
             suite: arguments.suite,
-            measured_s,
-            published: measured.published,
-            acknowledged_in_all: measured.acknowledged_in_all,
-            delivered_in_all: measured.delivered_in_all,
-            bad_refused: measured.bad_refused,
-            acknowledged: measured.acknowledged,
-            delivered: measured.delivered,
-            acknowledged_per_s: measured.acknowledged as f64 / measured_s,
-            delivered_per_s: measured.delivered as f64 / measured_s,
-            acknowledge_ms: measured.acknowledge.milliseconds(),
-            deliver_ms: measured.deliver.milliseconds(),
-            late_ms: measured.late.milliseconds(),
-            errors: measured.errors,
+            totals: measured.totals(measured_s),
+            bad_refused,
         }
     }
 
     /// Nothing went wrong.
     pub(crate) fn clean(&self) -> bool {
-        self.errors.is_empty()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn latencies_are_weighted_by_events() -> anyhow::Result<()> {
-        let mut latencies = Latencies::new()?;
-        latencies.record(0, 1_000_000, 98)?;
-        latencies.record(0, 50_000_000, 2)?;
-        let found = latencies.milliseconds();
-        assert!((found.p50 - 1.0).abs() < 0.01 && (found.p99 - 50.0).abs() < 0.1);
-        assert_eq!(found.count, 100);
-        Ok(())
-    }
-
-    #[test]
-    fn measurements_add_up() -> anyhow::Result<()> {
-        let mut all = Measured::new()?;
-        for _ in 0..2 {
-            let mut one = Measured::new()?;
-            one.published = 5;
-            one.acknowledged = 3;
-            one.delivered = 4;
-            one.acknowledge.record(0, 2_000, 3)?;
-            one.error("unavailable");
-            all.add(&one)?;
-        }
-        assert_eq!((all.published, all.acknowledged, all.delivered), (10, 6, 8));
-        assert_eq!(all.errors, BTreeMap::from([("unavailable".to_owned(), 2)]));
-        assert_eq!(all.acknowledge.milliseconds().count, 6);
-        Ok(())
+        self.totals.clean()
     }
 }

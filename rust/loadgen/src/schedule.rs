@@ -10,14 +10,16 @@ use tokio::sync::Notify;
 const PACING_SLEEP_MAX: Duration = Duration::from_millis(50);
 
 /// A run's phases: warm-up, measured, finishing. Times are nanoseconds since its start.
-pub(crate) struct Schedule {
+pub struct Schedule {
     start: Instant,
-    pub(crate) measured_from_ns: u64,
+    /// When the measured phase begins.
+    pub measured_from_ns: u64,
     /// No publish is sent from here on; moved forward when a connection has nothing left to send.
     stop_ns: AtomicU64,
-    pub(crate) finish: Duration,
+    /// How long what is missing in the end is waited for.
+    pub finish: Duration,
     /// Told when `stop_ns` moved.
-    pub(crate) stopped_early: Notify,
+    pub stopped_early: Notify,
     /// Nanoseconds from one publish message to the next over all connections; `None` in a closed loop.
     interval_ns: Option<f64>,
     connections: usize,
@@ -25,7 +27,7 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     /// Starts now.
-    pub(crate) fn begin(
+    pub fn begin(
         warm_up: Duration,
         measured: Duration,
         finish: Duration,
@@ -43,40 +45,42 @@ impl Schedule {
         }
     }
 
-    pub(crate) fn now_ns(&self) -> u64 {
+    /// Nanoseconds since the start.
+    pub fn now_ns(&self) -> u64 {
         nanoseconds(self.start.elapsed())
     }
 
-    pub(crate) fn stop_ns(&self) -> u64 {
+    /// From when on nothing is sent.
+    pub fn stop_ns(&self) -> u64 {
         self.stop_ns.load(Ordering::Acquire)
     }
 
     /// The moment of a time, for a timer.
-    pub(crate) fn instant(&self, ns: u64) -> Instant {
+    pub fn instant(&self, ns: u64) -> Instant {
         self.start + Duration::from_nanos(ns)
     }
 
     /// Ends the measured phase now, for all connections: one has nothing left to send.
-    pub(crate) fn stop_now(&self) {
+    pub fn stop_now(&self) {
         self.stop_ns.fetch_min(self.now_ns(), Ordering::AcqRel);
         self.stopped_early.notify_one();
     }
 
     /// Whether a time lies in the measured phase.
-    pub(crate) fn measures(&self, ns: u64) -> bool {
+    pub fn measures(&self, ns: u64) -> bool {
         (self.measured_from_ns..self.stop_ns()).contains(&ns)
     }
 
     /// When a connection's next publish message is due; now in a closed loop.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a run lasts at most days")]
     #[expect(clippy::cast_precision_loss, reason = "fewer messages than 2^52")]
-    pub(crate) fn due_ns(&self, connection: usize, frame: usize, now_ns: u64) -> u64 {
+    pub fn due_ns(&self, connection: usize, frame: usize, now_ns: u64) -> u64 {
         self.interval_ns.map_or(now_ns, |interval| ((frame * self.connections + connection) as f64 * interval) as u64)
     }
 
     /// Wakes each connection when a message of it is due, on a thread of its own: timers of the runtime are a
     /// millisecond coarse. Returns at once in a closed loop.
-    pub(crate) fn pace(&self, wakers: &[Arc<Notify>]) {
+    pub fn pace(&self, wakers: &[Arc<Notify>]) {
         if self.interval_ns.is_none() {
             return;
         }
@@ -108,7 +112,8 @@ impl Schedule {
     }
 }
 
-pub(crate) fn nanoseconds(duration: Duration) -> u64 {
+/// Whole nanoseconds of a time.
+pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

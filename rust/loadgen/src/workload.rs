@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use keepstep_core::hash::{Hash, chain_0, chain_next, event_hash};
 use keepstep_core::header::Header;
+use keepstep_loadgen::measured::Measured;
+use keepstep_loadgen::schedule::Schedule;
 use tokio::sync::Notify;
 
 use crate::connection::Connection;
 use crate::observations::{Observations, Observed, Row};
 use crate::prepared::Prepared;
-use crate::report::Measured;
-use crate::schedule::Schedule;
 use crate::streams::{stream_index, stream_name, write_acks, write_subscriptions};
 use crate::wire::{Answer, Answers, Cursor, FromServer};
 

@@ -1,14 +1,14 @@
 //! What the command line says, and the bounds it must keep.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
+use keepstep_loadgen::pace::Pace;
 
 /// Most events of one run: eight bytes each are held for their times, about a kilobyte where they are signed before.
 const EVENTS_MAX: u64 = 20_000_000;
 const CONNECTIONS_MAX: usize = 20_000;
-const DURATION_S_MAX: u64 = 60 * 60;
 const WINDOW_MAX: usize = 4096;
 /// Connections that publish into one place and are told what the others of it publish: a user's devices.
 pub(crate) const GROUP: usize = 3;
@@ -73,30 +73,14 @@ pub(crate) struct Arguments {
     /// Events in flight on a connection
     #[arg(long, default_value_t = 40)]
     pub(crate) window: usize,
-    /// Open loop: events a second over all connections, latency counted from when each was due; without it closed loop
-    #[arg(long)]
-    pub(crate) rate: Option<f64>,
-    /// Seconds that are measured
-    #[arg(long, default_value_t = 10)]
-    pub(crate) duration_s: u64,
-    /// Seconds of the same load before
-    #[arg(long, default_value_t = 2)]
-    pub(crate) warm_up_s: u64,
-    /// Seconds to wait in the end for what is missing
-    #[arg(long, default_value_t = 10)]
-    pub(crate) finish_s: u64,
+    #[command(flatten)]
+    pub(crate) pace: Pace,
     /// Events made beforehand for all connections; the run ends when they are used up. For catch-up: how many are read
     #[arg(long, default_value_t = 100_000)]
     pub(crate) events_max: u64,
     /// NATS: how subscribers are told
     #[arg(long, value_enum, default_value_t = Delivery::Stream)]
     pub(crate) delivery: Delivery,
-    /// Threads that drive the connections
-    #[arg(long, default_value_t = 1)]
-    pub(crate) threads: usize,
-    /// Allow an address that is not this machine's own: only for a server that is yours to load
-    #[arg(long)]
-    pub(crate) target_is_mine: bool,
 }
 
 /// Where the server is.
@@ -120,29 +104,16 @@ impl Arguments {
             "--payload-bytes is {PAYLOAD_BYTES_MIN} to {PAYLOAD_BYTES_MAX}"
         );
         ensure!((1..=WINDOW_MAX).contains(&self.window), "--window is 1 to {WINDOW_MAX}");
-        ensure!((1..=DURATION_S_MAX).contains(&self.duration_s), "--duration-s is 1 to {DURATION_S_MAX}");
-        ensure!(self.warm_up_s <= DURATION_S_MAX, "--warm-up-s is at most {DURATION_S_MAX}");
-        ensure!((1..=64).contains(&self.threads), "--threads is 1 to 64");
-        ensure!(self.rate.is_none_or(|rate| rate > 0.0), "--rate is above 0");
+        self.pace.check()?;
         ensure!((1..=EVENTS_MAX).contains(&self.events()), "at most {EVENTS_MAX} events");
         let host = self.address.split_once('/').map_or(self.address.as_str(), |(host, _)| host);
-        let address = host.to_socket_addrs().with_context(|| format!("--address {host}"))?.next();
-        let address = address.context("the name has no address")?;
-        ensure!(
-            address.ip().is_loopback() || self.target_is_mine,
-            "{address} is not this machine: --target-is-mine says that you may load it"
-        );
+        let address = self.pace.resolve(host).with_context(|| format!("--address {host}"))?;
         Ok(Target { address, url: format!("ws://{}", self.address) })
     }
 
     /// Events to have ready for all connections together.
     pub(crate) fn events(&self) -> u64 {
-        match self.rate {
-            None => self.events_max,
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in range after")]
-            #[expect(clippy::cast_precision_loss, reason = "at most hours of seconds")]
-            Some(rate) => (rate * (self.duration_s + self.warm_up_s) as f64).ceil() as u64,
-        }
+        self.pace.events(self.events_max)
     }
 
     /// Connections with an identity of their own: in catch-up one, which fills the store.
@@ -193,7 +164,7 @@ mod tests {
     fn another_machine_is_refused_unless_it_is_mine() {
         let address = ["keepstep-peers", "nats", "publish", "--address", "192.0.2.1:4222"];
         let refused = Arguments::parse_from(address).check();
-        assert!(refused.is_err_and(|error| error.to_string().contains("--target-is-mine")));
+        assert!(refused.is_err_and(|error| format!("{error:#}").contains("--target-is-mine")));
         let mine = Arguments::parse_from(address.iter().chain(&["--target-is-mine"])).check();
         assert!(mine.is_ok());
     }

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use keepstep_loadgen::measured::Measured;
+use keepstep_loadgen::schedule::Schedule;
 use tokio::sync::Notify;
 
 use crate::arguments::GROUP;
 use crate::connection::{Came, Connection};
 use crate::event::Arrived;
-use crate::report::Measured;
-use crate::schedule::Schedule;
+use crate::report::{Faults, Observed};
 
 /// What the connections of a run know of each other; only a generator does.
 pub(crate) struct Shared {
@@ -54,7 +55,7 @@ pub(crate) struct Worker<C> {
     in_flight: usize,
     publishing: bool,
     arrived: Vec<Arrived>,
-    pub(crate) measured: Measured,
+    measured: Measured,
 }
 
 impl<C: Connection> Worker<C> {
@@ -72,20 +73,21 @@ impl<C: Connection> Worker<C> {
     }
 
     /// Works until everything sent is answered and everything acknowledged is delivered, or the time for it is over.
-    pub(crate) async fn run(mut self) -> Measured {
+    pub(crate) async fn run(mut self) -> Observed {
         if let Err(error) = self.work().await {
             self.measured.error(format!("{error:#}"));
         }
         self.end_publishing();
         self.measured.published = self.next as u64;
+        let mut faults = Faults::default();
         for arrived in &self.arrived {
-            self.measured.duplicates += arrived.duplicates;
-            self.measured.out_of_order += arrived.out_of_order;
+            faults.duplicates += arrived.duplicates;
+            faults.out_of_order += arrived.out_of_order;
         }
         if self.subscribed {
-            self.measured.lost = self.expected().saturating_sub(self.arrived());
+            faults.lost = self.expected().saturating_sub(self.arrived());
         }
-        self.measured
+        Observed { measured: self.measured, faults }
     }
 
     async fn work(&mut self) -> Result<()> {
@@ -159,7 +161,7 @@ impl<C: Connection> Worker<C> {
             };
             due.store(due_ns + 1, Ordering::Release);
             if schedule.measures(due_ns) {
-                self.measured.late.record((now_ns - due_ns) / 1_000)?;
+                self.measured.late.record(due_ns, now_ns, 1)?;
             }
             self.connection.publish(self.next)?;
             self.next += 1;
@@ -177,8 +179,8 @@ impl<C: Connection> Worker<C> {
                 self.shared.acknowledged[self.number].fetch_add(1, Ordering::AcqRel);
                 self.measured.acknowledged_in_all += 1;
                 self.measured.acknowledged += u64::from(self.shared.schedule.measures(now_ns));
-                if let Some(took_us) = self.took_us(self.number, index, now_ns) {
-                    self.measured.acknowledge.record(took_us)?;
+                if let Some(due_ns) = self.measured_due_ns(self.number, index) {
+                    self.measured.acknowledge.record(due_ns, now_ns, 1)?;
                 }
             }
             Came::Delivered(author, _) if author == self.number => {}
@@ -187,8 +189,8 @@ impl<C: Connection> Worker<C> {
                 if self.arrived[author % GROUP].note(index) {
                     self.measured.delivered_in_all += 1;
                     self.measured.delivered += u64::from(self.shared.schedule.measures(now_ns));
-                    if let Some(took_us) = self.took_us(author, index, now_ns) {
-                        self.measured.deliver.record(took_us)?;
+                    if let Some(due_ns) = self.measured_due_ns(author, index) {
+                        self.measured.deliver.record(due_ns, now_ns, 1)?;
                     }
                 }
             }
@@ -198,10 +200,10 @@ impl<C: Connection> Worker<C> {
         Ok(())
     }
 
-    /// Microseconds since an event was due, where that was in the measured phase.
-    fn took_us(&self, author: usize, index: usize, now_ns: u64) -> Option<u64> {
+    /// When an event was due, where that was in the measured phase.
+    fn measured_due_ns(&self, author: usize, index: usize) -> Option<u64> {
         let due_ns = self.shared.due_ns[author].get(index)?.load(Ordering::Acquire).checked_sub(1)?;
-        self.shared.schedule.measures(due_ns).then(|| now_ns.saturating_sub(due_ns) / 1_000)
+        self.shared.schedule.measures(due_ns).then_some(due_ns)
     }
 }
 
@@ -252,7 +254,7 @@ mod tests {
         Arc::new(Shared::new(schedule, connections, 5))
     }
 
-    fn run(delivered: Vec<Came>, connections: usize, subscribed: bool) -> Result<Measured> {
+    fn run(delivered: Vec<Came>, connections: usize, subscribed: bool) -> Result<Observed> {
         let shared = shared(connections, Duration::ZERO);
         for other in 1..connections {
             shared.acknowledged[other].store(2, Ordering::Release);
@@ -264,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_connection_publishes_all_it_has_and_waits_for_every_answer() -> Result<()> {
-        let measured = run(Vec::new(), 1, false)?;
+        let measured = run(Vec::new(), 1, false)?.measured;
         assert_eq!((measured.published, measured.acknowledged_in_all), (5, 5));
         assert!(measured.errors.is_empty());
         Ok(())
@@ -273,18 +275,18 @@ mod tests {
     #[test]
     fn what_others_published_and_what_is_missing_of_it_is_counted() -> Result<()> {
         let others = [(1, 0), (1, 1), (2, 0), (2, 1)].map(|(author, index)| Came::Delivered(author, index));
-        assert_eq!(run(others.into(), 3, true)?.lost, 0);
+        assert_eq!(run(others.into(), 3, true)?.faults, Faults::default());
         let some = [(1, 1), (1, 0), (1, 0), (2, 1)].map(|(author, index)| Came::Delivered(author, index));
-        let measured = run(some.into(), 3, true)?;
-        assert_eq!((measured.delivered_in_all, measured.lost), (3, 1));
-        assert_eq!((measured.duplicates, measured.out_of_order), (1, 1));
+        let observed = run(some.into(), 3, true)?;
+        assert_eq!(observed.measured.delivered_in_all, 3);
+        assert_eq!(observed.faults, Faults { lost: 1, duplicates: 1, out_of_order: 1 });
         Ok(())
     }
 
     #[test]
     fn a_refusal_and_what_does_not_belong_here_are_errors() -> Result<()> {
         for wrong in [Came::Refused("blocked".into()), Came::Delivered(7, 0), Came::Acknowledged(9)] {
-            assert_eq!(run(vec![wrong], 3, true)?.errors.len(), 1);
+            assert_eq!(run(vec![wrong], 3, true)?.measured.errors.len(), 1);
         }
         Ok(())
     }

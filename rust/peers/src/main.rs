@@ -11,9 +11,6 @@ mod load;
 mod nats;
 mod nostr;
 mod report;
-#[allow(dead_code, reason = "the pacing of keepstep's own generator, as it is")]
-#[path = "../../loadgen/src/schedule.rs"]
-mod schedule;
 mod websocket;
 
 use std::process::ExitCode;
@@ -22,14 +19,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use keepstep_loadgen::measured::phase;
 use tokio::task::JoinSet;
 
 use arguments::{Arguments, Peer, Target, Workload};
 use connection::{Came, Connection, Subscription};
 use event::{Arrived, Payloads};
 use load::{Shared, Worker};
-use report::{Measured, Report};
-use schedule::Schedule;
+use report::{Faults, Observed, Report};
 
 /// How long whoever reads the output has for reading counters when a phase begins.
 const COUNTERS_READ: Duration = Duration::from_millis(1_500);
@@ -52,7 +49,7 @@ fn main() -> ExitCode {
 /// Whether the run was without errors.
 fn run(arguments: &Arguments) -> Result<bool> {
     let target = arguments.check()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(arguments.threads).enable_all().build()?;
+    let runtime = arguments.pace.runtime()?;
     let report = runtime.block_on(async {
         match arguments.peer {
             Peer::Nats => measure::<nats::Nats>(arguments, &target).await,
@@ -96,10 +93,7 @@ async fn load<C: Connection>(arguments: &Arguments, target: &Target, fleet: &Arc
     let subscription = if subscribed { Subscription::Others } else { Subscription::None };
     let connections = open_all::<C>(arguments, target, fleet, subscription).await?;
     phase("warming up");
-    let seconds = Duration::from_secs;
-    let (warm_up, duration) = (seconds(arguments.warm_up_s), seconds(arguments.duration_s));
-    let schedule =
-        Schedule::begin(warm_up, duration, seconds(arguments.finish_s), arguments.rate, arguments.connections);
+    let schedule = arguments.pace.begin(arguments.connections, 1);
     let shared = Arc::new(Shared::new(schedule, arguments.connections, arguments.events_per_connection()));
     let mut tasks = JoinSet::new();
     for (number, connection) in connections.into_iter().enumerate() {
@@ -116,14 +110,14 @@ async fn load<C: Connection>(arguments: &Arguments, target: &Target, fleet: &Arc
         () = schedule.stopped_early.notified() => {}
     }
     phase("measured");
-    let mut all = Measured::new()?;
-    while let Some(measured) = tasks.join_next().await {
-        all.add(&measured?)?;
+    let mut all = Observed::new()?;
+    while let Some(observed) = tasks.join_next().await {
+        all.add(&observed?)?;
     }
     #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a run")]
     let measured_s = schedule.stop_ns().saturating_sub(schedule.measured_from_ns) as f64 / 1e9;
     ensure!(measured_s > 0.0, "the prepared events were used up in the warm-up: raise --events-max");
-    Ok(Report::new(arguments.connections, &all, measured_s))
+    Ok(Report::new(arguments.connections, all, measured_s))
 }
 
 /// Stores events, then reads all of them on a new connection.
@@ -167,12 +161,13 @@ async fn catch_up<C: Connection>(arguments: &Arguments, target: &Target, fleet: 
     let took = begin.elapsed();
     phase("measured");
     tokio::time::sleep(COUNTERS_READ).await;
-    let mut measured = Measured::new()?;
+    let mut observed = Observed::new()?;
+    let measured = &mut observed.measured;
     (measured.published, measured.acknowledged_in_all) = (events as u64, events as u64);
     (measured.delivered, measured.delivered_in_all) = (arrived.count, arrived.count);
-    (measured.duplicates, measured.out_of_order) = (arrived.duplicates, arrived.out_of_order);
-    measured.lost = events as u64 - arrived.count;
-    Ok(Report::new(1, &measured, took.as_secs_f64()))
+    let (duplicates, out_of_order) = (arrived.duplicates, arrived.out_of_order);
+    observed.faults = Faults { lost: events as u64 - arrived.count, duplicates, out_of_order };
+    Ok(Report::new(1, observed, took.as_secs_f64()))
 }
 
 /// Opens connections and lets them be: what they cost in memory is for the reader of the output to see.
@@ -185,9 +180,5 @@ async fn idle<C: Connection>(arguments: &Arguments, target: &Target, fleet: &Arc
     tokio::time::sleep(IDLE).await;
     phase("measured");
     tokio::time::sleep(COUNTERS_READ).await;
-    Ok(Report::new(connections.len(), &Measured::new()?, took.as_secs_f64()))
-}
-
-fn phase(name: &str) {
-    println!("{}", serde_json::json!({ "phase": name }));
+    Ok(Report::new(connections.len(), Observed::new()?, took.as_secs_f64()))
 }
