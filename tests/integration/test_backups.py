@@ -16,10 +16,11 @@ import psycopg
 import pytest
 import structlog
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from keepstep import keys
-from keepstep.backup import manifest, restoring, schedule, verifying, wal
+from keepstep.backup import making, manifest, restoring, schedule, verifying, wal
 from keepstep.backup.choosing import make_plan
 from keepstep.backup.files import Stop
 from keepstep.backup.keyfile import make_key
@@ -32,11 +33,10 @@ from keepstep.journal import DIRECTORY, SUFFIX
 from keepstep.postgres import backups as source
 from keepstep.postgres import embedded, migrate
 from keepstep.restoring import begin_epoch
-from keepstep.runtime import OffsetClock, SystemClock, SystemRandomness, WorkerThreads
+from keepstep.runtime import SystemClock, SystemRandomness, WorkerThreads
 from keepstep.telemetry import Metrics
 
 CLOCK = SystemClock()
-SECOND_MS = 1_000
 TIMEOUT_S = 60
 
 
@@ -65,9 +65,9 @@ class Place:
             execute(url, "CREATE TABLE IF NOT EXISTS marks (number int)")
             yield url
 
-    async def make(self, *, later_ms: int = 0) -> manifest.Backup:
-        """A backup of the running database, by a clock that is ahead: two of one second would have one name."""
-        database, now_ms = source.find_source(self.settings), CLOCK.now_ms() + later_ms
+    async def make(self) -> manifest.Backup:
+        """A backup of the running database."""
+        database, now_ms = source.find_source(self.settings), CLOCK.now_ms()
         return await interruptible(lambda stop: make(self.settings, database, now_ms=now_ms, stop=stop))
 
     async def restore(self, target: datetime | None = None, **arguments: Any) -> Restored:
@@ -120,12 +120,10 @@ async def until(condition: Any) -> None:
 
 
 @asynccontextmanager
-async def scheduled(place: Place, metrics: Metrics | None = None, *, later_ms: int = 0) -> AsyncIterator[None]:
+async def scheduled(place: Place, metrics: Metrics | None = None) -> AsyncIterator[None]:
     """What a server does for its backups."""
-    clock = OffsetClock(CLOCK)
-    clock.offset_ms = later_ms
     made = schedule.scheduled(
-        lambda: place.settings, source.find_source(place.settings), clock, metrics or Metrics(), structlog.get_logger()
+        lambda: place.settings, source.find_source(place.settings), CLOCK, metrics or Metrics(), structlog.get_logger()
     )
     assert made is not None
     async with trio.open_nursery() as nursery:
@@ -384,6 +382,19 @@ async def test_two_runs_at_once_are_one_too_many(place: Place) -> None:
             pass
 
 
+async def test_two_backups_of_one_second_are_of_two(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one waits for its own; for so long only, for a clock may have gone back."""
+    async with place.database():
+        first, second, third = [await place.make() for _ in range(3)]
+        assert first.manifest.id < second.manifest.id < third.manifest.id
+        facts = source.read_facts
+        monkeypatch.setattr(source, "read_facts", lambda url: replace(facts(url), now_ms=third.manifest.started_at))
+        monkeypatch.setattr(making, "NAME_WAIT_S", 0.1)
+        with pytest.raises(BackupError, match=f"there is a backup {third.manifest.id} already"):
+            await place.make()
+        assert len(place.backups) == 3
+
+
 async def test_what_a_run_had_of_the_database_is_free_when_it_is_over(place: Place) -> None:
     """Its lock and its replication slot, and not only once the server's end of its connection has noticed."""
     slots = b"SELECT count(*) FROM pg_replication_slots"
@@ -408,7 +419,7 @@ async def test_a_log_that_was_given_up_begins_anew_with_a_whole_backup(place: Pl
         assert source.ensure_slot(admin) is False
         source.drop_slot(admin)
         source.drop_slot(admin)
-        async with scheduled(place, later_ms=SECOND_MS):
+        async with scheduled(place):
             await until(lambda: len(place.backups) == 2)
         await schedule.backup_source(place.settings.model_copy(update={"backup_dir": None}), WorkerThreads())
         assert value(admin, "SELECT count(*) FROM pg_replication_slots") == 0
@@ -444,6 +455,24 @@ async def test_what_fails_is_counted_and_tried_again(place: Place, monkeypatch: 
         await until(lambda: bool(place.backups) and place.backups[0].is_good)
 
 
+async def test_a_wanted_backup_that_fails_is_not_tried_all_the_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one, without which the log is of no use, waits its time too."""
+    tried: list[None] = []
+
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        tried.append(None)
+        raise BackupError("the disk is full")
+
+    monkeypatch.setattr(schedule, "make", fail)
+    async with place.database(), scheduled(place):
+        await until(lambda: tried)
+        with trio.fail_after(TIMEOUT_S):
+            await trio.testing.wait_all_tasks_blocked(0.2)
+    assert len(tried) == 1
+
+
 async def test_old_backups_and_their_log_are_removed(place: Place) -> None:
     """As many as are to be kept stay; with the oldest goes the log before the next."""
     settings = place.settings.model_copy(update={"backups_kept": 1, "backup_kept_days": 0, "backup_verify": False})
@@ -458,7 +487,7 @@ async def test_old_backups_and_their_log_are_removed(place: Place) -> None:
             await trio.to_thread.run_sync(add_mark, url, 1)
             await until(lambda: len([one for one in log.iterdir() if "partial" not in one.name]) > 1)
         before = len(list(log.iterdir()))
-        second = await few.make(later_ms=SECOND_MS)
+        second = await few.make()
         assert [one.manifest.id for one in few.backups] == [second.manifest.id]
         assert len(list(log.iterdir())) < before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from keepstep.postgres.backups import Facts, Source
 
 COPY_NAME: Final = "database.tar"
+NAME_WAIT_S: Final = 3.0
+"""Seconds to wait for one in which no other backup was made."""
+_NAME_POLL_S: Final = 0.05
 WORK_DIRECTORY: Final = "backup"
 """In ``data_dir``: what is received of the write-ahead log and not kept yet, and passwords for PostgreSQL's tools."""
 
@@ -59,10 +63,9 @@ def make(settings: Settings, database: Source, *, now_ms: int, stop: Stop) -> ma
         try:
             system.mkdir(mode=0o700, parents=True, exist_ok=True)
             manifest.remove_remains(system)
+            facts = _in_a_second_of_its_own(system, database, facts, stop)
             name = manifest.backup_id(facts.now_ms)
             draft = system / f"{name}{PARTIAL_SUFFIX}"
-            if (system / name).exists():
-                raise BackupError(f"there is a backup {name} already, of this second")
             try:
                 draft.mkdir(mode=0o700)
                 _fill(settings, database, facts, draft, name, key, stop)
@@ -78,6 +81,22 @@ def make(settings: Settings, database: Source, *, now_ms: int, stop: Stop) -> ma
         except OSError as error:
             raise BackupError(f"cannot keep a backup in {system}: {error.strerror}") from error
     return made
+
+
+def _in_a_second_of_its_own(system: Path, database: Source, facts: Facts, stop: Stop) -> Facts:
+    """The database's facts in a second in which no other backup was made, for that would have the same name.
+
+    Raises:
+        BackupError: none came within ``NAME_WAIT_S``; or ``stop`` is set.
+    """
+    give_up_s = time.monotonic() + NAME_WAIT_S
+    while (system / (name := manifest.backup_id(facts.now_ms))).exists():
+        if time.monotonic() >= give_up_s:
+            raise BackupError(f"there is a backup {name} already, of this second")
+        stop.check()
+        time.sleep(_NAME_POLL_S)
+        facts = source.read_facts(database.url)
+    return facts
 
 
 def _fill(

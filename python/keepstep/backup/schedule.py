@@ -257,7 +257,10 @@ class Backups:
                 good = await self._reported("make", lambda: self._make_if_due(system, facts))
                 if good and self._settings.backup_verify:
                     good = await self._reported("verify", lambda: self._verify_newest(system))
-            with trio.move_on_after(LOOK_INTERVAL_S if good else FAILURE_RETRY_S):
+            if not good:  # also where one is wanted at once: what is wrong may take long to be mended
+                await trio.sleep(FAILURE_RETRY_S)
+                continue
+            with trio.move_on_after(LOOK_INTERVAL_S):
                 await self._wanted.wait()
 
     async def _make_if_due(self, system: Path, facts: Facts) -> None:

@@ -299,7 +299,7 @@ class BlockingDevice:
             start: likewise.
             after: likewise.
             cursor: likewise; the caller commits with ``commit``.
-            quiet_s: end when nothing came for so long, seconds; ``None``: never end.
+            quiet_s: end when nothing came for so long, seconds, and all that is here is given out; ``None``: never.
 
         Raises:
             ClientError, ProtocolError, VerificationError: as ``Device.subscribe`` and ``Subscription``.
@@ -309,7 +309,7 @@ class BlockingDevice:
         async def take() -> Event | None:
             with trio.move_on_after(float("inf") if quiet_s is None else quiet_s):
                 return await anext(subscription)
-            return None
+            return await subscription.take_here()  # to wait for the disk, or for its turn at it, is not quiet
 
         while (event := self._run(take)) is not None:
             yield event

@@ -197,6 +197,19 @@ class Subscription:
                 await changed.wait()
         return self._ready.popleft()
 
+    async def take_here(self) -> Event | None:
+        """The next event that is on this device already, however long its disk takes; ``None`` where there is none.
+
+        Raises:
+            EventsRewound, EventsPruned, ClientError: as ``__anext__``.
+
+        A cancellation loses no event.
+        """
+        self._check_back()
+        if not self._ready:
+            await self._load(decided=False)
+        return self._ready.popleft() if self._ready else None
+
     def _check_back(self) -> None:
         """Go back where the stream did. Raises EventsRewound: beyond what was given out."""
         times, seq = self._source.went_back(self.stream)

@@ -93,6 +93,18 @@ async def test_several_pages_and_then_live(
         assert subscribed.waiting() == 0
 
 
+async def test_what_is_here_is_given_out_without_a_wait(
+    autojump_clock: MockClock, server: DeviceServer, laptop: Path, phone: Path
+) -> None:
+    """Who waits no longer for the server gets all that was verified before."""
+    await publish(server, laptop, b"1", b"2")
+    async with open_device(phone, environment=server.environment) as device:
+        subscribed = await device.subscribe(STREAM)
+        await device.wait_until_caught_up(STREAM)
+        events = [await subscribed.take_here() for _ in range(3)]
+        assert [None if event is None else event.data for event in events] == [b"1", b"2", None]
+
+
 async def test_only_what_is_stored_is_acknowledged(
     autojump_clock: MockClock, server: DeviceServer, laptop: Path, phone: Path
 ) -> None:
