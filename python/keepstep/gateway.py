@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from keepstep.publish import Publisher
     from keepstep.relay import Relay
     from keepstep.sessionservices import SessionLimits
-    from keepstep.subscriber import SubscriberLimits
+    from keepstep.subscription import SubscriberLimits
     from keepstep.telemetry import Log, Metrics
 
 SUITES: Final = (SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305)
@@ -286,7 +286,7 @@ class Gateway:
             raise Unavailable("the log has become another one during the handshake")
         heads = [] if core.resume == "none" else [self._sign(principal, devices)]
         ready = Ready(session_id, record.session_no, self._told_limits(), [], heads)
-        sealed, protocol = handshake.ready(ready, now_s=services.clock.monotonic_s())
+        sealed, protocol = handshake.ready(ready, now_s=trio.current_time())
         record.session = session = self._session(connection, protocol, record, principal, devices)
         connection.authenticated()
         await connection.send([sealed])

@@ -12,7 +12,7 @@ from keepstep.gateway import GatewayLimits
 from keepstep.publish import PublishLimits
 from keepstep.rest.services import RestPolicy
 from keepstep.sessionservices import SessionLimits
-from keepstep.subscriber import SubscriberLimits
+from keepstep.subscription import SubscriberLimits
 from keepstep.telemetry import configure_logging
 from keepstep.tokens import TokenLifetimes
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import trio
 
@@ -39,8 +39,7 @@ EVENT_OVERHEAD_BYTES: Final = 512
 Answer = Callable[["Answered"], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """What became of a submission.
 
     Attributes:
@@ -262,8 +261,16 @@ class Publisher:
                 self._answer(waiting, [_refused(error)] * waiting.events, suspect=False)
             return
         self._metrics.appended(sum(waiting.events for waiting in batch), self._clock.monotonic_s() - started_s)
-        for index, (waiting, results) in enumerate(zip(batch, appended.results, strict=True)):
-            self._answer(waiting, results, suspect=index in appended.suspects)
+        if appended.suspects:
+            for index, (waiting, results) in enumerate(zip(batch, appended.results, strict=True)):
+                self._answer(waiting, results, suspect=index in appended.suspects)
+            return
+        now_s = self._clock.monotonic_s()
+        self._metrics.answered_together(
+            [now_s - waiting.submitted_at_s for waiting in batch], list(chain.from_iterable(appended.results))
+        )
+        for waiting, results in zip(batch, appended.results, strict=True):
+            waiting.answer(Answered(results, False))
 
     async def _one_by_one(self, waiting: _Waiting) -> None:
         """A submission with account or key events: each of those is decided on what the one before it left."""
@@ -303,7 +310,7 @@ class Publisher:
         return None
 
     def _answer(self, waiting: _Waiting, results: list[Result], *, suspect: bool) -> None:
-        self._metrics.answered(results, self._clock.monotonic_s() - waiting.submitted_at_s)
+        self._metrics.answered_together([self._clock.monotonic_s() - waiting.submitted_at_s], results)
         if suspect:
             bad = sum(isinstance(each, ResultError) and each.code == "bad_signature" for each in results)
             self.suspects.blame(waiting.principal, bad)

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 import trio
 
 from keepstep.errors import Unavailable
-from keepstep.model import DEVICES_STREAM, StreamPk, UserPk
+from keepstep.model import DEVICES_STREAM, UserPk
+from keepstep.subscription import Addition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keepstep._keepstep import Run
     from keepstep.interfaces import EventLog
+    from keepstep.model import StreamPk
     from keepstep.subscriber import Subscriber
 
 
@@ -34,7 +36,7 @@ class Relay:
         self._log = log
         self._head_interval_s = head_interval_s
         self._reread_interval_s = reread_interval_s
-        self._by_user: dict[UserPk, dict[Subscriber, Watcher]] = {}
+        self._by_user: dict[int, dict[Subscriber, Watcher]] = {}
         log.subscribe_commits(self._committed)
 
     @property
@@ -63,10 +65,14 @@ class Relay:
     def _committed(self, runs: Sequence[Run]) -> None:
         for run in runs:
             # protocol.md section 0.7: only this user's sessions can ever hear of it
-            for subscriber, watcher in self._by_user.get(UserPk(run.user_pk), {}).items():
-                subscriber.committed(StreamPk(run.stream_pk), run.first_seq, run.last_seq)
-                if run.stream_pk == watcher.devices_pk and not subscriber.follows(DEVICES_STREAM):
-                    watcher.devices_changed(run.last_seq)
+            watchers = self._by_user.get(run.user_pk)
+            if watchers is None:
+                continue
+            addition = Addition(run)
+            for subscriber, watcher in watchers.items():
+                subscriber.committed(addition)
+                if addition.stream_pk == watcher.devices_pk and not subscriber.follows(DEVICES_STREAM):
+                    watcher.devices_changed(addition.last_seq)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The timers, until cancelled."""
@@ -85,7 +91,7 @@ class Relay:
     async def _reread(self) -> None:
         """One user after the other, spread over the interval, so that rereading never crowds out anything."""
         while True:
-            users = list(self._by_user)
+            users = [UserPk(user_pk) for user_pk in self._by_user]
             pause_s = self._reread_interval_s / max(1, len(users))
             await trio.sleep(pause_s)
             for user_pk in users:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from keepstep.protocol.session import ServerSession
     from keepstep.publish import Answered
     from keepstep.sessionservices import SessionLimits, SessionServices
-    from keepstep.subscriber import SubscriberLimits
+    from keepstep.subscription import SubscriberLimits
 
 REPLIES_MAX: Final = 256
 """Answers that wait for a turn; above it the session is not read."""
@@ -501,11 +501,13 @@ class Session:
         if self._reading and not self._ended:
             # What is read says how far the device's own events got: it must not come after the answers to later ones.
             return False
-        messages, acks = [*(self._pulled or ()), *self._replies], self._acks
-        self._pulled = None
+        messages, acks = self._replies, self._acks
         self._replies, self._replies_bytes, self._acks = [], 0, False
-        messages += self.live.pull()
-        more = False if self._ended else self._pull(messages)
+        if self._pulled is not None:
+            messages[:0], self._pulled = self._pulled, None
+        if self.live.marked:
+            messages += self.live.pull()
+        more = not self._ended and self.subscriber.is_due and self._pull(messages)
         if messages:
             self._send(messages)
             if acks:
@@ -539,10 +541,10 @@ class Session:
         return True
 
     def _send(self, messages: list[bytes]) -> None:
-        prepared = self._protocol.prepare(messages, now_s=self._services.clock.monotonic_s())
-        self._connection.write(prepared)
-        self._sent_at_s = trio.current_time()
-        metrics = self._services.metrics
+        services = self._services
+        self._sent_at_s = now_s = services.turns.now_s
+        self._connection.write(self._protocol.prepare(messages, now_s=now_s))
+        metrics = services.metrics
         metrics.sent_records.total += len(messages)
         metrics.sent_bytes.total += sum(map(len, messages)) + RECORD_TAG_BYTES * len(messages)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from keepstep import _keepstep
@@ -13,6 +12,7 @@ from keepstep.pages import encode_events
 from keepstep.protocol.chain import chain_0
 from keepstep.protocol.messages import CaughtUp, Head, Resumed, Rewound, Subscribe, encode
 from keepstep.protocol.messages import Pruned as PrunedMessage
+from keepstep.subscription import Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,18 +21,16 @@ if TYPE_CHECKING:
     from keepstep.interfaces import Accounts, Clock, EventLog, Page, StreamInfo
     from keepstep.model import Principal, StreamPk, UserPk
     from keepstep.protocol.messages import SignedHead, SignedRewind
+    from keepstep.subscription import Addition, Start, SubscriberLimits
     from keepstep.tallies import Tally
-
-Start = Position | int | Literal["start", "end"]
-"""Where a device wants to go on from; an ``int`` is a position whose chain the device is trusted not to know."""
 
 _Refusal = Literal["forbidden", "unknown_stream", "unknown_position", "limit_exceeded"]
 
 RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
 REREADS_MAX: Final = 3
 """How often a page that does not continue its position is read anew before the log counts as unavailable."""
-UNACKED_PAGES_MAX: Final = 256
-"""Boundaries of unacknowledged pages remembered per stream; beyond it the newest ones are joined."""
+PAGES_AHEAD_MAX: Final = 4
+"""Pages of commits that wait for a session's turn; what is committed beyond them is read when its turn comes."""
 CHAIN_PREFIX_BYTES: Final = 16
 _NO_AUTHOR: Final = (0, bytes(32))
 
@@ -51,49 +49,6 @@ async def no_rewinds(user_pk: UserPk, user_key: bytes, stream: str) -> list[Sign
     """Of a log that no restore set back."""
     del user_pk, user_key, stream
     return []
-
-
-@dataclass(frozen=True, slots=True)
-class SubscriberLimits:
-    """What a session may hold.
-
-    Attributes:
-        subscriptions_max: streams followed at a time; twice as many are followed, or left while following ``all``.
-        page_events_max: events in a page.
-        page_bytes_max: bytes in a page; one event above it still goes.
-        unacked_bytes_max: bytes of events sent and not acknowledged; nothing more is sent above it.
-    """
-
-    subscriptions_max: int
-    page_events_max: int
-    page_bytes_max: int
-    unacked_bytes_max: int
-
-
-@dataclass(slots=True, eq=False)
-class _Subscription:
-    """A followed stream.
-
-    Attributes:
-        name: the stream.
-        start: what the device named, until the resume is answered.
-        at: everything up to here was sent.
-        stream_pk: ``None`` while the stream does not exist.
-        owes_caught_up: the session was behind, and is told when it is not.
-        moved: events were sent since the last signed head.
-        head_due: a signed head is to be sent once the position is the head.
-        unacked: (seq, chain, bytes) of each page that is not acknowledged.
-    """
-
-    name: str
-    start: Start | None
-    at: Position = field(default_factory=lambda: Position(0, b""))
-    stream_pk: StreamPk | None = None
-    owes_caught_up: bool = True
-    moved: bool = False
-    head_due: bool = False
-    acked_seq: int = 0
-    unacked: list[tuple[int, bytes, int]] = field(default_factory=list)  # a tenth of an empty deque
 
 
 class Subscriber:
@@ -136,10 +91,12 @@ class Subscriber:
         self._limits = limits
         self._wake = wake
         self._relayed = relayed
-        self._subscriptions: dict[str, _Subscription] = {}
-        self._by_pk: dict[StreamPk, _Subscription] = {}
+        self._subscriptions: dict[str, Subscription] = {}
+        self._by_pk: dict[StreamPk, Subscription] = {}
         self._absent = 0
         self._ready: OrderedDict[str, None] = OrderedDict()
+        self._ahead: list[bytes] = []  # pages of commits, the position is moved over them
+        self._asks_database = False
         self._refusals: list[tuple[str, _Refusal]] = []
         self._left: set[str] = set()  # streams that ``all`` does not follow
         self._sent_before: dict[str, int] = {}
@@ -197,7 +154,7 @@ class Subscriber:
             return False
         self._remove(name)
         self._left.discard(name)
-        self._subscriptions[name] = _Subscription(name, start)
+        self._subscriptions[name] = Subscription(name, start)
         self._absent += 1
         self._mark(name)
         return True
@@ -256,7 +213,8 @@ class Subscriber:
                     raise ProtocolError("unknown_position", "the device acknowledged another chain than it was sent")
             subscription.acked_seq = seq
             self._unsaved_acks[name] = (seq, chain16)
-        self._wake()
+        if self._ready:  # which may have waited for credit
+            self._wake()
 
     @property
     def unsaved_acks(self) -> dict[str, tuple[int, bytes]]:
@@ -271,19 +229,44 @@ class Subscriber:
 
     # -- hints --------------------------------------------------------------------------------------------------
 
-    def committed(self, stream_pk: StreamPk, first_seq: int, last_seq: int) -> None:
-        """A commit added these events to a stream of this user."""
-        subscription = self._by_pk.get(stream_pk)
+    def committed(self, addition: Addition) -> None:
+        """A commit added events to a stream of this user."""
+        subscription = self._by_pk.get(addition.stream_pk)
         if subscription is not None:
-            if last_seq > subscription.at.seq:
-                self._mark(subscription.name)
+            if addition.last_seq > subscription.at.seq:
+                if not self._take_ahead(subscription, addition):
+                    self._ready[subscription.name] = None
                 self._wake()
             return
         # One that was not there when it was subscribed to, or that this session does not follow yet. What is left out
         # on purpose must not have all streams listed at each of its commits.
-        if first_seq == 1 and (self._all or self._absent):
+        if addition.after == 0 and (self._all or self._absent):
             self._list_due = True
             self._wake()
+
+    def _take_ahead(self, subscription: Subscription, addition: Addition) -> bool:
+        """Take what was committed as the next page, where nothing else comes first; whether it was.
+
+        The usual case: the session has everything before it, and gets what all other followers get.
+        """
+        at = subscription.at
+        if (
+            self._ready
+            or at.seq != addition.after
+            or at.chain != addition.prev_chain
+            or subscription.owes_caught_up
+            or self._asks_database  # which may read beyond it
+            or len(self._ahead) >= PAGES_AHEAD_MAX
+            or self._unacked_bytes >= self._limits.unacked_bytes_max
+        ):
+            return False
+        page = addition.page(subscription, self._page_in_memory)
+        if page is None:
+            return False
+        self._ahead.append(page.message)
+        self._unacked_bytes += subscription.sent(page.at, page.size)
+        self._relayed.total += page.count
+        return True
 
     def reread(self, streams: Sequence[StreamInfo]) -> None:
         """All streams of this user as the database has them: finds what a lost hint would have told."""
@@ -319,16 +302,31 @@ class Subscriber:
 
     # -- what to send -------------------------------------------------------------------------------------------
 
+    @property
+    def is_due(self) -> bool:
+        """Whether ``pull`` may have something."""
+        return bool(self._ahead or self._ready or self._refusals or self._list_due)
+
     def pull_nowait(self) -> list[bytes] | None:
-        """What ``pull`` would return, as far as memory has it; ``None`` where ``pull`` would ask the database."""
+        """What ``pull`` would return, as far as memory has it; ``None`` where ``pull`` would ask the database.
+
+        Then ``pull`` is what comes next.
+        """
+        if self._ahead:
+            ahead, self._ahead = self._ahead, []
+            return ahead
         if self._refusals or self._list_due:
+            self._asks_database = True
             return None
+        if not self._ready:
+            return []
         while (name := self._next()) is not None:
             subscription = self._subscriptions[name]
             page = self._page_in_memory(subscription)
             if page is None:
                 self._mark(name)
                 self._ready.move_to_end(name, last=False)
+                self._asks_database = True
                 return None
             messages = self._continued(subscription, page)
             if messages:
@@ -343,6 +341,16 @@ class Subscriber:
         Raises:
             Unavailable: the log cannot be read now; what was ready stays ready.
         """
+        if self._ahead:
+            ahead, self._ahead = self._ahead, []
+            return ahead
+        self._asks_database = True
+        try:
+            return await self._pull()
+        finally:
+            self._asks_database = False
+
+    async def _pull(self) -> list[bytes]:
         while True:
             if self._refusals:
                 refused = [await self._refused(*each) for each in self._refusals.copy()]
@@ -407,7 +415,7 @@ class Subscriber:
                 elif not self._add(info.name, acked_seq):
                     self._left.add(info.name)
 
-    async def _resume(self, subscription: _Subscription) -> list[bytes]:
+    async def _resume(self, subscription: Subscription) -> list[bytes]:
         """Answer where a stream goes on from."""
         start = subscription.start
         assert start is not None
@@ -472,12 +480,12 @@ class Subscriber:
         except Pruned:
             return b""
 
-    def _resolve(self, subscription: _Subscription, info: StreamInfo) -> None:
+    def _resolve(self, subscription: Subscription, info: StreamInfo) -> None:
         subscription.stream_pk = info.stream_pk
         self._absent -= 1
         self._by_pk[info.stream_pk] = subscription
 
-    async def _page(self, subscription: _Subscription) -> list[bytes]:
+    async def _page(self, subscription: Subscription) -> list[bytes]:
         """The page after a stream's position, and the signed head where that reaches it."""
         name = subscription.name
         if subscription.stream_pk is None:
@@ -491,7 +499,7 @@ class Subscriber:
             return await self._pruned(subscription)
         return self._continued(subscription, page) if self._subscriptions.get(name) is subscription else []
 
-    def _page_in_memory(self, subscription: _Subscription) -> Page | None:
+    def _page_in_memory(self, subscription: Subscription) -> Page | None:
         """The page after a stream's position, ``None`` where memory does not have it."""
         if subscription.start is not None or subscription.stream_pk is None:
             return None
@@ -503,15 +511,16 @@ class Subscriber:
             bytes_max=self._limits.page_bytes_max,
             now_ms=self._clock.now_ms(),
         )
-        return page if page is not None and _continues(subscription, page) else None
+        return page if page is not None and subscription.continues(page) else None
 
-    def _continued(self, subscription: _Subscription, page: Page) -> list[bytes]:
+    def _continued(self, subscription: Subscription, page: Page) -> list[bytes]:
         """A page that continues a stream's position as messages, with the signed head where it reaches that."""
         name = subscription.name
         messages: list[bytes] = []
         if page.count:
             messages.append(encode_events(name, page))
-            self._sent(subscription, page)
+            self._relayed.total += page.count
+            self._unacked_bytes += subscription.sent(Position(page.last_seq, page.chain), len(page.rows))
         if page.last_seq < page.head_seq:
             subscription.owes_caught_up = True
             self._mark(name)
@@ -529,7 +538,7 @@ class Subscriber:
         self._told_safe_at_ms = self._signer.safe_at_ms
         return self._told_safe_at_ms
 
-    async def _pruned(self, subscription: _Subscription) -> list[bytes]:
+    async def _pruned(self, subscription: Subscription) -> list[bytes]:
         """The beginning of a stream is gone beyond its position: what stands for it, and the position after that.
 
         protocol.md section 3, Pruning. It counts as nothing to be acknowledged: there is nothing to send again.
@@ -552,18 +561,7 @@ class Subscriber:
         self._mark(name)
         return [encode(message)]
 
-    def _sent(self, subscription: _Subscription, page: Page) -> None:
-        """Move the position over a page and count its bytes as not acknowledged."""
-        subscription.at = Position(page.last_seq, page.chain)
-        subscription.moved = True
-        self._relayed.total += page.count
-        size = len(page.rows)
-        self._unacked_bytes += size
-        if len(subscription.unacked) >= UNACKED_PAGES_MAX:
-            size += subscription.unacked.pop()[2]
-        subscription.unacked.append((page.last_seq, page.chain, size))
-
-    async def _read(self, subscription: _Subscription) -> Page:
+    async def _read(self, subscription: Subscription) -> Page:
         """A page that continues the position, from whichever source answers."""
         for _ in range(REREADS_MAX):
             page = await self._log.read(
@@ -574,11 +572,11 @@ class Subscriber:
                 bytes_max=self._limits.page_bytes_max,
                 now_ms=self._clock.now_ms(),
             )
-            if _continues(subscription, page):
+            if subscription.continues(page):
                 return page
         raise Unavailable("the log does not continue a position")
 
-    def _lost(self, subscription: _Subscription, error: ProtocolError) -> None:
+    def _lost(self, subscription: Subscription, error: ProtocolError) -> None:
         """The log no longer holds a followed stream's position: say so instead of guessing."""
         if self._subscriptions.get(subscription.name) is subscription:
             self._remove(subscription.name)
@@ -587,8 +585,3 @@ class Subscriber:
 
     def _sign(self, name: str, head: Position) -> SignedHead:
         return self._signer.sign(self.principal.user_key, name, seq=head.seq, chain=head.chain)
-
-
-def _continues(subscription: _Subscription, page: Page) -> bool:
-    """protocol.md section 4: "The first seq of a page must be position + 1, from any source; else reread."."""
-    return page.after == subscription.at.seq and page.last_seq == page.after + page.count

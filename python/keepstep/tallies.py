@@ -134,10 +134,11 @@ class Distribution(Collector):
         self._sum = 0.0
         registry.register(self)
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe_all(self, values: Sequence[float]) -> None:
+        """Count values."""
+        for value in values:
+            self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += sum(values)
 
     def collect(self) -> Iterator[Metric]:
         """As ``Collector.collect``."""

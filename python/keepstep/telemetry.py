@@ -307,16 +307,19 @@ class Metrics:
         self.batch_events.observe(events)
         self.append_seconds.observe(seconds)
 
-    def answered(self, results: Sequence[Result], seconds: float) -> None:
-        """One submission was answered."""
-        self.ack_seconds.observe(seconds)
+    def answered_together(self, seconds: Sequence[float], results: Sequence[Result]) -> None:
+        """Submissions were answered: after so long each, and with these results all of them."""
+        self.ack_seconds.observe_all(seconds)
+        accepted = 0
         for result in results:
             if isinstance(result, ResultAccepted):
-                self.events.count("accepted", result.count)
+                accepted += result.count
             elif isinstance(result, ResultDuplicate):
                 self.events.count("duplicate")
             else:
                 self.events.count(result.code)
+        if accepted:
+            self.events.count("accepted", accepted)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -7,6 +7,7 @@ database, a full pipeline) runs in a task that exists only meanwhile.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -14,7 +15,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-TURNS_AT_ONCE: Final = 64
+TURNS_AT_ONCE: Final = 256
 """Turns until other tasks get theirs: sockets are read and commits are taken in between."""
 
 
@@ -29,9 +30,14 @@ class TakesTurns(Protocol):
 
 
 class Turns:
-    """The sessions of one process that have something to send."""
+    """The sessions of one process that have something to send.
+
+    Attributes:
+        now_s: Trio time when the pass began: one look at the clock for all of its turns.
+    """
 
     def __init__(self) -> None:
+        self.now_s = -math.inf
         self._asked: dict[TakesTurns, None] = {}
         self._news = trio.Event()
         self._waits: trio.Nursery | None = None
@@ -73,6 +79,7 @@ class Turns:
                     self._news = trio.Event()
                     await self._news.wait()
                 asked, self._asked = self._asked, {}
+                self.now_s = trio.current_time()
                 for number, session in enumerate(asked, 1):
                     self._give(session)
                     if number % TURNS_AT_ONCE == 0:

@@ -34,7 +34,7 @@ class Hub:
         self._nursery = nursery
         self._sockets = SocketHub()
         self._channels: dict[int, HubChannel] = {}
-        self._outgoing: dict[int, list[bytes | None]] = {}
+        self._outgoing: dict[int, Sequence[bytes | None]] = {}
         self._while_used = trio.CancelScope()
         self._runs = False
         self._in_turn = False
@@ -112,11 +112,11 @@ class Hub:
 
     def written(self, token: int, messages: Sequence[bytes | None]) -> None:
         """A connection wrote; it goes in this turn of the hub, or in the next pass of the scheduler."""
-        waiting = self._outgoing.get(token)
-        if waiting is not None:
-            waiting.extend(messages)
+        outgoing = self._outgoing
+        if token in outgoing:
+            outgoing[token] = [*outgoing[token], *messages]
             return
-        self._outgoing[token] = list(messages)
+        outgoing[token] = messages
         if self._sender is not None and not self._in_turn:
             sender, self._sender = self._sender, None
             trio.lowlevel.reschedule(sender)

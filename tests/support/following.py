@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 from keepstep.client import crypto
 from keepstep.model import Position, Principal, StreamPk
@@ -11,8 +12,12 @@ from keepstep.protocol.chain import Head as HeadState
 from keepstep.protocol.chain import verify_head
 from keepstep.protocol.messages import Events, Subscribe, decode_from_server
 from keepstep.subscriber import Subscriber
+from keepstep.subscription import Addition
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, submission
 from tests.support.parts import LIMITS, SERVER_KEY, Parts, limited
+
+if TYPE_CHECKING:
+    from keepstep._keepstep import Run
 
 
 class Following:
@@ -54,6 +59,11 @@ class Following:
     def wake(self) -> None:
         """The subscriber's."""
         self.wakes += 1
+
+    def committed(self, stream_pk: StreamPk, first_seq: int, last_seq: int) -> None:
+        """A hint that came late, or of another node's commit: with nothing to take as it is."""
+        run = SimpleNamespace(stream_pk=stream_pk, first_seq=first_seq, last_seq=last_seq, prev_chain=b"")
+        self.subscriber.committed(Addition(cast("Run", run)))
 
     @property
     def events(self) -> int:

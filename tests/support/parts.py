@@ -31,7 +31,7 @@ from keepstep.relay import Relay
 from keepstep.revocation import Revocations
 from keepstep.safety import Safety
 from keepstep.sessionservices import SessionLimits
-from keepstep.subscriber import SubscriberLimits
+from keepstep.subscription import SubscriberLimits
 from keepstep.telemetry import Metrics
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture, seed, submission
 from tests.support.wire import MemoryConnection, WireDevice

@@ -62,7 +62,7 @@ async def test_from_the_end_nothing_old_comes() -> None:
     resumed, caught_up = await bench.pull_all()
     assert verified(resumed.head).seq == verified(caught_up.head).seq == 2
     await bench.publish("notes")
-    bench.subscriber.committed(await bench.pk("notes"), 1, 3)
+    bench.committed(await bench.pk("notes"), 1, 3)
     assert seqs(await bench.pull_all()) == [3]
 
 
@@ -90,7 +90,7 @@ async def test_a_stream_that_does_not_exist_yet_can_be_followed(start: str) -> N
     assert (resumed.answer, resumed.head, resumed.author) == ("contiguous", None, NOBODY)
     await bench.publish("notes", 2)
     wakes = bench.wakes
-    bench.subscriber.committed(await bench.pk("notes"), 1, 2)
+    bench.committed(await bench.pk("notes"), 1, 2)
     assert bench.wakes == wakes + 1
     messages = await bench.pull_all()
     assert seqs(messages) == [1, 2]
@@ -174,7 +174,7 @@ async def test_nothing_comes_after_unsubscribing() -> None:
     await bench.pull_all()
     bench.subscriber.unsubscribe(["notes", "unknown"])
     await bench.publish("notes")
-    bench.subscriber.committed(pk, 1, 2)
+    bench.committed(pk, 1, 2)
     assert not await bench.pull_all()
     assert not bench.subscriber.follows("notes")
     assert bench.subscriber.follows("other")
@@ -244,7 +244,7 @@ async def test_all_follows_streams_that_come_into_being_later() -> None:
     bench.subscribe("all")
     await bench.pull_all()
     await bench.publish("notes", 2)
-    bench.subscriber.committed(await bench.pk("notes"), 1, 2)
+    bench.committed(await bench.pk("notes"), 1, 2)
     messages = await bench.pull_all()
     assert [one.answer for one in messages if isinstance(one, Resumed)] == ["contiguous"]
     assert seqs(messages) == [1, 2]
@@ -320,10 +320,10 @@ async def test_a_commit_wakes_and_is_sent_once() -> None:
     await bench.pull_all()
     await bench.publish("notes")
     wakes = bench.wakes
-    bench.subscriber.committed(pk, 1, 2)
-    bench.subscriber.committed(pk, 1, 2)
+    bench.committed(pk, 1, 2)
+    bench.committed(pk, 1, 2)
     assert seqs(await bench.pull_all()) == [2]
-    bench.subscriber.committed(pk, 1, 2)
+    bench.committed(pk, 1, 2)
     assert bench.wakes == wakes + 2
     assert not await bench.pull_all()
 
@@ -336,7 +336,7 @@ async def test_a_commit_in_a_stream_that_is_not_followed_wakes_nobody() -> None:
     await bench.pull_all()
     await bench.publish("other")
     wakes = bench.wakes
-    bench.subscriber.committed(await bench.pk("other"), 1, 1)
+    bench.committed(await bench.pk("other"), 1, 1)
     assert bench.wakes == wakes
 
 
@@ -351,7 +351,7 @@ async def test_a_commit_in_a_stream_that_was_left_does_not_have_all_streams_list
     await bench.pull_all()
     wakes = bench.wakes
     await bench.publish("noise")
-    bench.subscriber.committed(await bench.pk("noise"), 2, 2)
+    bench.committed(await bench.pk("noise"), 2, 2)
     bench.subscriber.reread(await bench.parts.log.streams(bench.principal.user_pk))
     assert bench.wakes == wakes
 
@@ -369,7 +369,7 @@ async def test_events_committed_while_a_page_is_read_are_not_missed() -> None:
         page = await read(*arguments, **keywords)
         bench.parts.log.read = read  # type: ignore[method-assign]
         await bench.publish("notes")
-        bench.subscriber.committed(pk, 1, 2)
+        bench.committed(pk, 1, 2)
         return page
 
     bench.parts.log.read = meanwhile  # type: ignore[method-assign]
@@ -384,10 +384,10 @@ async def test_falling_more_than_a_page_behind_is_caught_up_anew() -> None:
     bench.subscribe({"notes": "start"})
     assert isinstance((await bench.pull_all())[-1], CaughtUp)
     await bench.publish("notes")
-    bench.subscriber.committed(pk, 1, 2)
+    bench.committed(pk, 1, 2)
     assert [type(one) for one in await bench.pull_all()] == [Events]
     await bench.publish("notes", 5)
-    bench.subscriber.committed(pk, 1, 7)
+    bench.committed(pk, 1, 7)
     assert [type(one) for one in await bench.pull_all()] == [Events, Events, CaughtUp]
 
 
@@ -401,7 +401,7 @@ async def test_a_moving_stream_gets_a_signed_head_now_and_then() -> None:
     bench.subscriber.head_tick()
     assert not await bench.pull_all()
     await bench.publish("notes")
-    bench.subscriber.committed(pk, 1, 2)
+    bench.committed(pk, 1, 2)
     await bench.pull_all()
     bench.subscriber.head_tick()
     (message,) = await bench.pull_all()
@@ -419,7 +419,7 @@ async def test_a_head_that_is_due_waits_until_the_position_is_the_head() -> None
     bench.subscribe({"notes": "start"})
     await bench.pull_all()
     await bench.publish("notes")
-    bench.subscriber.committed(pk, 1, 2)
+    bench.committed(pk, 1, 2)
     await bench.pull_all()
     await bench.publish("notes")
     bench.subscriber.head_tick()
@@ -519,7 +519,7 @@ async def test_a_log_that_lost_a_followed_position_says_so(code: str, answer: st
         raise ProtocolError(code)
 
     bench.parts.log.read = lost  # type: ignore[method-assign]
-    bench.subscriber.committed(pk, 1, 3)
+    bench.committed(pk, 1, 3)
     (resumed,) = await bench.pull_all()
     assert (resumed.stream, resumed.answer) == ("notes", answer)
     assert not bench.subscriber.follows("notes")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keepstep.errors import ProtocolError
-from keepstep.subscriber import UNACKED_PAGES_MAX
+from keepstep.subscription import UNACKED_PAGES_MAX
 from tests.support.following import Following, seqs
 
 

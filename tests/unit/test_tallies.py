@@ -31,8 +31,8 @@ def test_a_distribution_has_the_buckets_of_a_histogram() -> None:
     """A bound belongs to its own bucket, and each bucket holds those below it."""
     registry = CollectorRegistry()
     distribution = Distribution("seconds", "Seconds.", (0.001, 0.5, 10.0), registry)
-    for value in (0.0005, 0.001, 0.3, 11.0):
-        distribution.observe(value)
+    for values in ([0.0005, 0.001], [], [0.3, 11.0]):
+        distribution.observe_all(values)
 
     def below(bound: str) -> float | None:
         return registry.get_sample_value("seconds_bucket", {"le": bound})

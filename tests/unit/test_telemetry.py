@@ -75,7 +75,7 @@ def test_answers_are_counted_by_what_became_of_the_events() -> None:
         ResultError("out_of_order", [0, bytes(32)]),
         ResultAccepted(2, 6, 1_000, bytes(32)),
     ]
-    metrics.answered(results, 0.003)
+    metrics.answered_together([0.003], results)
     value = metrics.registry.get_sample_value
     assert value("keepstep_events_total", {"result": "accepted"}) == 7
     assert value("keepstep_events_total", {"result": "duplicate"}) == 1

@@ -23,7 +23,7 @@ from keepstep.protocol.chain import chain_0
 from keepstep.tail import Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from keepstep._keepstep import Run, Submission
     from keepstep.eventlog.healing import LostEvents
@@ -150,9 +150,7 @@ class StoredLog:
             )
 
         outcome = await self._backend.write(lambda store: work(store).run())
-        self._announce(outcome.runs, generation)
-        for key in outcome.erased:
-            self.tail.drop(key)  # no turn of the event loop since: nobody was served from it
+        self._announce(outcome.runs, generation, outcome.erased)
         return Appended(outcome.results, outcome.suspects)
 
     async def heal(self, key: StreamKey, before: Position, lost: Sequence[LostEvents], *, is_proven: bool) -> None:
@@ -162,9 +160,7 @@ class StoredLog:
         healed = await self._backend.write(lambda store: heal(store, key, before, lost, bounds))
         self._heads.drop([key])
         self._rooms.drop([key[0]])
-        self._announce(healed.runs, generation)
-        if healed.erased:
-            self.tail.drop(key)
+        self._announce(healed.runs, generation, [key] if healed.erased else ())
 
     async def read(
         self, user_pk: UserPk, stream: str, *, after: int, events_max: int, bytes_max: int, now_ms: int
@@ -309,14 +305,20 @@ class StoredLog:
             if row.head_seq > self.tail.last_seq((int(row.user_pk), row.name)):
                 self.tail.drop((int(row.user_pk), row.name))
 
-    def _announce(self, runs: list[tuple[StreamKey, Run]], generation: int) -> None:
-        """Take what was committed into the tail and tell the listeners. ``generation``: when the commit was begun."""
+    def _announce(self, runs: list[tuple[StreamKey, Run]], generation: int, erased: Iterable[StreamKey] = ()) -> None:
+        """Take what was committed into the tail and tell the listeners.
+
+        ``generation``: when the commit was begun. ``erased``: streams of which it erased payloads, which nobody is
+        served from the tail any more.
+        """
         self._check_generation()
         if generation == self._generation:  # else it may have been committed to the log that was
             for key, run in runs:
                 # Any node may drop an inbox's payloads, as its device acknowledges them: none remembers them.
                 if not is_inbox(key[1]):
                     self.tail.append(key, run)
+        for key in erased:
+            self.tail.drop(key)
         if runs:
             added = [run for _, run in runs]
             for listener in self._listeners:
