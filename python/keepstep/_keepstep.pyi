@@ -13,15 +13,16 @@ first, since another thread could change it meanwhile. All objects may be shared
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final, Literal, Self, TypeVar, final
+from typing import Final, Literal, Self, TypeAlias, TypeVar, final
 
 from typing_extensions import Buffer
+
+from keepstep.errors import ProtocolError
 
 __all__ = [
     "AUTHORS_PACKED_MAX",
     "BACKEND",
     "SOURCE_DIGEST",
-    "Author",
     "DeviceKey",
     "Events",
     "Flight",
@@ -29,6 +30,7 @@ __all__ = [
     "Ingested",
     "ParsedEvent",
     "RecordOpener",
+    "RecordReader",
     "RecordSealer",
     "RememberedAccounts",
     "RememberedHeads",
@@ -290,7 +292,7 @@ class Submission:
         """The bits of ``model.Capability``."""
     @property
     def events(self) -> Events:
-        """What it was made with."""
+        """Those it was made with, as another object each time."""
     def __len__(self) -> int:
         """How many events."""
     @property
@@ -303,24 +305,43 @@ class Submission:
         """The same device with other events."""
     def with_capabilities(self, capabilities: int) -> Submission:
         """The same device and events with other capabilities; verdicts are kept."""
+    def as_suspect(self) -> Submission:
+        """The same, verified one by one."""
+
+_Opened: TypeAlias = tuple[int, Submission | ProtocolError] | bytes | ProtocolError
 
 @final
-class Author:
-    """The device of a session: makes a submission of each of its publishes. Immutable."""
+class RecordReader:
+    """What a device sends in its session: records opened in order, rekeys heeded, publishes parsed.
+
+    Publishes are the device's, and not suspect. Nothing comes after a fault.
+    """
     def __new__(
         cls,
+        opener: RecordOpener,
         *,
         user_pk: int,
         user_key: Buffer,
         device_pk: int,
         device_id: Buffer,
         device_key: Buffer,
+        capabilities: int,
         events_max: int,
         payload_bytes_max: int,
-    ) -> Author:
-        """``device_key``: 32 bytes; the others as for ``Submission`` and ``Events.parse``. Raises malformed."""
-    def submission(self, raw: Buffer, *, capabilities: int, suspect: bool) -> Submission:
-        """The events of one publish. Raises as ``Events.parse``."""
+        records_max: int,
+    ) -> RecordReader:
+        """``opener``: shared with the caller. ``device_key``: 32 bytes, the others as for ``Submission``.
+
+        ``events_max`` in a publish, ``payload_bytes_max`` as for ``Events.parse``; ``records_max`` under one secret,
+        the rekey among them. Raises malformed.
+        """
+    def read(self, records: Sequence[Buffer]) -> list[_Opened]:
+        """What the next records were, in order.
+
+        A publish as its rid with its events, or with why they are refused; any other message as its plaintext, a
+        rekey included; what ends the session as its error: ``bad_record``, ``malformed``, ``too_large``,
+        ``unexpected``.
+        """
 
 @final
 class StreamHead:
@@ -682,7 +703,9 @@ if sys.platform == "linux":
             """Raises OSError."""
         def fileno(self) -> int:
             """Readable while ``receive`` has something to give."""
-        def add(self, descriptor: int, reader: FrameReader, sealer: RecordSealer | None = None) -> int:
+        def add(
+            self, descriptor: int, frames: FrameReader, records: RecordReader, sealer: RecordSealer | None = None
+        ) -> int:
             """Watch a connected socket, from now on the hub's to close; its token, never given twice.
 
             ``sealer`` makes records of what it is sent.
@@ -695,8 +718,12 @@ if sys.platform == "linux":
             """Whether to take nothing from a socket for now."""
         def receive(
             self,
-        ) -> list[tuple[int, list[bytes], Literal["closed", "broken", "too_large", "malformed", "gone"] | None, bool]]:
-            """(token, messages, end, writable) of sockets that were ready, at most 64 of them and 64 KiB from each.
+        ) -> list[
+            tuple[int, list[_Opened], int, Literal["closed", "broken", "too_large", "malformed", "gone"] | None, bool]
+        ]:
+            """(token, opened, record bytes, end, writable) of ready sockets: at most 64, and 64 KiB from each.
+
+            ``opened``: as ``RecordReader.read`` gives it, of so many bytes of records.
 
             ``end`` as ``FrameReader.feed`` gives it, or ``gone``: the peer, without a word; the socket is not watched
             any more. ``writable``: what ``send`` left has gone. Replies have been sent, or wait with the rest.

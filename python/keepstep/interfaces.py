@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from keepstep.errors import KeepstepError
 
 if TYPE_CHECKING:
     import trio
 
-    from keepstep._keepstep import Run, Submission
+    from keepstep._keepstep import RecordReader, RecordSealer, Run, Submission
     from keepstep.errors import ProtocolError
     from keepstep.eventlog.healing import LostEvents
     from keepstep.eventlog.store import StreamKey
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
         UserPk,
     )
     from keepstep.protocol.messages import Result
-    from keepstep.protocol.primitives import Sealer
+
+    Opened: TypeAlias = tuple[int, Submission | ProtocolError] | bytes | ProtocolError
+    """What a record was, as ``RecordReader.read`` gives it: a publish, another message, what ends the session."""
 
 T = TypeVar("T")
 
@@ -365,8 +367,14 @@ class Receiver(Protocol):
     An exception ends the connection and is raised from ``listen``.
     """
 
-    def received(self, messages: Sequence[bytes]) -> None:
-        """Messages, in order, as many as arrived together: at most a chunk of bytes, and a message begun before it."""
+    def received(self, opened: Sequence[Opened], record_bytes: int, now_s: float) -> None:
+        """What arrived together, in order: at most a chunk of bytes, and a message begun before it.
+
+        Args:
+            opened: nothing comes after what ends the session.
+            record_bytes: size of the records that it was.
+            now_s: Trio time, of which many connections have the same.
+        """
 
     def writable(self) -> None:
         """What was written has gone. It surely comes after ``blocked``, and may come without."""
@@ -379,10 +387,12 @@ class Records(NamedTuple):
     """A session's records, while a connection listens.
 
     Attributes:
-        sealer: makes records of what is written.
+        reader: opens what comes.
+        sealer: makes records of what is written; ``None``: it goes as it is.
     """
 
-    sealer: Sealer
+    reader: RecordReader
+    sealer: RecordSealer | None = None
 
 
 class Connection(Protocol):
@@ -404,10 +414,10 @@ class Connection(Protocol):
     def blocked(self) -> bool:
         """Whether the socket takes no more for now; ``writable()`` follows once the whole backlog has gone."""
 
-    async def listen(self, receiver: Receiver, records: Records | None = None) -> None:
-        """Hand all that comes to ``receiver``, until the connection is over or this is cancelled.
+    async def listen(self, receiver: Receiver, records: Records) -> None:
+        """Hand all that comes to ``receiver``, opened with ``records``, until it is over or this is cancelled.
 
-        What is written is sealed with ``records``, where there are any: nobody else seals with them meanwhile.
+        What is written is sealed with them. Nobody else opens or seals with them meanwhile.
         Instead of ``receive`` and ``send``; afterwards only ``close`` is left. Cancelled, it does not call ``lost``.
         What is in the backlog then is lost: wait for ``writable`` first where it must not be.
         """
@@ -415,7 +425,7 @@ class Connection(Protocol):
     def write(self, messages: Sequence[bytes | None]) -> None:
         """Send messages in order, with what else is sent in this turn; never waits. Lost where it does not listen.
 
-        As ``ServerSession.prepare`` returns them, where ``listen`` was given records.
+        As ``ServerSession.prepare`` returns them, where ``listen`` was given a sealer.
         """
 
     def pause(self) -> None:

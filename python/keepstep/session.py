@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from keepstep._keepstep import Author
+from keepstep._keepstep import RecordOpener, RecordReader, RecordSealer
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.interfaces import Records
 from keepstep.lookups import look_up
@@ -34,15 +34,16 @@ from keepstep.protocol.messages import (
     Ping,
     Pong,
     Presence,
-    Publish,
     Read,
     Rekey,
     Signal,
     Signalled,
     Subscribe,
     Unsubscribe,
+    decode_from_device,
 )
 from keepstep.protocol.primitives import RECORD_TAG_BYTES
+from keepstep.protocol.session import REKEY_RECORDS
 from keepstep.subscriber import Subscriber
 from keepstep.suspects import SUSPECT_INFLIGHT_MAX
 
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from keepstep._keepstep import Submission
-    from keepstep.interfaces import Connection
+    from keepstep.interfaces import Connection, Opened
     from keepstep.model import Principal
     from keepstep.protocol.session import ServerSession
     from keepstep.publish import Answered
@@ -87,7 +88,6 @@ class Session:
 
     __slots__ = (
         "_acks",
-        "_author",
         "_connection",
         "_draining",
         "_ended",
@@ -135,13 +135,12 @@ class Session:
         self._protocol = protocol
         self._services = services
         self._limits = limits
-        self._author: Author | None = None  # made with the first publish
         self._suspect = services.publisher.suspects.knows(principal)
         self._inflight = 0
         self._replies: list[bytes] = []
         self._replies_bytes = 0
         self._acks = False
-        self._held: deque[bytes] | None = None
+        self._held: deque[Opened] | None = None
         self._paused = False
         self._pulled: list[bytes] | None = None
         self._waiting: trio.CancelScope | None = None
@@ -179,7 +178,7 @@ class Session:
         self._ask_turn()
         try:
             with self._scope:
-                await self._connection.listen(self, Records(self._protocol.sealer))
+                await self._connection.listen(self, self._records())
         finally:
             self._listens = False
             self.end(None)
@@ -187,6 +186,25 @@ class Session:
                 await self._stop_waiting()
         if self._fault is not None:
             raise self._fault
+
+    def _records(self) -> Records:
+        """What opens the device's records, makes submissions of what it publishes, and seals what it is sent."""
+        opener, sealer, principal = self._protocol.opener, self._protocol.sealer, self.principal
+        assert isinstance(opener, RecordOpener), "the extension's"
+        assert isinstance(sealer, RecordSealer), "the extension's"
+        reader = RecordReader(
+            opener,
+            user_pk=principal.user_pk,
+            user_key=principal.user_key,
+            device_pk=principal.device_pk,
+            device_id=principal.device_id,
+            device_key=principal.device_key,
+            capabilities=principal.capabilities,
+            events_max=self._limits.publish_events_max,
+            payload_bytes_max=self._limits.payload_bytes_max,
+            records_max=REKEY_RECORDS,
+        )
+        return Records(reader, sealer)
 
     async def _stop_waiting(self) -> None:
         """End what the session waits for, and return when it has ended: what cannot be cancelled is short."""
@@ -265,14 +283,14 @@ class Session:
 
     # -- what comes -------------------------------------------------------------------------------------------------
 
-    def received(self, messages: Sequence[bytes]) -> None:
+    def received(self, opened: Sequence[Opened], record_bytes: int, now_s: float) -> None:
         """As ``Receiver.received``."""
-        self._heard_at_s = trio.current_time()
-        self._services.metrics.received_bytes.total += sum(map(len, messages))
+        self._heard_at_s = now_s
+        self._services.metrics.received_bytes.total += record_bytes
         if self._held:
-            self._held.extend(messages)
+            self._held.extend(opened)
         else:
-            self._take(messages)
+            self._take(opened)
 
     def lost(self, reason: ProtocolError | None) -> None:
         """As ``Receiver.lost``."""
@@ -282,21 +300,31 @@ class Session:
         """As ``Receiver.writable``."""
         self._ask_turn()
 
-    def _take(self, records: Iterable[bytes]) -> None:
-        """Act on records in order; hold back those that have to wait for what came before."""
-        following = iter(records)
+    def _take(self, opened: Iterable[Opened]) -> None:
+        """Act on messages in order; hold back those that have to wait for what came before."""
+        following = iter(opened)
+        publishes = 0
+        crowded = self._crowded()
         try:
             self._check_standing()
-            for record in following:
+            for each in following:
                 if self._ended:
-                    return
-                if self._crowded():
-                    self._held = deque((record, *following))
                     break
-                self._act(record)
+                if crowded:
+                    self._held = deque((each, *following))
+                    break
+                if isinstance(each, tuple):
+                    publishes += 1
+                    self._publish(*each)
+                elif isinstance(each, bytes):
+                    self._act(each)
+                else:
+                    raise each
+                crowded = self._crowded()
         except ProtocolError as error:
             self.end(error)
-        if self._crowded() and not self._paused:
+        self._services.metrics.messages_received.count("Publish", publishes)
+        if crowded and not self._paused:
             self._paused = True
             self._connection.pause()
 
@@ -328,12 +356,14 @@ class Session:
     def _check_standing(self) -> None:
         """The device may go on, and its row numbers mean what they did. Raises ProtocolError."""
         self.subscriber.check_log()
-        if self.principal.is_expired(self._services.clock.now_ms()):
+        # Most have no end, and need no look at the clock.
+        if self.principal.expires_at_ms is not None and self.principal.is_expired(self._services.clock.now_ms()):
             raise ProtocolError("auth_failed", "the device has expired")
 
-    def _act(self, record: bytes) -> None:
+    def _act(self, plaintext: bytes) -> None:
+        """Do what a message says that is no publish."""
         try:
-            message = self._protocol.receive(record)
+            message = decode_from_device(plaintext)
         except ProtocolError as error:
             if error.code != "unsupported":
                 raise
@@ -341,8 +371,6 @@ class Session:
             return
         self._services.metrics.messages_received.count(type(message).__name__)
         match message:
-            case Publish():
-                self._publish(message)
             case Ack():
                 self.subscriber.acknowledge(message.positions)
             case Ping():
@@ -358,7 +386,7 @@ class Session:
             case Presence():
                 self._announce(message)
             case Rekey():
-                pass  # the session's records have it already
+                pass  # the reader of the session's records has heeded it
             case _:
                 assert isinstance(message, Bye)
                 self.said_bye = True
@@ -379,54 +407,41 @@ class Session:
         except ProtocolError as error:
             self._reply_error(None, error)
 
-    def _publish(self, message: Publish) -> None:
+    def _publish(self, rid: int, published: Submission | ProtocolError) -> None:
         publisher = self._services.publisher
         if self._suspect:
             self._suspect = publisher.suspects.knows(self.principal)
             if publisher.suspects.wait_ms(self.principal):
-                self._wait_for(partial(self._publish_later, message))
+                self._wait_for(partial(self._publish_later, rid, published))
                 return
-        submission = self._submission(message)
+        submission = self._admitted(rid, published)
         if submission is not None:
-            answer = partial(self._answered, message.rid)
+            answer = partial(self._answered, rid)
             if not publisher.submit_nowait(self.principal, submission, answer):
                 self._wait_for(partial(publisher.submit, self.principal, submission, answer))
 
-    async def _publish_later(self, message: Publish) -> None:
+    async def _publish_later(self, rid: int, published: Submission | ProtocolError) -> None:
         """Publish when a device that sent too many bad signatures may have more verified (``suspects``)."""
         publisher = self._services.publisher
         await publisher.suspects.wait(self.principal)
-        submission = self._submission(message)
+        submission = self._admitted(rid, published)
         if submission is not None:
-            await publisher.submit(self.principal, submission, partial(self._answered, message.rid))
+            await publisher.submit(self.principal, submission, partial(self._answered, rid))
 
-    def _submission(self, message: Publish) -> Submission | None:
-        """The events of a publish with who sent them, counted as in flight; ``None`` where that is refused."""
-        try:
-            if self._draining:
-                raise ProtocolError("draining")
-            submission = self._signed(message)
-        except ProtocolError as error:
-            self._reply_error(message.rid, error)
+    def _admitted(self, rid: int, published: Submission | ProtocolError) -> Submission | None:
+        """A publish as the device may send it now, counted as in flight; ``None`` where it is refused."""
+        if self._draining:
+            published = ProtocolError("draining")
+        if isinstance(published, ProtocolError):
+            self._reply_error(rid, published)
             return None
+        if self._suspect:
+            published = published.as_suspect()
+        if self.principal.manage_from_ms:  # most have no cool-down, and need no look at the clock
+            capabilities = self.principal.capabilities_at(self._services.clock.now_ms())
+            published = published.with_capabilities(capabilities)
         self._inflight += 1
-        return submission
-
-    def _signed(self, message: Publish) -> Submission:
-        """The events of a publish with who signed them. Raises ProtocolError."""
-        principal = self.principal
-        if self._author is None:
-            self._author = Author(
-                user_pk=principal.user_pk,
-                user_key=principal.user_key,
-                device_pk=principal.device_pk,
-                device_id=principal.device_id,
-                device_key=principal.device_key,
-                events_max=self._limits.publish_events_max,
-                payload_bytes_max=self._limits.payload_bytes_max,
-            )
-        capabilities = principal.capabilities_at(self._services.clock.now_ms())
-        return self._author.submission(memoryview(message.events), capabilities=capabilities, suspect=self._suspect)
+        return published
 
     def _answered(self, rid: int, answered: Answered) -> None:
         """A publish was decided."""

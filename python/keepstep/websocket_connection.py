@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import trio
 
-from keepstep._keepstep import FrameReader, RecordSealer, frame_close, frame_many
+from keepstep._keepstep import FrameReader, frame_close, frame_many
 from keepstep.errors import ProtocolError
 from keepstep.interfaces import ConnectionClosed
 
@@ -93,11 +93,7 @@ class Hub(Protocol):
     """What moves many sockets' bytes at once, as ``websocket_hub.Hub`` does."""
 
     async def listen(
-        self,
-        connection: WebSocketConnection,
-        stream: trio.SocketStream,
-        receiver: Receiver,
-        sealer: RecordSealer | None,
+        self, connection: WebSocketConnection, stream: trio.SocketStream, receiver: Receiver, records: Records
     ) -> None:
         """As ``interfaces.Connection.listen``. Keeps ``connection.stream``, ``channel``, ``end`` and ``torn`` right."""
 
@@ -286,32 +282,36 @@ class WebSocketConnection:
         if self.channel is not None:
             self.channel.resume()
 
-    async def listen(self, receiver: Receiver, records: Records | None = None) -> None:
+    async def listen(self, receiver: Receiver, records: Records) -> None:
         """Hand all that comes over; see ``interfaces.Connection``."""
-        sealer = None if records is None else records.sealer
-        assert sealer is None or isinstance(sealer, RecordSealer), "the extension's"
         if self._hub is not None and isinstance(self.stream, trio.SocketStream):
             self._send_lock = None  # it costs as much as the rest of an idle connection here
-            await self._hub.listen(self, self.stream, receiver, sealer)
+            await self._hub.listen(self, self.stream, receiver, records)
         else:
-            await _StreamChannel(self, receiver, sealer).run()
+            await _StreamChannel(self, receiver, records).run()
 
-    def hand_over(self, receiver: Receiver) -> None:
+    def hand_over(self, receiver: Receiver, records: Records) -> None:
         """Give the receiver what came before it listened."""
         messages, self._messages = self._messages[::-1], []
         if messages:
-            receiver.received(messages)
+            hand_in(messages, receiver, records)
         if self.end is not None:
             receiver.lost(reason_of(self.end))
+
+
+def hand_in(messages: Sequence[bytes], receiver: Receiver, records: Records) -> None:
+    """Open messages that came together, and give the receiver what they were."""
+    receiver.received(records.reader.read(messages), sum(map(len, messages)), trio.current_time())
 
 
 class _StreamChannel:
     """A listening connection over a Trio stream: one task more, which sends."""
 
-    def __init__(self, connection: WebSocketConnection, receiver: Receiver, sealer: RecordSealer | None) -> None:
+    def __init__(self, connection: WebSocketConnection, receiver: Receiver, records: Records) -> None:
         self._connection = connection
         self._receiver = receiver
-        self._sealer = sealer
+        self._records = records
+        self._sealer = records.sealer
         self._outgoing: list[bytes | None] = []
         self._news = trio.Event()
         self._resumed: trio.Event | None = None
@@ -323,7 +323,7 @@ class _StreamChannel:
         connection = self._connection
         connection.channel = self
         try:
-            connection.hand_over(self._receiver)
+            connection.hand_over(self._receiver, self._records)
             if connection.end is not None:
                 return
             async with trio.open_nursery() as nursery:
@@ -340,7 +340,7 @@ class _StreamChannel:
             messages = await connection.take()
             await self._while_paused()  # it may have been called for while this waited for the peer
             if messages:
-                self._receiver.received(messages)
+                hand_in(messages, self._receiver, self._records)
         self._receiver.lost(reason_of(connection.end))
 
     async def _while_paused(self) -> None:

@@ -1,8 +1,9 @@
 """Many listening connections over one epoll descriptor: Linux, plain sockets.
 
-One task waits for the descriptor; one call of the extension then takes what all ready sockets have and unframes it, one
-sends what all connections wrote in a turn. A connection that listens has neither task nor buffer nor Trio stream of its
-own: its own task is parked, and its socket is the extension's until it stops listening.
+One task waits for the descriptor; one call of the extension then takes what all ready sockets have, unframes it, opens
+its records and parses what is published, without the GIL; one sends what all connections wrote in a turn. A connection
+that listens has neither task nor buffer nor Trio stream of its own: its own task is parked, and its socket is the
+extension's until it stops listening.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from keepstep.websocket_connection import reason_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from keepstep._keepstep import RecordSealer
-    from keepstep.interfaces import Receiver
+    from keepstep.interfaces import Opened, Receiver, Records
     from keepstep.websocket_connection import End, WebSocketConnection
 
 
@@ -41,17 +41,13 @@ class Hub:
         self._sender: trio.lowlevel.Task | None = None
 
     async def listen(
-        self,
-        connection: WebSocketConnection,
-        stream: trio.SocketStream,
-        receiver: Receiver,
-        sealer: RecordSealer | None,
+        self, connection: WebSocketConnection, stream: trio.SocketStream, receiver: Receiver, records: Records
     ) -> None:
         """As ``interfaces.Connection.listen``. Keeps ``connection.stream``, ``channel``, ``end`` and ``torn`` right."""
-        connection.hand_over(receiver)
+        connection.hand_over(receiver, records)
         if connection.end is not None:
             return
-        token = self._sockets.add(stream.socket.detach(), connection.reader, sealer)
+        token = self._sockets.add(stream.socket.detach(), connection.reader, records.reader, records.sealer)
         channel = HubChannel(self, token, receiver)
         self._channels[token] = connection.channel = channel
         if not self._runs:
@@ -89,10 +85,12 @@ class Hub:
         while True:
             await trio.lowlevel.wait_readable(self._sockets)
             self._in_turn = True
-            for token, messages, end, writable in self._sockets.receive():
+            ready = self._sockets.receive()
+            now_s = trio.current_time()
+            for token, opened, record_bytes, end, writable in ready:
                 channel = self._channels.get(token)
                 if channel is not None:
-                    channel.turn(messages, end, writable=writable)
+                    channel.turn(opened, record_bytes, now_s, end, writable=writable)
             self._in_turn = False
             self._send()
 
@@ -131,7 +129,7 @@ class Hub:
             channel.unsent_bytes = unsent
             channel.blocked = True
             if gone:
-                channel.turn([], "gone", writable=False)
+                channel.turn([], 0, trio.current_time(), "gone", writable=False)
 
     def pause(self, token: int, *, paused: bool) -> None:
         """Whether to take nothing from a connection's socket."""
@@ -168,13 +166,13 @@ class HubChannel:
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def turn(self, messages: list[bytes], end: End | None, *, writable: bool) -> None:
+    def turn(self, opened: list[Opened], record_bytes: int, now_s: float, end: End | None, *, writable: bool) -> None:
         """Hand over what a turn found; its end, or a fault of the receiver's, ends the listening."""
         if self._task is None:
             return
         try:
-            if messages:
-                self._receiver.received(messages)
+            if opened:
+                self._receiver.received(opened, record_bytes, now_s)
             if writable:
                 self.unsent_bytes, self.blocked = 0, False
                 self._receiver.writable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from keepstep.errors import ProtocolError
 from keepstep.protocol import session as session_module
-from keepstep.protocol.messages import Ack, Bye, Draining, Head, Ping, Pong, Rekey, ServerRekey, encode
+from keepstep.protocol.messages import (
+    Ack,
+    Bye,
+    Draining,
+    Head,
+    Ping,
+    Pong,
+    Publish,
+    Rekey,
+    ServerRekey,
+    decode_from_device,
+    encode,
+)
 from keepstep.protocol.session import REKEY_INTERVAL_S
 from keepstep.protocol.states import State
 from tests.support.handshakes import (
@@ -24,6 +37,7 @@ from tests.support.handshakes import (
     open_sessions,
     record_handshake,
 )
+from tests.support.records import record_reader
 
 if TYPE_CHECKING:
     from keepstep.protocol.handshake import ClientHandshake, ServerHandshake
@@ -124,6 +138,44 @@ def test_a_sealed_message_of_any_bytes_gives_a_message_or_a_protocol_error(by_de
     except ProtocolError as error:
         code = error.code
     assert (receiver.state is State.CLOSED) == (code not in (None, "unsupported"))
+
+
+publishes = st.builds(
+    lambda rid, events, tail: encode(Publish(rid, msgspec.Raw(msgspec.msgpack.encode(events)))) + tail,
+    st.integers(0, 2**63 - 1),
+    st.recursive(st.none() | st.integers(-5, 5) | st.binary(max_size=5), st.lists, max_leaves=5),
+    st.just(b"") | st.binary(max_size=2),
+)
+headed = st.builds(
+    lambda head, rest: bytes([0x90 | head[0], head[1]]) + rest,
+    st.tuples(st.integers(0, 5), st.sampled_from([16, 25, 26, 27, 99])),
+    st.binary(max_size=40),
+)
+
+
+@given(plaintext=st.one_of(publishes, headed, st.binary(max_size=40)))
+def test_the_extension_reads_a_record_as_the_state_machine_does(plaintext: bytes) -> None:
+    """What ends the session ends it by both, with the same code, and a message is the same message."""
+    server, client = open_sessions()
+    (record,) = client.send([plaintext], now_s=0)
+    opened: Any = record_reader(opener=server.opener).read([record])[0]
+    try:
+        if isinstance(opened, ProtocolError):
+            raise opened
+        found: Any = opened if isinstance(opened, tuple) else decode_from_device(opened)
+    except ProtocolError as error:
+        found = error.code
+    other, client = open_sessions()
+    (record,) = client.send([plaintext], now_s=0)
+    try:
+        expected: Any = other.receive(record)
+    except ProtocolError as error:
+        expected = error.code
+    if isinstance(expected, Publish):
+        assert isinstance(found, tuple)
+        assert found[0] == expected.rid
+    else:
+        assert found == expected
 
 
 device_messages = st.one_of(

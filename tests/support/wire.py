@@ -22,6 +22,7 @@ from keepstep.interfaces import ConnectionClosed
 from keepstep.protocol.handshake import ClientHandshake
 from keepstep.protocol.messages import Accepted, Ack, Events, Publish, Ready, Subscribe
 from keepstep.protocol.session import seal
+from keepstep.websocket_connection import hand_in
 from tests.support.events import DeviceFixture, SignedEvent, seed, wire_events
 
 if TYPE_CHECKING:
@@ -141,9 +142,8 @@ class MemoryConnection:
             for record in records:
                 self._to_device.send_nowait(record)
 
-    async def listen(self, receiver: Receiver, records: Records | None = None) -> None:
+    async def listen(self, receiver: Receiver, records: Records) -> None:
         """As ``Connection.listen``."""
-        assert records is not None
         self._sealer = records.sealer
         self._listens = True
         try:
@@ -155,7 +155,7 @@ class MemoryConnection:
                 except (trio.EndOfChannel, trio.ClosedResourceError):
                     receiver.lost(None)
                     return
-                receiver.received(messages)
+                hand_in(messages, receiver, records)
         finally:
             self._listens = False
 

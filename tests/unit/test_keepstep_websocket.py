@@ -12,6 +12,7 @@ import pytest
 
 from keepstep import _keepstep
 from keepstep._keepstep import FrameReader, frame_close, frame_many
+from tests.support.records import OVERHEAD, Sealing, record_reader
 from tests.support.websocket import frame
 
 
@@ -78,7 +79,7 @@ if sys.platform == "linux":
         """A socket in the hub's hands, and its peer."""
         ours, peer = socket.socketpair()
         ours.setblocking(False)
-        return hub.add(ours.detach(), FrameReader(1_000_000), sealer), peer
+        return hub.add(ours.detach(), FrameReader(1_000_000), record_reader(), sealer), peer
 
     def test_a_hub_seals_for_each_with_its_own_sealer() -> None:
         """In order over several calls; who has none gets the messages as they are."""
@@ -100,9 +101,9 @@ if sys.platform == "linux":
         assert hub.receive() == []
         (first, peer), (second, other) = pair(hub), pair(hub)
         with peer, other:
-            peer.sendall(frame(2, b"one") + frame(9, b"p"))
+            peer.sendall(Sealing().frames(b"one") + frame(9, b"p"))
             assert select.select([hub], [], [], 5)[0] == [hub]
-            assert hub.receive() == [(first, [b"one"], None, False)]
+            assert hub.receive() == [(first, [b"one"], 3 + OVERHEAD, None, False)]
             assert hub.receive() == []
             assert hub.send([(second, [b"a", b"b"]), (first, [])]) == []
             assert (peer.recv(100), other.recv(100)) == (b"\x8a\x01p", b"\x82\x01a\x82\x01b")
@@ -138,7 +139,7 @@ if sys.platform == "linux":
             data, told = b"", False
             while len(data) < len(message) + 10 + 6:
                 data += peer.recv(1 << 20)
-                told = told or (token, [], None, True) in hub.receive()
+                told = told or (token, [], 0, None, True) in hub.receive()
             assert told
             assert data[10:] == message + b"\x82\x04last"
             os.close(hub.remove(token)[0])
@@ -152,7 +153,7 @@ if sys.platform == "linux":
         peer.close()
         other.close()
         assert hub.send([(second, [b"one"])]) == [(second, 0, True)]
-        assert hub.receive() == [(first, [], "gone", False)]
+        assert hub.receive() == [(first, [], 0, "gone", False)]
         assert hub.receive() == []
         assert hub.send([(first, [b"one"]), (second, [b"one"])]) == []
         hub.pause(first, paused=False)
@@ -164,6 +165,6 @@ if sys.platform == "linux":
         hub = _keepstep.SocketHub()
         descriptor = os.open("/dev/null", os.O_RDONLY)
         with pytest.raises(PermissionError):
-            hub.add(descriptor, FrameReader(1))
+            hub.add(descriptor, FrameReader(1), record_reader())
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(descriptor)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
@@ -21,7 +21,11 @@ from keepstep.errors import ProtocolError
 from keepstep.interfaces import ConnectionClosed
 from keepstep.websocket import serve_stream
 from keepstep.websocket_connection import Limits, WebSocketConnection
+from tests.support.records import OVERHEAD, Sealing
 from tests.support.websocket import UPGRADE, Place, frame, read_all
+
+if TYPE_CHECKING:
+    from keepstep.interfaces import Opened
 
 LIMITS: Final = Limits(upgrade_timeout_s=10, unauthenticated_message_bytes_max=100_000, message_bytes_max=100_000)
 BINARY, PING, PONG, CLOSE = 2, 9, 10, 8
@@ -34,9 +38,10 @@ class Echo:
         self._connection = connection
         self.reason: ProtocolError | None = None
 
-    def received(self, messages: Sequence[bytes]) -> None:
+    def received(self, opened: Sequence[Opened], record_bytes: int, now_s: float) -> None:
         """As ``interfaces.Receiver``."""
-        self._connection.write(messages)
+        del record_bytes, now_s
+        self._connection.write([each for each in opened if isinstance(each, bytes)])
 
     def writable(self) -> None:
         """As ``interfaces.Receiver``."""
@@ -49,7 +54,7 @@ class Echo:
 async def by_callbacks(connection: WebSocketConnection) -> None:
     """Echo as a session listens."""
     echo = Echo(connection)
-    await connection.listen(echo)
+    await connection.listen(echo, Sealing().records)
     reason = echo.reason
     await connection.close(*((1000, "") if reason is None else (reason.row.close_code, reason.code)))
 
@@ -126,18 +131,9 @@ BYE: Final = plain(CLOSE, closing(1000))
 BROKEN: Final = plain(CLOSE, closing(1002))
 TEXT: Final = plain(CLOSE, closing(4500, b"malformed"))
 
-CASES: Final[dict[str, tuple[list[bytes], bytes]]] = {
-    # 1 framing: sizes on both sides of each way to write a length
-    **{
-        f"1.2.{number}": ([masked(b"\xfe" * size), DONE], plain(BINARY, b"\xfe" * size) + BYE)
-        for number, size in enumerate((0, 125, 126, 127, 128, 65_535, 65_536), 1)
-    },
-    "1.2.8": (
-        [masked(b"\xfe" * 65_536)[at : at + 997] for at in range(0, 65_550, 997)] + [DONE],
-        plain(BINARY, b"\xfe" * 65_536) + BYE,
-    ),
-    "1.1.1": ([frame(1, b""), DONE], TEXT),
-    "1.1.2": ([frame(1, b"*" * 125), DONE], TEXT),
+Cases = dict[str, tuple[list[bytes], bytes]]
+
+OF_FRAMES: Final[Cases] = {
     # 2 pings and pongs
     "2.1": ([frame(PING, b""), DONE], plain(PONG, b"") + BYE),
     "2.2": ([frame(PING, b"Hello, world!"), DONE], plain(PONG, b"Hello, world!") + BYE),
@@ -159,53 +155,13 @@ CASES: Final[dict[str, tuple[list[bytes], bytes]]] = {
         [bytes([octet]) for octet in b"".join(frame(PING, b"payload-%d" % index) for index in range(10))] + [DONE],
         b"".join(plain(PONG, b"payload-%d" % index) for index in range(10)) + BYE,
     ),
-    # 3 reserved bits
-    **{
-        f"3.{bits}": ([frame(BINARY, b"one"), frame(BINARY, b"two", reserved=bits)], plain(BINARY, b"one") + BROKEN)
-        for bits in range(1, 8)
-    },
-    # 4 reserved opcodes
-    **{
-        f"4.{group}.{number}": ([frame(BINARY, b"one"), frame(opcode, payload)], plain(BINARY, b"one") + BROKEN)
-        for group, first in ((1, 3), (2, 11))
-        for number, (opcode, payload) in enumerate(
-            ((first, b""), (first + 1, b"reserved"), (first + 2, b""), (first + 3, b"reserved"), (first + 4, b"")), 1
-        )
-    },
-    # 5 fragments
-    "5.1": ([frame(PING, b"frag", final=False), frame(0, b"ment")], BROKEN),
-    "5.2": ([frame(PONG, b"frag", final=False), frame(0, b"ment")], BROKEN),
-    "5.3": ([frame(BINARY, b"frag", final=False), frame(0, b"ment"), DONE], plain(BINARY, b"fragment") + BYE),
-    "5.4": ([frame(BINARY, b"frag", final=False) + frame(0, b"ment"), DONE], plain(BINARY, b"fragment") + BYE),
-    "5.5": (
-        [bytes([octet]) for octet in frame(BINARY, b"frag", final=False) + frame(0, b"ment")] + [DONE],
-        plain(BINARY, b"fragment") + BYE,
-    ),
-    "5.6": (
-        [frame(BINARY, b"frag", final=False), frame(PING, b"ping"), frame(0, b"ment"), DONE],
-        plain(PONG, b"ping") + plain(BINARY, b"fragment") + BYE,
-    ),
-    "5.9": ([frame(0, b"nothing to continue"), frame(BINARY, b"one")], BROKEN),
-    "5.12": ([frame(0, b"nothing to continue", final=False), frame(BINARY, b"one")], BROKEN),
-    "5.15": (
-        [frame(BINARY, b"frag", final=False), frame(0, b"ment"), frame(0, b"a", final=False) + frame(BINARY, b"one")],
-        plain(BINARY, b"fragment") + BROKEN,
-    ),
-    "5.18": ([frame(BINARY, b"one", final=False), frame(BINARY, b"two")], BROKEN),
-    "5.19": (
-        [frame(BINARY, b"a", final=False), frame(0, b"b", final=False), frame(PING, b"1"), frame(0, b"c", final=False)]
-        + [frame(0, b"d", final=False), frame(PING, b"2"), frame(0, b"e"), DONE],
-        plain(PONG, b"1") + plain(PONG, b"2") + plain(BINARY, b"abcde") + BYE,
-    ),
     # 6 text, whether it is UTF-8 or not
     "6.1.1": ([frame(1, b""), DONE], TEXT),
     "6.3.1": ([frame(1, b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80edited")], TEXT),
     # 7 closing
-    "7.1.1": ([frame(BINARY, b"one"), DONE], plain(BINARY, b"one") + BYE),
     "7.1.2": ([DONE, DONE], BYE),
     "7.1.3": ([DONE, frame(PING, b"late")], BYE),
     "7.1.4": ([DONE, frame(BINARY, b"late")], BYE),
-    "7.1.5": ([frame(BINARY, b"frag", final=False), DONE, frame(0, b"ment")], BYE),
     "7.3.1": ([frame(CLOSE, b"")], plain(CLOSE, b"")),
     "7.3.2": ([frame(CLOSE, b"a")], BROKEN),
     "7.3.3": ([DONE], BYE),
@@ -224,15 +180,90 @@ CASES: Final[dict[str, tuple[list[bytes], bytes]]] = {
     "7.13.1": ([frame(CLOSE, closing(5000))], BROKEN),
     "7.13.2": ([frame(CLOSE, closing(65_535))], BROKEN),
 }
-"""Number → what the client sends, the last of it after the answers to the rest, and all that the server answers."""
+"""Those without a binary message that is answered."""
+
+
+def of_messages(sealed: Callable[[bytes], bytes], overhead: int) -> Cases:
+    """Number → what the client sends, the last of it after the answers to the rest, and all that the server answers.
+
+    Args:
+        sealed: what a client sends of its first message.
+        overhead: by how many bytes that is longer.
+    """
+
+    def octets(size: int) -> bytes:
+        return b"\xfe" * max(0, size - overhead)  # so that sizes are those of what is sent
+
+    one, fragment, letters = sealed(b"one"), sealed(b"fragment"), sealed(b"abcde")
+    frag, ment = fragment[:4], fragment[4:]
+    a, b, c, d, e = letters[:1], letters[1:2], letters[2:3], letters[3:4], letters[4:]
+    return {
+        # 1 framing: sizes on both sides of each way to write a length
+        **{
+            f"1.2.{number}": ([masked(sealed(octets(size))), DONE], plain(BINARY, octets(size)) + BYE)
+            for number, size in enumerate((0, 125, 126, 127, 128, 65_535, 65_536), 1)
+        },
+        "1.2.8": (
+            [masked(sealed(octets(65_536)))[at : at + 997] for at in range(0, 65_550, 997)] + [DONE],
+            plain(BINARY, octets(65_536)) + BYE,
+        ),
+        "1.1.1": ([frame(1, b""), DONE], TEXT),
+        "1.1.2": ([frame(1, b"*" * 125), DONE], TEXT),
+        # 3 reserved bits
+        **{
+            f"3.{bits}": ([frame(BINARY, one), frame(BINARY, b"two", reserved=bits)], plain(BINARY, b"one") + BROKEN)
+            for bits in range(1, 8)
+        },
+        # 4 reserved opcodes
+        **{
+            f"4.{group}.{number}": ([frame(BINARY, one), frame(opcode, payload)], plain(BINARY, b"one") + BROKEN)
+            for group, first in ((1, 3), (2, 11))
+            for number, (opcode, payload) in enumerate(
+                ((first, b""), (first + 1, b"reserved"), (first + 2, b""), (first + 3, b"reserved"), (first + 4, b"")),
+                1,
+            )
+        },
+        # 5 fragments
+        "5.1": ([frame(PING, b"frag", final=False), frame(0, b"ment")], BROKEN),
+        "5.2": ([frame(PONG, b"frag", final=False), frame(0, b"ment")], BROKEN),
+        "5.3": ([frame(BINARY, frag, final=False), frame(0, ment), DONE], plain(BINARY, b"fragment") + BYE),
+        "5.4": ([frame(BINARY, frag, final=False) + frame(0, ment), DONE], plain(BINARY, b"fragment") + BYE),
+        "5.5": (
+            [bytes([octet]) for octet in frame(BINARY, frag, final=False) + frame(0, ment)] + [DONE],
+            plain(BINARY, b"fragment") + BYE,
+        ),
+        "5.6": (
+            [frame(BINARY, frag, final=False), frame(PING, b"ping"), frame(0, ment), DONE],
+            plain(PONG, b"ping") + plain(BINARY, b"fragment") + BYE,
+        ),
+        "5.9": ([frame(0, b"nothing to continue"), frame(BINARY, b"one")], BROKEN),
+        "5.12": ([frame(0, b"nothing to continue", final=False), frame(BINARY, b"one")], BROKEN),
+        "5.15": (
+            [frame(BINARY, frag, final=False), frame(0, ment), frame(0, b"a", final=False) + frame(BINARY, b"one")],
+            plain(BINARY, b"fragment") + BROKEN,
+        ),
+        "5.18": ([frame(BINARY, b"one", final=False), frame(BINARY, b"two")], BROKEN),
+        "5.19": (
+            [frame(BINARY, a, final=False), frame(0, b, final=False), frame(PING, b"1"), frame(0, c, final=False)]
+            + [frame(0, d, final=False), frame(PING, b"2"), frame(0, e), DONE],
+            plain(PONG, b"1") + plain(PONG, b"2") + plain(BINARY, b"abcde") + BYE,
+        ),
+        "7.1.1": ([frame(BINARY, one), DONE], plain(BINARY, b"one") + BYE),
+        "7.1.5": ([frame(BINARY, frag, final=False), DONE, frame(0, ment)], BYE),
+    }
+
+
+PLAIN: Final = OF_FRAMES | of_messages(lambda message: message, 0)
+SEALED: Final = OF_FRAMES | of_messages(lambda message: Sealing().seal(message)[0], OVERHEAD)
+"""Where the connection listens, it opens records."""
 
 
 @pytest.mark.parametrize("way", ["awaiting", "stream", *(["hub"] if sys.platform == "linux" else [])])
-@pytest.mark.parametrize("number", CASES)
+@pytest.mark.parametrize("number", PLAIN)
 async def test_the_server_answers_as_autobahn_expects(number: str, way: str) -> None:
     """The same bytes, whichever way they move."""
-    *first, last = CASES[number][0]
-    expected = CASES[number][1]
+    sent, expected = (PLAIN if way == "awaiting" else SEALED)[number]
+    *first, last = sent
     before = len(expected[: expected.rfind(b"\x88")])  # what it sends before it closes
     answer = b""
     with trio.fail_after(20):

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -18,10 +18,13 @@ import trio.testing
 from keepstep._keepstep import RecordSealer, frame_many
 from keepstep.entrance import Entrance
 from keepstep.errors import ProtocolError
-from keepstep.interfaces import Records
 from keepstep.websocket import serve_stream
 from keepstep.websocket_connection import WebSocketConnection
+from tests.support.records import OVERHEAD, Sealing
 from tests.support.websocket import LIMITS, UPGRADE, Place, frame, read_all
+
+if TYPE_CHECKING:
+    from keepstep.interfaces import Opened
 
 WAYS = ["stream", "hub"] if sys.platform == "linux" else ["stream"]
 EACH_WAY = pytest.mark.parametrize("way", WAYS)
@@ -46,8 +49,12 @@ class Receiver:
         self.on_received: Callable[[], None] = lambda: None
         self._news = trio.Event()
 
-    def received(self, messages: Sequence[bytes]) -> None:
+    def received(self, opened: Sequence[Opened], record_bytes: int, now_s: float) -> None:
         """As ``interfaces.Receiver``."""
+        messages = [each for each in opened if isinstance(each, bytes)]
+        assert len(messages) == len(opened)
+        assert record_bytes == sum(map(len, messages)) + len(messages) * OVERHEAD
+        assert now_s == pytest.approx(trio.current_time(), abs=60)
         self.messages += messages
         self.calls.append(len(messages))
         self._tell()
@@ -86,10 +93,15 @@ class Listening:
     connection: WebSocketConnection
     peer: trio.SocketStream
     scope: trio.CancelScope
+    sealing: Sealing
     receiver: Receiver = field(default_factory=Receiver)
     over: trio.Event = field(default_factory=trio.Event)
     fault: Exception | None = None
     closing: tuple[int, str] = (4104, "draining")
+
+    async def peer_says(self, *messages: bytes) -> None:
+        """Each a record in a frame."""
+        await self.peer.send_all(self.sealing.frames(*messages))
 
     async def peer_receives(self, count: int) -> bytes:
         """Exactly so many bytes."""
@@ -112,7 +124,7 @@ class Bench:
             self.hub = Hub(nursery)
 
     async def open(
-        self, *, early: bytes = b"", receiver: Receiver | None = None, records: Records | None = None
+        self, *, early: bytes = b"", receiver: Receiver | None = None, sealing: Sealing | None = None
     ) -> Listening:
         """A connection that listens; ``early`` comes right behind the upgrade request."""
         listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
@@ -125,12 +137,12 @@ class Bench:
 
         async def handler(connection: WebSocketConnection) -> None:
             connection.authenticated()
-            listening = Listening(connection, peer, trio.CancelScope(), receiver or Receiver())
+            listening = Listening(connection, peer, trio.CancelScope(), sealing or Sealing(), receiver or Receiver())
             made.append(listening)
             ready.set()
             try:
                 with listening.scope:
-                    await connection.listen(listening.receiver, records)
+                    await connection.listen(listening.receiver, listening.sealing.records)
             except* ArithmeticError as group:
                 listening.fault = group
             listening.over.set()
@@ -181,7 +193,7 @@ async def test_what_is_written_is_sealed(way: str) -> None:
     """In order, whatever goes together, also over a rekey."""
     async with bench(way) as each:
         sealer, twin = (RecordSealer(2, bytes(32), b"aad") for _ in range(2))
-        listening = await each.open(records=Records(sealer))
+        listening = await each.open(sealing=Sealing(sealer))
         writes: list[list[bytes | None]] = [[b"one"], [b"two", b"rekey", None, b"three"], [b"four"]]
         for write in writes:
             listening.connection.write(write)
@@ -193,12 +205,14 @@ async def test_what_is_written_is_sealed(way: str) -> None:
 async def test_messages_are_handed_over_in_order_and_together(way: str) -> None:
     """As many as arrived; what came before it listened comes first."""
     async with bench(way) as each:
-        listening = await each.open(early=frame(2, b"early") + frame(2, b"one")[:3])
+        sealing = Sealing()
+        early, one, two, last = (sealing.frames(message) for message in (b"early", b"one", b"two", b""))
+        listening = await each.open(early=early + one[:3], sealing=sealing)
         receiver = listening.receiver
         await receiver.until(lambda: receiver.messages == [b"early"])
-        await listening.peer.send_all(frame(2, b"one")[3:] + frame(2, b"two") + frame(2, b"")[:1])
+        await listening.peer.send_all(one[3:] + two + last[:1])
         await receiver.until(lambda: len(receiver.messages) == 3)
-        await listening.peer.send_all(frame(2, b"")[1:])
+        await listening.peer.send_all(last[1:])
         await receiver.until(lambda: len(receiver.messages) == 4)
         assert receiver.messages == [b"early", b"one", b"two", b""]
         assert receiver.calls == [1, 2, 1]
@@ -211,7 +225,7 @@ async def test_what_is_written_arrives_in_order(way: str) -> None:
         listening = await each.open()
         connection, receiver = listening.connection, listening.receiver
         receiver.on_received = lambda: connection.write([b"answer"])
-        await listening.peer.send_all(frame(2, b"question"))
+        await listening.peer_says(b"question")
         assert await listening.peer_receives(8) == b"\x82\x06answer"
         connection.write([b"one", b"two"])
         assert connection.backlog_bytes >= 6
@@ -229,7 +243,7 @@ async def test_a_paused_connection_takes_nothing(way: str) -> None:
         connection, receiver = listening.connection, listening.receiver
         connection.pause()
         connection.pause()
-        await listening.peer.send_all(frame(2, b"one"))
+        await listening.peer_says(b"one")
         await trio.testing.wait_all_tasks_blocked()
         assert not receiver.messages
         connection.resume()
@@ -267,7 +281,7 @@ async def test_pings_are_answered_meanwhile(way: str) -> None:
     """By the connection itself, behind what is being sent."""
     async with bench(way) as each:
         listening = await each.open()
-        await listening.peer.send_all(frame(9, b"p") + frame(10, b"unasked") + frame(2, b"one"))
+        await listening.peer.send_all(frame(9, b"p") + frame(10, b"unasked") + listening.sealing.frames(b"one"))
         assert await listening.peer_receives(3) == b"\x8a\x01p"
         await listening.receiver.until(lambda: listening.receiver.messages == [b"one"])
 
@@ -283,7 +297,7 @@ async def test_a_peer_that_leaves_is_lost_once(way: str, leaving: str) -> None:
             peer.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, struct.pack("ii", 1, 0))
             peer.socket.close()
         else:
-            await peer.send_all(frame(2, b"last"))
+            await listening.peer_says(b"last")
             if leaving == "half close":
                 await peer.send_eof()
             elif leaving == "close":
@@ -334,7 +348,7 @@ async def test_a_peer_that_breaks_the_protocol_is_told(way: str, sent: bytes, co
         listening = await each.open()
         if code is not None:
             listening.closing = (close, code)
-        await listening.peer.send_all(frame(2, b"before") + sent)
+        await listening.peer.send_all(listening.sealing.frames(b"before") + sent)
         answer = await read_all(listening.peer)
         assert b"\x88" + bytes([2 + len(code or "")]) + struct.pack("!H", close) + (code or "").encode() in answer
         assert listening.receiver.messages == [b"before"]
@@ -378,10 +392,10 @@ async def test_a_receivers_fault_ends_its_own_connection(way: str) -> None:
     async with bench(way) as each:
         faulty, other = await each.open(), await each.open()
         faulty.receiver.on_received = fail
-        await faulty.peer.send_all(frame(2, b"one") + frame(2, b"two"))
+        await faulty.peer_says(b"one", b"two")
         await faulty.over.wait()
         assert faulty.fault is not None
-        await other.peer.send_all(frame(2, b"one"))
+        await other.peer_says(b"one")
         await other.receiver.until(lambda: other.receiver.messages == [b"one"])
 
 
@@ -395,7 +409,8 @@ async def test_a_fault_with_what_came_early_is_raised_too(way: str) -> None:
     async with bench(way) as each:
         receiver = Receiver()
         receiver.on_received = fail
-        listening = await each.open(early=frame(2, b"early"), receiver=receiver)
+        sealing = Sealing()
+        listening = await each.open(early=sealing.frames(b"early"), receiver=receiver, sealing=sealing)
         await listening.over.wait()
         assert listening.fault is not None
 
@@ -404,7 +419,8 @@ async def test_a_fault_with_what_came_early_is_raised_too(way: str) -> None:
 async def test_an_end_before_it_listened_is_told_at_once(way: str) -> None:
     """The peer was gone by then."""
     async with bench(way) as each:
-        listening = await each.open(early=frame(2, b"early") + frame(3, b""))
+        sealing = Sealing()
+        listening = await each.open(early=sealing.frames(b"early") + frame(3, b""), sealing=sealing)
         with trio.fail_after(PATIENCE_S):
             await listening.over.wait()
         assert listening.receiver.messages == [b"early"]
@@ -417,11 +433,11 @@ async def test_no_connection_waits_for_a_greedy_one(way: str) -> None:
     async with bench(way) as each:
         greedy = [await each.open() for _ in range(70)]
         quiet = await each.open()
-        flood = frame(2, bytes(9_000)) * 8
+        flood = [bytes(9_000)] * 8
         async with trio.open_nursery() as sending:
             for listening in greedy:
-                sending.start_soon(listening.peer.send_all, flood)
-            sending.start_soon(quiet.peer.send_all, frame(2, b"quiet"))
+                sending.start_soon(listening.peer_says, *flood)
+            sending.start_soon(quiet.peer_says, b"quiet")
             with trio.fail_after(PATIENCE_S):
                 await quiet.receiver.until(lambda: quiet.receiver.messages == [b"quiet"])
         for listening in greedy:
@@ -455,7 +471,7 @@ async def test_somebody_who_comes_while_the_last_one_leaves_is_served(way: str) 
         first.scope.cancel()
         second.scope.cancel()
         third = await each.open()
-        await third.peer.send_all(frame(2, b"one"))
+        await third.peer_says(b"one")
         await third.receiver.until(lambda: third.receiver.messages == [b"one"])
 
 
@@ -472,7 +488,7 @@ async def test_a_peer_that_takes_no_pongs_cannot_make_the_server_hold_more(way: 
         await trio.testing.wait_all_tasks_blocked()
         backlog_bytes = listening.connection.backlog_bytes
         for index in range(50):
-            await peer.send_all(frame(9, bytes(120)) * 100 + frame(2, b"one"))
+            await peer.send_all(frame(9, bytes(120)) * 100 + listening.sealing.frames(b"one"))
             await listening.receiver.until(partial(has, listening.receiver, index + 1))
         listening.connection.write([b"x"])
         await trio.testing.wait_all_tasks_blocked()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from msgspec import Struct
 
-    from keepstep.protocol.primitives import Primitives, Sealer
+    from keepstep.protocol.primitives import Opener, Primitives, Sealer
 
 Received = TypeVar("Received")
 
@@ -90,6 +90,11 @@ class _Session(abc.ABC, Generic[Received]):
     def exporter(self) -> bytes:
         """32 secret bytes that only the two ends of this session have."""
         return self._exporter
+
+    @property
+    def opener(self) -> Opener:
+        """The peer's records: for whoever opens them in place of ``receive``."""
+        return self._opener
 
     def close(self) -> None:
         """Take and give nothing more."""

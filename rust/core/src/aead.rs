@@ -65,17 +65,22 @@ impl Cipher {
 
     /// The plaintext of ciphertext ‖ tag.
     pub fn open(&self, nonce: &[u8; NONCE_BYTES], aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>> {
-        let (text, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(Error::BadRecord)?;
-        let mut output = text.to_vec();
+        let mut output = sealed.to_vec();
+        self.open_in_place(nonce, aad, &mut output)?;
+        Ok(output)
+    }
+
+    /// The same where the sealed bytes are; what is left there of bytes that do not open is of no use.
+    pub fn open_in_place(&self, nonce: &[u8; NONCE_BYTES], aad: &[u8], sealed: &mut Vec<u8>) -> Result<()> {
+        let (text, tag) = sealed.split_last_chunk_mut::<TAG_BYTES>().ok_or(Error::BadRecord)?;
         let (nonce, tag) = (Nonce::from(*nonce), Tag::from(*tag));
         match self {
-            Self::Aes256Gcm(cipher) => cipher.decrypt_inout_detached(&nonce, aad, output.as_mut_slice().into(), &tag),
-            Self::ChaCha20Poly1305(cipher) => {
-                cipher.decrypt_inout_detached(&nonce, aad, output.as_mut_slice().into(), &tag)
-            }
+            Self::Aes256Gcm(cipher) => cipher.decrypt_inout_detached(&nonce, aad, text.into(), &tag),
+            Self::ChaCha20Poly1305(cipher) => cipher.decrypt_inout_detached(&nonce, aad, text.into(), &tag),
         }
         .map_err(|_| Error::BadRecord)?;
-        Ok(output)
+        sealed.truncate(sealed.len() - TAG_BYTES);
+        Ok(())
     }
 }
 
@@ -121,6 +126,14 @@ impl RecordKey {
         let plaintext = self.cipher.open(&nonce(self.records), &self.aad, record)?;
         self.records = next;
         Ok(plaintext)
+    }
+
+    /// Opens the next record where it is, as `open`.
+    pub fn open_in_place(&mut self, record: &mut Vec<u8>) -> Result<()> {
+        let next = self.next_counter()?;
+        self.cipher.open_in_place(&nonce(self.records), &self.aad, record)?;
+        self.records = next;
+        Ok(())
     }
 
     /// Opens consecutive records: all of them, or none and the counter stays.

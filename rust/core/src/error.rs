@@ -12,6 +12,8 @@ pub enum Error {
     TooLarge(&'static str),
     /// This version does not know that version, suite or kind.
     Unsupported(&'static str),
+    /// It is not for this side or this state.
+    Unexpected(&'static str),
     /// A signature does not verify.
     BadSignature,
     /// A record did not open.
@@ -40,6 +42,7 @@ impl Error {
             Self::Malformed(_) => "malformed",
             Self::TooLarge(_) => "too_large",
             Self::Unsupported(_) => "unsupported",
+            Self::Unexpected(_) => "unexpected",
             Self::BadSignature => "bad_signature",
             Self::BadRecord => "bad_record",
             Self::Forbidden => "forbidden",
@@ -57,6 +60,7 @@ impl Error {
             Self::Malformed(detail)
             | Self::TooLarge(detail)
             | Self::Unsupported(detail)
+            | Self::Unexpected(detail)
             | Self::QuotaExceeded(detail)
             | Self::Unprocessable(detail)
             | Self::Argument(detail) => detail,

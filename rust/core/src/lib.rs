@@ -20,6 +20,7 @@ pub mod flight;
 pub mod hash;
 pub mod head;
 pub mod header;
+pub mod incoming;
 pub mod ingest;
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
 #[allow(unsafe_code)]

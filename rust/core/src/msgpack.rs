@@ -128,6 +128,78 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Reads what need not be in its one encoding: messages, whose fields beyond the known ones are passed over.
+pub struct LenientReader<'a>(Reader<'a>);
+
+impl<'a> LenientReader<'a> {
+    /// Starts at the first byte.
+    pub fn new(data: &'a [u8]) -> Self {
+        Self(Reader::new(data))
+    }
+
+    /// Ends: nothing may be left.
+    pub fn end(self) -> Result<()> {
+        self.0.end()
+    }
+
+    /// Bytes not read yet.
+    pub fn remaining(&self) -> usize {
+        self.0.remaining()
+    }
+
+    /// An array's number of elements, in any form; they are read next.
+    pub fn array(&mut self) -> Result<u64> {
+        match self.0.byte()? {
+            head @ 0x90..=0x9f => Ok(u64::from(head & 0x0f)),
+            0xdc => self.0.length(2, 0),
+            0xdd => self.0.length(4, 0),
+            _ => Err(OTHER_TYPE),
+        }
+    }
+
+    /// An integer of 0 to `INTEGER_MAX`, in any form.
+    pub fn integer(&mut self) -> Result<u64> {
+        let head = self.0.byte()?;
+        let (value, most) = match head {
+            0x00..=0x7f => (u64::from(head), INTEGER_MAX),
+            0xcc..=0xcf => (self.0.length(1 << (head - 0xcc), 0)?, INTEGER_MAX),
+            0xd0..=0xd3 => {
+                let bytes = 1_u64 << (head - 0xd0);
+                (self.0.length(bytes, 0)?, INTEGER_MAX >> (64 - 8 * bytes)) // above it the sign is set
+            }
+            _ => return Err(OTHER_TYPE),
+        };
+        if value > most { Err(Error::Malformed("an integer is not in 0 to 2^63 - 1")) } else { Ok(value) }
+    }
+
+    /// Passes over so many values with all that is in them, in memory that does not grow with their depth.
+    pub fn skip(&mut self, values: u64) -> Result<()> {
+        let mut left = values;
+        while left > 0 {
+            // Each value has a byte at least, so a count above what is left of the bytes ends soon.
+            let (bytes, inside) = match self.0.byte()? {
+                0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => (0, 0),
+                head @ 0x80..=0x8f => (0, 2 * u64::from(head & 0x0f)),
+                head @ 0x90..=0x9f => (0, u64::from(head & 0x0f)),
+                head @ 0xa0..=0xbf => (u64::from(head & 0x1f), 0),
+                head @ (0xc4..=0xc6) => (self.0.length(1 << (head - 0xc4), 0)?, 0),
+                head @ (0xc7..=0xc9) => (self.0.length(1 << (head - 0xc7), 0)? + 1, 0), // and the type of an extension
+                head @ (0xca | 0xcb) => (4 << (head - 0xca), 0),
+                head @ (0xcc..=0xcf) => (1 << (head - 0xcc), 0),
+                head @ (0xd0..=0xd3) => (1 << (head - 0xd0), 0),
+                head @ (0xd4..=0xd8) => ((1 << (head - 0xd4)) + 1, 0),
+                head @ (0xd9..=0xdb) => (self.0.length(1 << (head - 0xd9), 0)?, 0),
+                head @ (0xdc | 0xdd) => (0, self.0.length(2 << (head - 0xdc), 0)?),
+                head @ (0xde | 0xdf) => (0, 2 * self.0.length(2 << (head - 0xde), 0)?),
+                0xc1 => return Err(OTHER_TYPE),
+            };
+            self.0.take(bytes)?;
+            left = (left - 1).saturating_add(inside);
+        }
+        Ok(())
+    }
+}
+
 /// Appends an unsigned integer.
 pub fn write_integer(output: &mut Vec<u8>, value: u64) {
     let bytes = value.to_be_bytes();

@@ -22,6 +22,11 @@ fn raise(py: Python<'_>, error: Error) -> PyErr {
     }
 }
 
+/// The same as a value, to be handed over in its place.
+pub(crate) fn exception(py: Python<'_>, error: Error) -> Bound<'_, PyAny> {
+    raise(py, error).into_value(py).into_bound(py).into_any()
+}
+
 /// `?` for results of the core.
 pub(crate) trait OrRaise<T> {
     /// The value, or the Python exception of the error.

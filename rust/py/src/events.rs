@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use keepstep_core::ed25519::PublicKey;
 use keepstep_core::event::{Bytes, Events as CoreEvents, Parsed, Signer};
 use keepstep_core::hash::{chain_0, chain_next, event_hash};
 use keepstep_core::ingest::Submission as CoreSubmission;
@@ -186,7 +185,6 @@ impl Events {
 #[pyclass(frozen, module = "keepstep._keepstep")]
 pub(crate) struct Submission {
     pub(crate) core: CoreSubmission,
-    events: Py<Events>,
 }
 
 #[pymethods]
@@ -221,7 +219,7 @@ impl Submission {
             anew,
             events: Arc::clone(&events.get().0),
         };
-        Ok(Self { core, events })
+        Ok(Self { core })
     }
 
     #[getter]
@@ -245,8 +243,8 @@ impl Submission {
     }
 
     #[getter]
-    fn events(&self, py: Python<'_>) -> Py<Events> {
-        self.events.clone_ref(py)
+    fn events(&self) -> Events {
+        Events(Arc::clone(&self.core.events))
     }
 
     fn __len__(&self) -> usize {
@@ -264,63 +262,15 @@ impl Submission {
     }
 
     fn with_events(&self, events: Py<Events>) -> Self {
-        let core = CoreSubmission { events: Arc::clone(&events.get().0), ..self.core.clone() };
-        Self { core, events }
+        Self { core: CoreSubmission { events: Arc::clone(&events.get().0), ..self.core.clone() } }
     }
 
-    fn with_capabilities(&self, py: Python<'_>, capabilities: u64) -> Self {
-        let core = CoreSubmission { capabilities, ..self.core.clone() };
-        Self { core, events: self.events.clone_ref(py) }
-    }
-}
-
-/// The device of a session, as the author of what it publishes.
-#[pyclass(frozen, module = "keepstep._keepstep")]
-pub(crate) struct Author {
-    user_pk: i64,
-    device_pk: i64,
-    signer: Arc<Signer>,
-    events_max: usize,
-    payload_bytes_max: usize,
-}
-
-#[pymethods]
-impl Author {
-    #[new]
-    #[pyo3(signature = (*, user_pk, user_key, device_pk, device_id, device_key, events_max, payload_bytes_max))]
-    #[allow(clippy::too_many_arguments)] // keyword-only, as the stub documents them
-    fn new(
-        py: Python<'_>,
-        user_pk: i64,
-        user_key: Input,
-        device_pk: i64,
-        device_id: Input,
-        device_key: Input,
-        events_max: usize,
-        payload_bytes_max: usize,
-    ) -> PyResult<Self> {
-        let signer = Signer {
-            user_key: user_key.array("a user key")?,
-            device_id: device_id.array("a device id")?,
-            device_key: PublicKey::from_bytes(&device_key).or_raise(py)?,
-        };
-        Ok(Self { user_pk, device_pk, signer: Arc::new(signer), events_max, payload_bytes_max })
+    fn with_capabilities(&self, capabilities: u64) -> Self {
+        Self { core: CoreSubmission { capabilities, ..self.core.clone() } }
     }
 
-    #[pyo3(signature = (raw, *, capabilities, suspect))]
-    fn submission(&self, py: Python<'_>, raw: Input, capabilities: u64, suspect: bool) -> PyResult<Submission> {
-        let parse = || CoreEvents::parse(Arc::from(&*raw), self.events_max, self.payload_bytes_max);
-        let events = Arc::new(without_gil(py, raw.len(), parse).or_raise(py)?);
-        let core = CoreSubmission {
-            user_pk: self.user_pk,
-            device_pk: self.device_pk,
-            signer: Arc::clone(&self.signer),
-            capabilities,
-            suspect,
-            anew: false,
-            events: Arc::clone(&events),
-        };
-        Ok(Submission { core, events: Py::new(py, Events(events))? })
+    fn as_suspect(&self) -> Self {
+        Self { core: CoreSubmission { suspect: true, ..self.core.clone() } }
     }
 }
 

@@ -9,16 +9,18 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use keepstep_core::incoming::Incoming;
 use keepstep_core::websocket::Received;
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::PyList;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use crate::buffer::{Input, bytes};
+use crate::buffer::Input;
+use crate::incoming::{RecordReader, SharedRecords, opened_list};
 use crate::records::{Direction, RecordSealer, add_frames};
 use crate::websocket::{FrameReader, SharedReader, end_name};
 
@@ -34,7 +36,8 @@ const GONE: &str = "gone";
 /// One socket.
 struct Socket {
     descriptor: OwnedFd,
-    reader: SharedReader,
+    frames_read: SharedReader,
+    records: SharedRecords,
     /// Makes records of what is sent.
     sealer: Option<Direction>,
     /// Frames for the kernel; held only while there are some that it has not taken.
@@ -50,7 +53,8 @@ struct Socket {
 /// What a turn found of one socket.
 struct Turn {
     token: u64,
-    messages: Vec<Vec<u8>>,
+    opened: Vec<Incoming>,
+    record_bytes: usize,
     end: Option<&'static str>,
     is_writable: bool,
 }
@@ -68,7 +72,7 @@ pub(crate) struct SocketHub {
     sockets: Mutex<Sockets>,
 }
 
-type PyTurn<'py> = (u64, Vec<Bound<'py, PyBytes>>, Option<&'static str>, bool);
+type PyTurn<'py> = (u64, Bound<'py, PyList>, usize, Option<&'static str>, bool);
 
 #[pymethods]
 impl SocketHub {
@@ -83,11 +87,12 @@ impl SocketHub {
         self.epoll.as_raw_fd()
     }
 
-    #[pyo3(signature = (descriptor, reader, sealer=None))]
+    #[pyo3(signature = (descriptor, frames, records, sealer=None))]
     fn add(
         &self,
         descriptor: RawFd,
-        reader: &FrameReader,
+        frames: &FrameReader,
+        records: &RecordReader,
         sealer: Option<&Bound<'_, RecordSealer>>,
     ) -> io::Result<u64> {
         // SAFETY: the stub makes the caller give a descriptor away that it owns, as `socket.detach` returns it.
@@ -98,11 +103,11 @@ impl SocketHub {
         let watched = EventFlags::IN;
         epoll::add(&self.epoll, &descriptor, EventData::new_u64(token), watched)?;
         sockets.last_token = token;
-        let (reader, sealer) = (reader.0.clone(), sealer.map(|sealer| sealer.get().0.clone()));
         let socket = Socket {
             descriptor,
-            reader,
-            sealer,
+            frames_read: frames.0.clone(),
+            records: records.0.clone(),
+            sealer: sealer.map(|sealer| sealer.get().0.clone()),
             frames: Vec::new(),
             sent: 0,
             is_paused: false,
@@ -132,12 +137,12 @@ impl SocketHub {
         }
     }
 
-    fn receive<'py>(&self, py: Python<'py>) -> io::Result<Vec<PyTurn<'py>>> {
-        let turns = py.detach(|| self.lock().receive(&self.epoll))?;
-        let turn = |Turn { token, messages, end, is_writable }: Turn| {
-            (token, messages.iter().map(|message| bytes(py, message)).collect(), end, is_writable)
+    fn receive<'py>(&self, py: Python<'py>) -> PyResult<Vec<PyTurn<'py>>> {
+        let turns = py.detach(|| self.lock().receive(&self.epoll)).map_err(io::Error::from)?;
+        let turn = |Turn { token, opened, record_bytes, end, is_writable }: Turn| {
+            Ok((token, opened_list(py, opened)?, record_bytes, end, is_writable))
         };
-        Ok(turns.into_iter().map(turn).collect())
+        turns.into_iter().map(turn).collect()
     }
 
     fn send(&self, py: Python<'_>, outgoing: Vec<(u64, Vec<Option<Input>>)>) -> io::Result<Vec<(u64, usize, bool)>> {
@@ -164,7 +169,7 @@ impl Sockets {
         for event in ready.iter() {
             let (token, flags) = (event.data.u64(), event.flags);
             let Some(socket) = self.by_token.get_mut(&token) else { continue };
-            let mut turn = Turn { token, messages: Vec::new(), end: None, is_writable: false };
+            let mut turn = Turn { token, opened: Vec::new(), record_bytes: 0, end: None, is_writable: false };
             if flags.contains(EventFlags::OUT) && socket.unsent() > 0 {
                 match socket.flush() {
                     Ok(()) => turn.is_writable = socket.unsent() == 0,
@@ -228,7 +233,7 @@ impl Sockets {
 }
 
 impl Socket {
-    /// One chunk of what the peer sent.
+    /// One chunk of what the peer sent, with its records opened.
     fn receive(&mut self, chunk: &mut [u8], turn: &mut Turn) {
         let bytes = match rustix::net::recv(&self.descriptor, &mut *chunk, RecvFlags::DONTWAIT) {
             Ok((_, 0)) => return turn.end = Some(GONE),
@@ -237,8 +242,9 @@ impl Socket {
             Err(_) => return turn.end = Some(GONE),
         };
         let mut received = Received::default();
-        turn.end = self.reader.lock().feed(&chunk[..bytes], &mut received).map(end_name);
-        turn.messages = received.messages;
+        turn.end = self.frames_read.lock().feed(&chunk[..bytes], &mut received).map(end_name);
+        turn.record_bytes = received.messages.iter().map(Vec::len).sum();
+        turn.opened = self.records.read(received.messages);
         if !received.replies.is_empty() && self.unsent() < PONG_BACKLOG_BYTES_MAX {
             let waits = self.unsent() > 0;
             self.frames.append(&mut received.replies);

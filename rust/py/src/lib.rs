@@ -14,6 +14,7 @@ mod events;
 mod flight;
 #[cfg(target_os = "linux")]
 mod hub;
+mod incoming;
 mod ingest;
 mod primitives;
 mod records;
@@ -24,13 +25,15 @@ mod websocket;
 #[pyo3::pymodule]
 mod _keepstep {
     #[pymodule_export]
-    use crate::events::{Author, Events, ParsedEvent, Submission, encode_rows, verify_chain};
+    use crate::events::{Events, ParsedEvent, Submission, encode_rows, verify_chain};
     #[cfg(unix)]
     #[pymodule_export]
     use crate::flight::Flight;
     #[cfg(target_os = "linux")]
     #[pymodule_export]
     use crate::hub::SocketHub;
+    #[pymodule_export]
+    use crate::incoming::RecordReader;
     #[pymodule_export]
     use crate::ingest::{Ingested, Run, StreamHead, ingest};
     #[pymodule_export]

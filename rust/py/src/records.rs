@@ -22,7 +22,7 @@ impl Direction {
         Ok(Self(Arc::new(Mutex::new(key))))
     }
 
-    fn key(&self) -> MutexGuard<'_, RecordKey> {
+    pub(crate) fn key(&self) -> MutexGuard<'_, RecordKey> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -64,7 +64,7 @@ impl RecordSealer {
 
 /// One direction's opening key and counter.
 #[pyclass(frozen, module = "keepstep._keepstep")]
-pub(crate) struct RecordOpener(Direction);
+pub(crate) struct RecordOpener(pub(crate) Direction);
 
 #[pymethods]
 impl RecordOpener {

@@ -8,6 +8,7 @@ fn every_error_has_its_code_and_a_sentence() {
         (Error::Malformed("why"), "malformed: why"),
         (Error::TooLarge("why"), "too_large: why"),
         (Error::Unsupported("why"), "unsupported: why"),
+        (Error::Unexpected("why"), "unexpected: why"),
         (Error::BadSignature, "bad_signature: the signature does not verify"),
         (Error::BadRecord, "bad_record: the record did not open"),
         (Error::Forbidden, "forbidden: the device lacks the capability"),

@@ -9,6 +9,7 @@ mod errors;
 mod events;
 mod hashing;
 mod heads;
+mod incoming;
 mod ingesting;
 mod policies;
 mod quotas;
