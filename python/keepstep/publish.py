@@ -12,24 +12,27 @@ from itertools import chain, groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import trio
+from msgspec import Struct
 
+from keepstep._keepstep import Submission
 from keepstep.diskspace import RETRY_AFTER_MS, EnoughRoom
 from keepstep.errors import ProtocolError, Retry, Unavailable
 from keepstep.identity import OutOfOrder
 from keepstep.journal import NO_JOURNAL, keep_published
-from keepstep.model import Kind
+from keepstep.model import Kind, Principal
 from keepstep.protocol.account_payloads import FULL_CAPABILITIES
 from keepstep.protocol.keys import decode_keys
 from keepstep.protocol.messages import ResultError
+from keepstep.publishqueue import PublishQueue
 from keepstep.suspects import Suspects
 
 if TYPE_CHECKING:
-    from keepstep._keepstep import Events, Submission
+    from keepstep._keepstep import Events
     from keepstep.diskspace import Room
     from keepstep.identity import Identity
     from keepstep.interfaces import Clock, EventLog
     from keepstep.journal import AccountJournal
-    from keepstep.model import AccountChange, Principal, UserPk
+    from keepstep.model import AccountChange, UserPk
     from keepstep.protocol.messages import Result
     from keepstep.telemetry import Metrics
 
@@ -72,25 +75,18 @@ _ESSENTIAL_KINDS: Final = frozenset({Kind.ACCOUNT, Kind.KEYS, Kind.ERASE})
 _NO_ROOM: Final = ResultError("unavailable", [RETRY_AFTER_MS])
 
 
-class _Waiting:
-    """A submission with its way back.
+class _Waiting(Struct):
+    """A submission with its way back; a struct, for one is made of each."""
 
-    Attributes:
-        events: how many.
-        bytes: of them, about.
-        special: it holds account or key events.
-    """
+    principal: Principal
+    submission: Submission
+    answer: Answer
+    submitted_at_s: float
 
-    __slots__ = ("answer", "bytes", "events", "principal", "special", "submission", "submitted_at_s")
-
-    def __init__(self, principal: Principal, submission: Submission, answer: Answer, submitted_at_s: float) -> None:
-        self.principal = principal
-        self.submission = submission
-        self.answer = answer
-        self.submitted_at_s = submitted_at_s
-        self.events = len(submission)
-        self.bytes = submission.payload_bytes + self.events * EVENT_OVERHEAD_BYTES
-        self.special = submission.has_reserved
+    @property
+    def events(self) -> int:
+        """How many."""
+        return len(self.submission)
 
 
 class Gate(Protocol):
@@ -155,14 +151,12 @@ class Publisher:
         self._limits = limits
         self._metrics = metrics
         self.suspects = Suspects(clock, metrics)
-        channels = [trio.open_memory_channel[_Waiting](limits.queue_max) for _ in range(limits.pipelines)]
-        self._senders = [sender for sender, _ in channels]
-        self._receivers = [receiver for _, receiver in channels]
+        self._queues = [PublishQueue[_Waiting](limits.queue_max) for _ in range(limits.pipelines)]
 
     @property
     def waiting(self) -> int:
         """Submissions that wait for a pipeline."""
-        return sum(sender.statistics().current_buffer_used for sender in self._senders)
+        return sum(map(len, self._queues))
 
     @property
     def waits_for_room(self) -> bool:
@@ -176,14 +170,11 @@ class Publisher:
         """
         if not self._gate.is_open(principal.user_pk):
             return False
-        try:
-            self._sender(principal).send_nowait(_Waiting(principal, submission, answer, self._clock.monotonic_s()))
-        except trio.WouldBlock:
-            return False
-        return True
+        waiting = _Waiting(principal, submission, answer, self._clock.monotonic_s())
+        return self._queue(principal).add_nowait(waiting)
 
-    def _sender(self, principal: Principal) -> trio.MemorySendChannel[_Waiting]:
-        return self._senders[hash(principal.user_pk) % len(self._senders)]
+    def _queue(self, principal: Principal) -> PublishQueue[_Waiting]:
+        return self._queues[principal.user_pk % len(self._queues)]
 
     async def submit(self, principal: Principal, submission: Submission, answer: Answer) -> None:
         """Hand in a submission; waits while the pipeline's queue is full.
@@ -200,51 +191,49 @@ class Publisher:
         if wait_ms is not None:
             self._answer(waiting, [ResultError("unavailable", [wait_ms])] * waiting.events, suspect=False)
             return
-        await self._sender(principal).send(waiting)
+        await self._queue(principal).add(waiting)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the pipelines until ``close`` and everything handed in is answered."""
         async with trio.open_nursery() as nursery:
-            for receiver in self._receivers:
-                nursery.start_soon(self._pipeline, receiver)
+            for queue in self._queues:
+                nursery.start_soon(self._pipeline, queue)
             task_status.started()
 
     def close(self) -> None:
         """Nothing more is handed in; ``run`` returns when what waits is answered."""
-        for sender in self._senders:
-            sender.close()
+        for queue in self._queues:
+            queue.close()
 
-    async def _pipeline(self, receiver: trio.MemoryReceiveChannel[_Waiting]) -> None:
+    async def _pipeline(self, queue: PublishQueue[_Waiting]) -> None:
         held: _Waiting | None = None
-        with receiver:
-            while True:
-                if held is None:
-                    try:
-                        held = await receiver.receive()
-                    except trio.EndOfChannel:
-                        return
-                if held.special:
-                    await self._one_by_one(held)
-                    held = None
-                else:
-                    batch, held = self._take(held, receiver)
-                    for part in [[one] for one in batch] if self._room.is_low else [batch]:
-                        await self._append(part)
+        while True:
+            if held is None:
+                try:
+                    held = await queue.take()
+                except trio.EndOfChannel:
+                    return
+            if held.submission.has_reserved:
+                await self._one_by_one(held)
+                held = None
+            else:
+                batch, held = self._take(held, queue)
+                for part in [[one] for one in batch] if self._room.is_low else [batch]:
+                    await self._append(part)
 
-    def _take(
-        self, first: _Waiting, receiver: trio.MemoryReceiveChannel[_Waiting]
-    ) -> tuple[list[_Waiting], _Waiting | None]:
+    def _take(self, first: _Waiting, queue: PublishQueue[_Waiting]) -> tuple[list[_Waiting], _Waiting | None]:
         """What waits and fits in one transaction; and the first that does not belong to it."""
         batch = [first]
-        events, size = first.events, first.bytes
+        events_max, bytes_max = self._limits.batch_events_max, self._limits.batch_bytes_max
+        events, size = _weight(first.submission)
         while True:
-            try:
-                following = receiver.receive_nowait()
-            except (trio.WouldBlock, trio.EndOfChannel):
+            following = queue.take_nowait()
+            if following is None:
                 return batch, None
-            events += following.events
-            size += following.bytes
-            if following.special or events > self._limits.batch_events_max or size > self._limits.batch_bytes_max:
+            more_events, more_bytes = _weight(following.submission)
+            events += more_events
+            size += more_bytes
+            if following.submission.has_reserved or events > events_max or size > bytes_max:
                 return batch, following
             batch.append(following)
 
@@ -315,6 +304,12 @@ class Publisher:
             bad = sum(isinstance(each, ResultError) and each.code == "bad_signature" for each in results)
             self.suspects.blame(waiting.principal, bad)
         waiting.answer(Answered(results, suspect))
+
+
+def _weight(submission: Submission) -> tuple[int, int]:
+    """How many events it has, and about how many bytes they are."""
+    events = len(submission)
+    return events, submission.payload_bytes + events * EVENT_OVERHEAD_BYTES
 
 
 def _groups(events: list[Events]) -> Iterator[list[Events]]:

@@ -44,7 +44,7 @@ LAYERS: Final = (
                 "identity",
             ),
             *("interfaces", "jobs", "journal", "links", "lookups", "measuring", "pacing", "pages", "polling"),
-            *("presence", "publish"),
+            *("presence", "publish", "publishqueue"),
             *("ratelimit", "relay", "retention", "reloading", "replaying", "restores", "revocation"),
             *(
                 "runtime",

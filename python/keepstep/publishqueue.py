@@ -1,0 +1,87 @@
+"""What waits for a pipeline: a bounded queue with one taker, to which adding costs one call."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+class PublishQueue(Generic[T]):
+    """First in, first out. One task takes; any number add. Live.
+
+    Args:
+        length_max: what may wait; beyond it ``add`` does.
+    """
+
+    __slots__ = ("_added", "_closed", "_length_max", "_room", "_waiting", "_waits_for_room")
+
+    def __init__(self, length_max: int) -> None:
+        self._length_max = length_max
+        self._waiting: deque[T] = deque()
+        self._added: trio.Event | None = None
+        self._room = trio.lowlevel.ParkingLot()
+        self._waits_for_room = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def add_nowait(self, item: T) -> bool:
+        """Add where there is room and nobody waits for it; whether it was. Raises trio.ClosedResourceError."""
+        if self._waits_for_room or len(self._waiting) >= self._length_max:
+            return False
+        self._add(item)
+        return True
+
+    async def add(self, item: T) -> None:
+        """Add; waits for room. Cancel-safe: a cancelled call has added nothing. Raises trio.ClosedResourceError."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._waits_for_room += 1
+        try:
+            while len(self._waiting) >= self._length_max and not self._closed:
+                await self._room.park()
+        finally:
+            self._waits_for_room -= 1
+        self._add(item)
+
+    def _add(self, item: T) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError
+        self._waiting.append(item)
+        if self._added is not None:
+            self._added.set()
+
+    async def take(self) -> T:
+        """The next one; waits for it. Cancel-safe. Raises trio.EndOfChannel once it is closed and empty."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._waiting:
+            if self._closed:
+                raise trio.EndOfChannel
+            self._added = trio.Event()
+            try:
+                await self._added.wait()
+            finally:
+                self._added = None
+        return self._first()
+
+    def take_nowait(self) -> T | None:
+        """The next one, ``None`` where none waits."""
+        return self._first() if self._waiting else None
+
+    def _first(self) -> T:
+        item = self._waiting.popleft()
+        if self._waits_for_room:
+            self._room.unpark()
+        return item
+
+    def close(self) -> None:
+        """Nothing more is added; what waits may still be taken."""
+        self._closed = True
+        self._room.unpark_all()
+        if self._added is not None:
+            self._added.set()
