@@ -118,8 +118,11 @@ class _Session(abc.ABC, Generic[Received]):
         Raises:
             ProtocolError: ``too_large``; ``unexpected`` after the session is closed. Nothing counts then.
         """
-        advance(self._state, Step.MESSAGE)
-        parse_size(max(map(len, messages), default=0), bytes_max=MESSAGE_BYTES_MAX, what="a message")
+        if self._state is State.CLOSED:
+            advance(self._state, Step.MESSAGE)
+        largest = max(map(len, messages), default=0)
+        if largest > MESSAGE_BYTES_MAX:
+            parse_size(largest, bytes_max=MESSAGE_BYTES_MAX, what="a message")
         count = self._sent + len(messages)
         if count < REKEY_RECORDS - 1 and now_s - self._rekeyed_at_s < REKEY_INTERVAL_S:
             self._sent = count
