@@ -74,7 +74,7 @@ def run_scenario(name: str, scenario: Scenario, bench: Bench) -> dict[str, Any]:
                 if not repetition:
                     bench.say(describe(durability, machine.file_system))
             place["version"] = target.version
-            for load in scenario.loads:
+            for load in loads_of(scenario, repetition):
                 run = run_load(load, scenario, bench, target, directory, _rate(load, runs))
                 runs[load.name].append(run)
     return {
@@ -90,6 +90,11 @@ def run_scenario(name: str, scenario: Scenario, bench: Bench) -> dict[str, Any]:
         "loads": {load.name: _summary(load, runs[load.name]) for load in scenario.loads},
         "goals": judge(scenario, runs),
     }
+
+
+def loads_of(scenario: Scenario, repetition: int) -> tuple[Load, ...]:
+    """In the order in which a repetition, counted from 0, runs them."""
+    return scenario.loads[::-1] if scenario.alternate and repetition % 2 else scenario.loads
 
 
 def _summary(load: Load, runs: list[Run]) -> dict[str, Any]:

@@ -117,6 +117,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         duration_s: measured seconds of each load.
         warm_up_s: seconds of the same load before.
         settings: ``KEEPSTEP_…`` variables of the server.
+        alternate: every second repetition has the loads backwards: what grows with time then counts for either of
+            two that are compared.
         in_all: run by ``all``; others have commands of their own.
         in_quick: run by ``all --quick`` too.
     """
@@ -128,6 +130,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     duration_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 10
     warm_up_s: Annotated[int, msgspec.Meta(ge=0, le=3_600)] = 2
     settings: dict[str, str] = {}
+    alternate: bool = False
     in_all: bool = True
     in_quick: bool = True
 
@@ -164,6 +167,8 @@ def check_scenario(scenario: Scenario, name: str) -> None:
             raise InvalidScenarioError(f"{name}: {load.name} has a rate and a rate_share")
         if load.rate_share is not None and load.rate_share.of not in before:
             raise InvalidScenarioError(f"{name}: no load {load.rate_share.of} comes before {load.name}")
+        if load.rate_share is not None and scenario.alternate:
+            raise InvalidScenarioError(f"{name}: {load.name} has a rate_share, and the loads alternate")
         before.add(load.name)
     for goal in scenario.goals:
         for load_name in (goal.load, goal.ratio_to):

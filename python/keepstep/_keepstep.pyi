@@ -273,7 +273,7 @@ class Submission:
         suspect: bool = False,
         anew: bool = False,
     ) -> Submission:
-        """``suspect``: verify one by one, apart from the merged batch (a device that sent a bad signature before).
+        """``suspect``: verify apart from what others signed (a device that sent a bad signature before).
 
         ``anew``: a restore took the events' places away: neither ``base`` nor ``seen`` is asked.
         ``user_key`` has 32 bytes, ``device_id`` 16; ``capabilities`` are the bits of ``model.Capability``.

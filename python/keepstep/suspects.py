@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DEVICE_BURST: Final = 64.0
 """Bad signatures that a device may send before it waits."""
 DEVICE_PER_S: Final = 8.0
-"""Bad signatures of a device in a second from then on: each is verified alone, some 20 µs."""
+"""Bad signatures of a device in a second from then on: what it signed is verified apart, 30 µs each at most."""
 USER_BURST: Final = 256.0
 """Bad signatures of all devices of a user before those that send them wait."""
 USER_PER_S: Final = 32.0

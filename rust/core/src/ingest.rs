@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::batch::{Item, verify_each, verify_many};
+use crate::batch::{Item, verify_many};
 use crate::copy;
 use crate::error::{Error, Result};
 use crate::event::{Events, Parsed, Signer};
@@ -37,7 +37,7 @@ pub struct Submission {
     pub signer: Arc<Signer>,
     /// Capability bits, as enrolled.
     pub capabilities: u64,
-    /// Whether to verify one by one, apart from the merged batch.
+    /// Whether to verify apart from what others signed.
     pub suspect: bool,
     /// Whether a restore took the events' places away: then what they build on, or had seen, is not asked.
     pub anew: bool,
@@ -204,8 +204,10 @@ pub fn ingest(
 fn verify(submissions: &[Submission]) -> Vec<Vec<bool>> {
     let mut verdicts: Vec<Vec<bool>> =
         submissions.iter().map(|submission| vec![false; submission.events.len()]).collect();
-    let (mut merged, mut apart) = (Lane::default(), Lane::default());
+    let (mut merged, mut apart) = (Lane::default(), Vec::new());
     for (place, submission) in submissions.iter().enumerate() {
+        let mut own = Lane::default();
+        let lane = if submission.suspect { &mut own } else { &mut merged };
         let (events, signer) = (&submission.events, &submission.signer);
         for (index, verdict) in verdicts[place].iter_mut().enumerate() {
             if events.parsed(index).is_err() {
@@ -216,7 +218,6 @@ fn verify(submissions: &[Submission]) -> Vec<Vec<bool>> {
                 continue;
             }
             let bytes = events.bytes(index);
-            let lane = if submission.suspect { &mut apart } else { &mut merged };
             lane.places.push((place, index));
             lane.items.push(Item {
                 key: &signer.device_key,
@@ -224,9 +225,10 @@ fn verify(submissions: &[Submission]) -> Vec<Vec<bool>> {
                 signature: bytes.signature,
             });
         }
+        apart.push(own);
     }
-    for (lane, found) in [(&merged, verify_many(&merged.items)), (&apart, verify_each(&apart.items))] {
-        for (&(place, index), good) in lane.places.iter().zip(found) {
+    for lane in [merged].iter().chain(&apart) {
+        for (&(place, index), good) in lane.places.iter().zip(verify_many(&lane.items)) {
             verdicts[place][index] = good;
             submissions[place].events.keep_verdict(index, &submissions[place].signer, good);
         }
@@ -234,6 +236,7 @@ fn verify(submissions: &[Submission]) -> Vec<Vec<bool>> {
     verdicts
 }
 
+/// What one merged equation is of: a suspect's submission has one of its own, so that it searches for its bad signatures alone.
 #[derive(Default)]
 struct Lane<'a> {
     items: Vec<Item<'a>>,

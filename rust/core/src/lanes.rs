@@ -49,8 +49,11 @@ impl Field {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub(crate) fn splat(limbs: Limbs) -> Self {
-        let [a, b, c, d, e] = limbs;
-        Self([same(a), same(b), same(c), same(d), same(e)])
+        let mut all = [_mm512_setzero_si512(); 5];
+        for (all, limb) in all.iter_mut().zip(limbs) {
+            *all = same(limb);
+        }
+        Self(all)
     }
 
     #[inline]

@@ -64,7 +64,7 @@ mod lockstep {
     use crate::lanes::{Field, LANES, Limbs, are_available, transposed};
 
     /// From so many multiples on it is faster than the library.
-    pub(super) const WORTH: usize = 24;
+    pub(super) const WORTH: usize = 64;
 
     const ZERO: Limbs = [0; 5];
     /// Twice the curve's constant d.

@@ -9,7 +9,7 @@ import pytest
 
 from bench import runner
 from bench.generator import build_generator
-from bench.runner import Bench, run_load, run_scenario
+from bench.runner import Bench, loads_of, run_load, run_scenario
 from bench.scenario import Goal, Load, RateShare, Scenario
 from bench.server import BenchError, Target
 from tests.support.observed_run import ObservedRun
@@ -92,6 +92,15 @@ def test_a_scenario_says_medians_spread_and_goals(tmp_path: Path) -> None:
     assert [arguments_of(each)["--rate"] for each in results["loads"]["half"]["runs"]] == ["1200"] * 3
     assert [goal["reached"] for goal in results["goals"]] == [True, False]
     assert said[0] == "two: repetition 1 of 3"
+
+
+def test_loads_that_are_compared_take_turns_at_being_first() -> None:
+    """Tables grow with every load: the second of two would always be the slower one."""
+    loads = (RELAY, Load(name="other", workload="relay", connections=6))
+    scenario = Scenario(title="t", loads=loads, alternate=True)
+    names = [[load.name for load in loads_of(scenario, repetition)] for repetition in range(3)]
+    assert names == [["relay", "other"], ["other", "relay"], ["relay", "other"]]
+    assert loads_of(Scenario(title="t", loads=loads), 1) == loads
 
 
 def test_a_goal_for_a_figure_that_there_is_not_is_an_error(tmp_path: Path) -> None:

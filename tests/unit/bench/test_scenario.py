@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOAD = '[[loads]]\nname = "one"\nworkload = "relay"\n'
+OTHER = LOAD.replace("one", "two")
 
 
 def refusal(tmp_path: Path, text: str) -> str:
@@ -62,6 +63,10 @@ def test_a_scenario_that_there_is_not_is_named_with_those_that_there_are() -> No
         (f'title = "t"\n{LOAD}{LOAD}', "two loads are named one"),
         (f'title = "t"\n{LOAD}rate = 5\nrate_share = {{ of = "one", share = 0.5 }}\n', "a rate and a rate_share"),
         (f'title = "t"\n{LOAD}rate_share = {{ of = "two", share = 0.5 }}\n', "no load two comes before one"),
+        (
+            f'title = "t"\nalternate = true\n{LOAD}{OTHER}rate_share = {{ of = "one", share = 0.5 }}\n',
+            "two has a rate_share, and the loads alternate",
+        ),
         (f'title = "t"\n{LOAD}[[goals]]\nload = "two"\nfigure = "f"\nat_least = 1\n', "two, which is no load"),
         (f'title = "t"\n{LOAD}[[goals]]\nload = "one"\nfigure = "f"\n', "neither at_least nor at_most"),
         (f'title = "t"\n{LOAD}[settings]\nPATH = "x"\n', "PATH is no setting"),

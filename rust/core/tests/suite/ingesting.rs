@@ -208,6 +208,32 @@ fn a_suspect_is_verified_apart_with_the_same_answers() {
 }
 
 #[test]
+fn suspects_and_others_of_one_batch_get_the_answers_that_they_get_without_suspicion() {
+    let streams: Vec<_> = (1..=5).map(|number| new_stream(3 + number, &format!("notes{number}"))).collect();
+    let mut submissions = Vec::new();
+    for number in 1..=5_u8 {
+        let device = Device::new(number);
+        let mut events = device.series(&format!("notes{number}"), 1, &[0; 32], 40);
+        if number % 2 == 0 {
+            events[10 * usize::from(number) - 1].signature[40] ^= 1;
+        }
+        submissions.push((device, events));
+    }
+    let batch = |suspects: u8| -> Vec<Vec<Answer>> {
+        let submission = |(device, events): &(Device, Vec<Signed>)| Submission {
+            suspect: suspects >> device.device_pk & 1 == 1,
+            ..device.submission(&parse(events))
+        };
+        run(&submissions.iter().map(submission).collect::<Vec<_>>(), &streams.iter().collect::<Vec<_>>()).results
+    };
+    let plain = batch(0);
+    assert_eq!(plain.iter().flatten().filter(|answer| **answer == Answer::Refused(Error::BadSignature)).count(), 2);
+    for suspects in [0b1_0100, 0b10_1010, 0b11_1110] {
+        assert_eq!(batch(suspects), plain);
+    }
+}
+
+#[test]
 fn verdicts_hold_for_their_signer_only() {
     let (device, thief, stream) = (Device::new(1), Device::new(2), new_stream(3, "notes"));
     let events = parse(&device.series("notes", 1, &[0; 32], 2));
