@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         for path in options.results:
-            keep(read_results(path), options.kept)
+            keep(read_any(path), options.kept)
         results = list(kept(options.kept))
         (options.kept / FIGURES).write_text(figures_document(results))
         options.page.write_text(replaced(options.page, goals_and_projection(results)))
@@ -56,6 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def read_any(path: Path) -> dict[str, Any]:
+    """Results of a scenario, or of a benchmark that is a command of its own. Raises InvalidResultsError."""
+    try:
+        found: Any = json.loads(path.read_text())
+    except (OSError, ValueError) as exc:
+        raise InvalidResultsError(f"{path}: {exc}") from exc
+    is_own = isinstance(found, dict) and {"benchmark", "results"} <= found.keys()
+    return dict(found) if is_own else read_results(path)
+
+
 def keep(results: dict[str, Any], folder: Path) -> None:
     """Write results without the generator's report of every run and the pairs' figures: those are for the report."""
     loads = {
@@ -63,15 +73,15 @@ def keep(results: dict[str, Any], folder: Path) -> None:
     }
     short = {name: value for name, value in results.items() if name not in {"figures", "loads"}}
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{results['scenario']}.json"
+    path = folder / f"{results.get('scenario') or results['benchmark']}.json"
     path.write_text(json.dumps(short | ({"loads": loads} if loads else {}), indent=2) + "\n")
 
 
 def kept(folder: Path) -> Iterator[dict[str, Any]]:
-    """What the suite's scenarios gave, by name; a folder also has what other tools wrote."""
+    """What scenarios and benchmarks gave, by name; a folder also has what other tools wrote."""
     for path in sorted(folder.glob("*.json")):
         try:
-            yield read_results(path)
+            yield read_any(path)
         except InvalidResultsError:
             continue
 
@@ -80,7 +90,10 @@ def figures_document(results: Sequence[dict[str, Any]]) -> str:
     """Every figure of every scenario that people are shown."""
     lines = ["# Figures", "", "Medians of the repetitions, with their range. Written by `python -m bench.documents`."]
     for each in results:
-        lines += ["", f"## {each['title'][0].upper()}{each['title'][1:]}", "", _origin(each), ""]
+        title = each["title"] if "title" in each else f"`bench.{each['benchmark']}`"
+        lines += ["", f"## {title[0].upper()}{title[1:]}", "", _origin(each), ""]
+        if "benchmark" in each:
+            lines += _benchmark_table(each["results"])
         if "loads" in each:
             lines += _figure_table(each["loads"])
         if "ratios" in each:
@@ -115,6 +128,15 @@ def _figure_table(loads: dict[str, Any]) -> list[str]:
     return markdown_table(["", *loads], rows)
 
 
+def _benchmark_table(results: dict[str, dict[str, float]]) -> list[str]:
+    """A row for each figure, a column for each result, as the command shows them."""
+    rows = [
+        [label.replace("_", " "), *(number(figures[label]) for figures in results.values())]
+        for label in next(iter(results.values()))
+    ]
+    return markdown_table(["", *results], rows)
+
+
 def _ratio_table(results: dict[str, Any]) -> list[str]:
     rows = [
         [load, LABELS[name].removeprefix("· "), ratio(found["median"]), interval(found)]
@@ -140,7 +162,12 @@ def goals_and_projection(results: Sequence[dict[str, Any]]) -> str:
     head = ["load", "loop µs", "threads µs", "PostgreSQL µs"]
     for cores in CORES[2:]:
         head += [f"{cores} cores, one process", f"{cores} cores, processes"]
-    return "\n".join([*lines, *markdown_table(head, list(_projections(results)))])
+    lines += markdown_table(head, list(_projections(results)))
+    for each in results:
+        if "benchmark" in each:
+            lines += ["", f"`python -m bench.{each['benchmark']}`: {_origin(each)}", ""]
+            lines += _benchmark_table(each["results"])
+    return "\n".join(lines)
 
 
 def _seen(results: dict[str, Any], goal: dict[str, Any]) -> str:

@@ -89,6 +89,22 @@ def test_growth_and_soak_are_told_too(page: Path) -> None:
     assert row in page.read_text()
 
 
+def test_a_benchmark_of_its_own_has_a_table_on_the_page_too(page: Path) -> None:
+    """A row for each of its figures, a column for each of its results."""
+    figures = {"before": {"p99_ms": 11.4, "events": 9_600}, "after": {"p99_ms": 13.0, "events": 9_600}}
+    own = {name: value for name, value in ORIGIN.items() if name not in {"scenario", "title", "format"}}
+    source = write(page.parent, "bench-retention", own | {"benchmark": "retention", "results": figures})
+
+    assert run(page, source) == 0
+
+    table = "|  | before | after |\n| --- | --- | --- |\n| p99 ms | 11.4 | 13.0 |\n| events | 9,600 | 9,600 |"
+    kept = page.parent / "kept"
+    assert "`python -m bench.retention`: 2026-01-01T00:00:00+00:00, keepstep 0.1.0 at abc." in page.read_text()
+    for path in (page, kept / "figures.md"):
+        assert table in path.read_text()
+    assert (kept / "retention.json").exists()
+
+
 def test_without_results_the_kept_ones_are_written_again(page: Path) -> None:
     """So that a table's form can change without a new run."""
     run(page, write(page.parent, "s", saturated()))
