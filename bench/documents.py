@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = list(kept(options.kept))
         (options.kept / FIGURES).write_text(figures_document(results))
         options.page.write_text(replaced(options.page, goals_and_projection(results)))
-    except (InvalidResultsError, InvalidPageError) as exc:
+    except (InvalidResultsError, InvalidPageError, OSError) as exc:
         print(exc, file=sys.stderr)
         return 1
     print(f"written to {options.kept / FIGURES} and {options.page}")

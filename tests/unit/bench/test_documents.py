@@ -124,6 +124,9 @@ def test_a_page_without_marks_and_a_file_without_results_are_refused(
     page.write_text("nothing")
     assert run(page, write(page.parent, "s", saturated())) == 1
     assert "page.md has no" in capsys.readouterr().err
+    page.unlink()
+    assert run(page) == 1
+    assert "page.md" in capsys.readouterr().err
 
 
 def test_the_projects_own_page_has_its_marks() -> None:
