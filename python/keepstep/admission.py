@@ -7,6 +7,7 @@ provider's smallest routable block begins, and /64 for IPv6, which is one subscr
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Self
 
 from keepstep.errors import ProtocolError
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
 IPV4_PREFIX_BITS: Final = 24
 IPV6_PREFIX_BITS: Final = 64
+ADDRESSES_MAX: Final = 4_096
+"""Addresses whose prefix is remembered: whoever comes again costs no parsing."""
 
 
+@lru_cache(maxsize=ADDRESSES_MAX)
 def address_prefix(address: str) -> str:
     """The network that is counted as one peer; an address that is none (a test's) counts as itself."""
     try:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from keepstep import _keepstep
+from keepstep.arrivals import DeviceEnded, open_session
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.identity import DeviceEnded
 from keepstep.interfaces import ConnectionClosed
 from keepstep.model import DEVICES_STREAM, SESSION_ID_BYTES
 from keepstep.protocol.handshake import ServerHandshake
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from keepstep.heads import HeadSigner
     from keepstep.healing import Healing
     from keepstep.identity import Identity
-    from keepstep.interfaces import Accounts, Clock, Connection, EventLog, Randomness, StreamInfo
-    from keepstep.model import DevicePk, Principal, UserPk
+    from keepstep.interfaces import Accounts, Clock, Connection, EventLog, OpenedSession, Randomness
+    from keepstep.model import DevicePk, Position, Principal, UserPk
     from keepstep.presence import Presences
     from keepstep.protocol.messages import ClientAuthCore, SignedHead
     from keepstep.protocol.session import ServerSession
@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 
 SUITES: Final = (SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305)
 """Record suites in order of preference; AES-256-GCM first, which processors have instructions for."""
-HANDSHAKES_AT_ONCE: Final = 16
-"""Proofs that are checked and looked up at the same time, so that a rush of them never delays active sessions."""
+HANDSHAKES_AT_ONCE: Final = 64
+"""Proofs that are checked and looked up at the same time, so that a rush of them never delays active sessions: as many
+as one statement takes."""
 TIMEOUT_CHECKS: Final = 8
 """Looks at the sessions' timeouts within the shortest of them: each ends at most an eighth of that too late."""
 CLEANUP_TIMEOUT_S: Final = 5.0
@@ -132,7 +133,6 @@ class Gateway:
         self._turns = Turns()
         self._session_services = SessionServices(
             services.log,
-            services.accounts,
             services.signer,
             services.publisher,
             services.healing,
@@ -273,21 +273,16 @@ class Gateway:
         async with self._handshakes:
             core = handshake.receive_auth(data)
             generation = services.log.generation()
-            principal = await self._authenticate(connection, handshake, core)
-            session_id = services.randomness.bytes(SESSION_ID_BYTES)
-            record.principal = principal
-            record.session_no = await services.accounts.open_session(
-                principal, session_id, now_ms=services.clock.now_ms()
-            )
-            record.session_id = session_id
-            devices = await services.log.stream(principal.user_pk, DEVICES_STREAM)
-            await services.healing.arrived(principal)
+            opened = await self._open_session(connection, handshake, core, record)
+            await services.healing.arrived(opened.known.principal)
         if services.log.generation() != generation:
             raise Unavailable("the log has become another one during the handshake")
-        heads = [] if core.resume == "none" else [self._sign(principal, devices)]
+        principal, session_id = opened.known.principal, record.session_id
+        assert session_id is not None
+        heads = [] if core.resume == "none" else [self._sign(principal, opened.devices)]
         ready = Ready(session_id, record.session_no, self._told_limits(), [], heads)
         sealed, protocol = handshake.ready(ready, now_s=trio.current_time())
-        record.session = session = self._session(connection, protocol, record, principal, devices)
+        record.session = session = self._session(connection, protocol, record, opened)
         connection.authenticated()
         await connection.send([sealed])
         announcement = self._announcement()
@@ -295,25 +290,29 @@ class Gateway:
             session.tell(encode(KeyAnnounced(announcement)))
         return session, core
 
-    async def _authenticate(
-        self, connection: Connection, handshake: ServerHandshake, core: ClientAuthCore
-    ) -> Principal:
+    async def _open_session(
+        self, connection: Connection, handshake: ServerHandshake, core: ClientAuthCore, record: _Record
+    ) -> OpenedSession:
         """Who the device is; one that has ended is shown the event that ended it, sealed, before the refusal.
 
         protocol.md section 2: "A proven holder of a revoked key gets the signed revocation".
         """
         services = self._services
+        session_id = services.randomness.bytes(SESSION_ID_BYTES)
+        now_ms = services.clock.now_ms()
         try:
-            return await services.identity.authenticate(core)
+            opened, record.session_no = await open_session(services.accounts, core, session_id, now_ms=now_ms)
         except DeviceEnded as error:
             ended = error
+        else:
+            record.principal, record.session_id = opened.known.principal, session_id
+            return opened
         notice = await read_notice(services.log, ended.user_pk, ended.seq, now_ms=services.clock.now_ms())
         if notice is not None:
             await connection.send([handshake.refuse(notice, now_s=services.clock.monotonic_s())])
         raise ended
 
-    def _sign(self, principal: Principal, devices: StreamInfo) -> SignedHead:
-        head = devices.head
+    def _sign(self, principal: Principal, head: Position) -> SignedHead:
         return self._services.signer.sign(principal.user_key, DEVICES_STREAM, seq=head.seq, chain=head.chain)
 
     def _told_limits(self) -> dict[str, int]:
@@ -333,10 +332,10 @@ class Gateway:
         connection: Connection,
         protocol: ServerSession,
         record: _Record,
-        principal: Principal,
-        devices: StreamInfo,
+        opened: OpenedSession,
     ) -> Session:
         """A session in its device's place, which an earlier one leaves."""
+        principal = opened.known.principal
         self._take_place(principal, record.session_no)
         session = Session(
             connection,
@@ -351,7 +350,7 @@ class Gateway:
         self._by_user.setdefault(principal.user_pk, []).append(session)
         self._by_device[principal.user_pk, principal.device_pk] = session
         self._services.relay.add(
-            session.subscriber, devices_pk=devices.stream_pk, devices_changed=session.devices_changed
+            session.subscriber, devices_pk=opened.devices_pk, devices_changed=session.devices_changed
         )
         return session
 

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from keepstep.interfaces import Accounts, Clock, EventLog, Page
     from keepstep.model import Principal, StreamPk
     from keepstep.protocol.account import AccountEffect
-    from keepstep.protocol.messages import ClientAuthCore
 
 GENESIS_BYTES_MAX: Final = 4 * 1024
 """Largest body of a registration, bytes: a header, a signature, a payload and their framing."""
@@ -210,20 +209,6 @@ class OutOfOrder(ProtocolError):
         super().__init__("out_of_order")
         self.last_n = last_n
         self.last_hash = last_hash
-
-
-class DeviceEnded(ProtocolError):
-    """A device that proved its key is no longer live.
-
-    Attributes:
-        user_pk: of its user.
-        seq: in ``$devices``, of the event that ended it.
-    """
-
-    def __init__(self, user_pk: UserPk, seq: int) -> None:
-        super().__init__("revoked")
-        self.user_pk = user_pk
-        self.seq = seq
 
 
 @dataclass(slots=True, eq=False)
@@ -432,25 +417,6 @@ class Identity:
                 raise ProtocolError("forbidden", "that is not the account's root key")
             raise ProtocolError(result.code if isinstance(result, ResultError) else "internal")
         return await self._stored_before(rotation.user_pk, rotation.user_key, result)
-
-    async def authenticate(self, core: ClientAuthCore) -> Principal:
-        """Who a device is, after it proved that it holds ``core.device_key``.
-
-        Raises:
-            DeviceEnded: the device has been revoked, or a rotation did not list it.
-            ProtocolError: ``auth_failed``, the same for an unknown user, an unknown device, another key than the
-                enrolled one, and a device that has expired.
-            Unavailable: it cannot be looked up now.
-        """
-        known = await self._accounts.device(core.user_key, core.device_id)
-        if known is None or not _keepstep.constant_time_equal(known.principal.device_key, core.device_key):
-            raise ProtocolError("auth_failed")
-        principal = known.principal
-        if known.revoked_seq is not None:
-            raise DeviceEnded(principal.user_pk, known.revoked_seq)
-        if principal.is_expired(self._clock.now_ms()):
-            raise ProtocolError("auth_failed", "the device has expired")
-        return principal
 
     async def check_account_event(
         self, principal: Principal, event: ParsedEvent, *, now_ms: int

@@ -5,7 +5,7 @@ Implementations of one interface pass one contract suite (``tests/contract``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -117,6 +117,24 @@ class StreamInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Followed:
+    """A stream as a device finds it that goes on from a position.
+
+    Attributes:
+        info: the stream.
+        author: (last_n, last_hash) of the device in it; (0, 32 zero bytes) where it never wrote.
+        acked_seq: up to where the device has acknowledged it.
+        chain: at the position that was named, the acknowledged one where none was; ``None`` where that is above the
+            head, or cannot be told at once (``EventLog.chain_at``).
+    """
+
+    info: StreamInfo
+    author: tuple[int, bytes]
+    acked_seq: int
+    chain: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotInfo:
     """A snapshot of a stream (protocol.md section 3); its sealed state is in the event at ``seq``.
 
@@ -216,6 +234,18 @@ class EventLog(Protocol):
     async def streams(self, user_pk: UserPk) -> list[StreamInfo]:
         """All streams of a user: ``$devices``, ``$keys``, then by name."""
 
+    async def follow(self, principal: Principal, starts: Mapping[str, int | None], *, every: bool) -> list[Followed]:
+        """What a device has to know of streams to go on with them, in one question.
+
+        Args:
+            principal: the device.
+            starts: by name, the seq where it goes on, if it names one. Streams that are not there are left out.
+            every: of all streams of the user; their order is that of ``streams``.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+
     async def pruned(self, user_pk: UserPk, stream: str) -> PrunedPrefix | None:
         """What stands for the beginning of a stream; ``None`` where nothing of it is gone. Raises as ``stream``."""
 
@@ -274,6 +304,40 @@ class ListedDevice:
     last_seen_ms: int | None = None
 
 
+class Claim(Protocol):
+    """Who a device says it is, after it proved that it holds ``device_key``."""
+
+    @property
+    def user_key(self) -> bytes:
+        """The user id, 32 bytes."""
+
+    @property
+    def device_id(self) -> bytes:
+        """16 bytes, unique within the user."""
+
+    @property
+    def device_key(self) -> bytes:
+        """32 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """A device that connects, and its session.
+
+    Attributes:
+        known: the device, live or ended.
+        session_no: its session's number, above those of its earlier ones; ``None`` where it got no session: it has
+            ended or expired, or has another key than the one claimed.
+        devices_pk: row number of its user's ``$devices``.
+        devices: the head of that.
+    """
+
+    known: KnownDevice
+    session_no: int | None
+    devices_pk: StreamPk
+    devices: Position
+
+
 class Accounts(Protocol):
     """Users, devices and sessions."""
 
@@ -302,8 +366,10 @@ class Accounts(Protocol):
     async def devices(self, user_pk: UserPk) -> list[ListedDevice]:
         """All devices of a user, also those that have ended, in order of enrolment. Raises Unavailable."""
 
-    async def open_session(self, principal: Principal, session_id: bytes, *, now_ms: int) -> int:
-        """Record a session; returns the device's next ``session_no``, which fences its older sessions.
+    async def open_session(self, claim: Claim, session_id: bytes, *, now_ms: int) -> OpenedSession | None:
+        """Look a device up and record a session of it, where it may have one; ``None``: an unknown user or device.
+
+        Unknown takes as long as known. A number that was given fences the device's older sessions.
 
         Raises:
             Unavailable: the database is away.

@@ -158,7 +158,6 @@ class Session:
         self.said_bye = False
         self.subscriber = Subscriber(
             services.log,
-            services.accounts,
             services.signer,
             services.clock,
             principal=principal,

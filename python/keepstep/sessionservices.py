@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from keepstep.heads import HeadSigner
     from keepstep.healing import Healing
-    from keepstep.interfaces import Accounts, Clock, EventLog
+    from keepstep.interfaces import Clock, EventLog
     from keepstep.presence import Presences
     from keepstep.publish import Publisher
     from keepstep.telemetry import Metrics
@@ -46,7 +46,6 @@ class SessionServices:
 
     Attributes:
         log: the log, for ``read`` and what a session follows.
-        accounts: where acknowledged positions are.
         signer: of heads.
         publisher: where publishes go.
         healing: what answers after a restore.
@@ -58,7 +57,6 @@ class SessionServices:
     """
 
     log: EventLog
-    accounts: Accounts
     signer: HeadSigner
     publisher: Publisher
     healing: Healing

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal
 
-from keepstep import _keepstep
 from keepstep.errors import ArchiveUnavailable, ProtocolError, Pruned, Unavailable
+from keepstep.interfaces import Page
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Capability, Position, inbox_of, is_inbox
 from keepstep.pages import encode_events
-from keepstep.protocol.chain import chain_0
 from keepstep.protocol.messages import CaughtUp, Head, Resumed, Rewound, Subscribe, encode
 from keepstep.protocol.messages import Pruned as PrunedMessage
+from keepstep.resuming import position_of, seq_of
 from keepstep.subscription import Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from keepstep.heads import HeadSigner
-    from keepstep.interfaces import Accounts, Clock, EventLog, Page, StreamInfo
+    from keepstep.interfaces import Clock, EventLog, Followed, StreamInfo
     from keepstep.model import Principal, StreamPk, UserPk
     from keepstep.protocol.messages import SignedHead, SignedRewind
     from keepstep.subscription import Addition, Start, SubscriberLimits
@@ -31,6 +32,8 @@ REREADS_MAX: Final = 3
 """How often a page that does not continue its position is read anew before the log counts as unavailable."""
 PAGES_AHEAD_MAX: Final = 4
 """Pages of commits that wait for a session's turn; what is committed beyond them is read when its turn comes."""
+RESUMED_TOGETHER_MAX: Final = 256
+"""Streams that are looked up, and answered, at once."""
 CHAIN_PREFIX_BYTES: Final = 16
 _NO_AUTHOR: Final = (0, bytes(32))
 
@@ -58,7 +61,6 @@ class Subscriber:
 
     Args:
         log: the log.
-        accounts: where acknowledged positions are.
         signer: of heads.
         clock: the one ``received_at`` follows.
         principal: the session's device.
@@ -71,7 +73,6 @@ class Subscriber:
     def __init__(
         self,
         log: EventLog,
-        accounts: Accounts,
         signer: HeadSigner,
         clock: Clock,
         *,
@@ -85,7 +86,6 @@ class Subscriber:
         self.principal = principal
         self._log = log
         self._generation = log.generation()
-        self._accounts = accounts
         self._signer = signer
         self._clock = clock
         self._limits = limits
@@ -94,9 +94,11 @@ class Subscriber:
         self._subscriptions: dict[str, Subscription] = {}
         self._by_pk: dict[StreamPk, Subscription] = {}
         self._absent = 0
+        self._sought: dict[str, None] = {}  # to be gone on with from where the device said
         self._ready: OrderedDict[str, None] = OrderedDict()
         self._ahead: list[bytes] = []  # pages of commits, the position is moved over them
         self._asks_database = False
+        self._meanwhile: dict[StreamPk, int] | None = None  # what was committed while streams are sought
         self._refusals: list[tuple[str, _Refusal]] = []
         self._left: set[str] = set()  # streams that ``all`` does not follow
         self._sent_before: dict[str, int] = {}
@@ -142,9 +144,11 @@ class Subscriber:
         protocol.md section 4: who may write into an inbox and not read it learns its own last number there.
         """
         author = _NO_AUTHOR
-        if is_inbox(name) and answer == "forbidden" and await self._find(name) is not None:
-            author = await self._log.author(self.principal.user_pk, name, self.principal.device_pk)
-        return encode(Resumed(stream=name, answer=answer, head=None, author=author, rewinds=await self._rewinds(name)))
+        if is_inbox(name) and answer == "forbidden":
+            for followed in await self._log.follow(self.principal, {name: 0}, every=False):
+                author = followed.author
+        rewinds = await self._rewinds_of(self.principal.user_pk, self.principal.user_key, name)
+        return encode(Resumed(name, answer, None, author, rewinds))
 
     def _add(self, name: str, start: Start) -> bool:
         """Follow a stream; whether it is followed now."""
@@ -156,7 +160,7 @@ class Subscriber:
         self._left.discard(name)
         self._subscriptions[name] = Subscription(name, start)
         self._absent += 1
-        self._mark(name)
+        self._sought[name] = None
         return True
 
     def _refusal(self, name: str) -> _Refusal | None:
@@ -183,6 +187,7 @@ class Subscriber:
         subscription = self._subscriptions.pop(name, None)
         if subscription is not None:
             self._ready.pop(name, None)
+            self._sought.pop(name, None)
             if subscription.at.seq > self._sent_before.get(name, 0):
                 self._sent_before[name] = subscription.at.seq
             self._unacked_bytes -= sum(size for _, _, size in subscription.unacked)
@@ -238,6 +243,8 @@ class Subscriber:
                     self._ready[subscription.name] = None
                 self._wake()
             return
+        if self._meanwhile is not None:
+            self._meanwhile[addition.stream_pk] = addition.last_seq
         # One that was not there when it was subscribed to, or that this session does not follow yet. What is left out
         # on purpose must not have all streams listed at each of its commits.
         if addition.after == 0 and (self._all or self._absent):
@@ -274,9 +281,11 @@ class Subscriber:
             subscription = self._subscriptions.get(info.name)
             if subscription is None:
                 self._list_due = self._list_due or self._takes(info.name)
+            elif subscription.start is not None:
+                self._sought[info.name] = None
             elif info.head.seq > subscription.at.seq:
-                self._mark(info.name)
-        if self._ready or self._list_due:
+                self._appeared(subscription, info)
+        if self._ready or self._list_due or self._sought:
             self._wake()
 
     def _takes(self, name: str) -> bool:
@@ -287,7 +296,7 @@ class Subscriber:
         """A signed head is due on every stream that moved since the last one, and where a backup was verified since."""
         is_safer = self._signer.safe_at_ms != self._told_safe_at_ms
         for name, subscription in self._subscriptions.items():
-            if subscription.moved or (is_safer and name == DEVICES_STREAM):
+            if subscription.moved or (is_safer and name == DEVICES_STREAM and subscription.start is None):
                 subscription.head_due = True
                 self._mark(name)
         if self._ready:
@@ -305,7 +314,7 @@ class Subscriber:
     @property
     def is_due(self) -> bool:
         """Whether ``pull`` may have something."""
-        return bool(self._ahead or self._ready or self._refusals or self._list_due)
+        return bool(self._ahead or self._ready or self._refusals or self._list_due or self._sought)
 
     def pull_nowait(self) -> list[bytes] | None:
         """What ``pull`` would return, as far as memory has it; ``None`` where ``pull`` would ask the database.
@@ -315,7 +324,7 @@ class Subscriber:
         if self._ahead:
             ahead, self._ahead = self._ahead, []
             return ahead
-        if self._refusals or self._list_due:
+        if self._refusals or self._list_due or self._sought:
             self._asks_database = True
             return None
         if not self._ready:
@@ -356,15 +365,15 @@ class Subscriber:
                 refused = [await self._refused(*each) for each in self._refusals.copy()]
                 del self._refusals[: len(refused)]
                 return refused
-            if self._list_due:
-                await self._list()
+            while self._list_due or self._sought:
+                if answers := await self._seek():
+                    return answers
             name = self._next()
             if name is None:
                 return []
             subscription = self._subscriptions[name]
             try:
-                step = self._page if subscription.start is None else self._resume
-                messages = await step(subscription)
+                messages = await self._page(subscription)
             except ArchiveUnavailable:
                 continue  # the next rereading asks again; the other streams go on meanwhile
             except Unavailable:
@@ -379,120 +388,121 @@ class Subscriber:
                 return messages
 
     def _next(self) -> str | None:
-        """Take the next ready stream: reserved ones first, the others in turn; resumes even above the credit."""
-        full = self._unacked_bytes >= self._limits.unacked_bytes_max
+        """Take the next ready stream: reserved ones first, the others in turn."""
+        if self._unacked_bytes >= self._limits.unacked_bytes_max:
+            return None
         for name in RESERVED_STREAMS:
-            if name in self._ready and (not full or self._subscriptions[name].start is not None):
+            if name in self._ready:
                 del self._ready[name]
                 return name
-        if not full:
-            return self._ready.popitem(last=False)[0] if self._ready else None
-        for name in self._ready:
-            if self._subscriptions[name].start is not None:
-                del self._ready[name]
-                return name
-        return None
+        return self._ready.popitem(last=False)[0] if self._ready else None
 
-    async def _list(self) -> None:
-        """Find streams that came into being, and under ``all`` follow them from the acknowledged position."""
-        self._list_due = False  # a commit from here on makes it due again
+    async def _seek(self) -> list[bytes]:
+        """Find the streams that the device wants to go on with, in one question, and answer where each goes on from.
+
+        With them those that came into being, and under ``all`` those that it does not follow yet. Resumes go even above
+        the credit.
+        """
+        every, self._list_due = self._list_due, False  # a commit from here on makes it due again
+        sought = self._take_sought()
+        answers: list[bytes] = []
+        self._meanwhile = {}
         try:
-            streams = await self._log.streams(self.principal.user_pk)
-            acks = await self._accounts.acks(self.principal) if self._all else {}
+            starts = {name: seq_of(each.start) for name, each in sought.items()}
+            found = {each.info.name: each for each in await self._log.follow(self.principal, starts, every=every)}
+            if every:
+                every = False
+                for name in self._list(found.values())[:RESUMED_TOGETHER_MAX]:
+                    del self._sought[name]
+                    sought[name] = self._subscriptions[name]
+            for name in tuple(sought):
+                answers += await self._resume(sought[name], found.get(name))
+                del sought[name]
         except Unavailable:
-            self._list_due = True
-            raise
-        for info in streams:
+            self._list_due = self._list_due or every
+            self._sought |= {name: None for name, each in sought.items() if self._subscriptions.get(name) is each}
+            if not answers:
+                raise
+        finally:
+            self._meanwhile = None
+        return answers
+
+    def _take_sought(self) -> dict[str, Subscription]:
+        """The streams that are sought next: reserved ones first, at most ``RESUMED_TOGETHER_MAX``."""
+        reserved = [name for name in RESERVED_STREAMS if name in self._sought]
+        names = reserved + [name for name in islice(self._sought, RESUMED_TOGETHER_MAX) if name not in reserved]
+        for name in names:
+            del self._sought[name]
+        return {name: self._subscriptions[name] for name in names}
+
+    def _list(self, found: Iterable[Followed]) -> list[str]:
+        """Streams that came into being; under ``all`` others are followed from the acknowledged position: which."""
+        added: list[str] = []
+        for each in found:
+            info = each.info
             subscription = self._subscriptions.get(info.name)
             if subscription is not None:
-                if subscription.stream_pk is None:
-                    self._mark(info.name)
+                if subscription.start is None and subscription.stream_pk is None:
+                    self._appeared(subscription, info)
             elif self._takes(info.name):
-                acked_seq = acks.get(info.name, 0)
-                if acked_seq > info.head.seq:
+                if each.acked_seq > info.head.seq:
                     self._refuse(info.name, "unknown_position")
-                    self._left.add(info.name)
-                elif not self._add(info.name, acked_seq):
-                    self._left.add(info.name)
+                elif self._add(info.name, each.acked_seq):
+                    added.append(info.name)
+                    continue
+                self._left.add(info.name)
+        return added
 
-    async def _resume(self, subscription: Subscription) -> list[bytes]:
-        """Answer where a stream goes on from."""
-        start = subscription.start
-        assert start is not None
+    async def _resume(self, subscription: Subscription, found: Followed | None) -> list[bytes]:
+        """Answer where a stream goes on from, and what is there already; nothing where it was left meanwhile."""
         name = subscription.name
-        empty = Position(0, chain_0(_keepstep, self.principal.user_key, name))
-        info = await self._find(name)
-        answer: Literal["contiguous", "unknown_position"] = "contiguous"
-        if start == "start":
-            at = empty
-        elif start == "end":
-            at = empty if info is None else info.head
-        elif isinstance(start, int):
-            at = Position(start, await self._chain_left_at(name, start))
-        else:
-            at = start
-            if not await self._holds(start, info, name, empty):
-                answer = "unknown_position"
-        author = _NO_AUTHOR
-        if info is not None:
-            author = await self._log.author(self.principal.user_pk, name, self.principal.device_pk)
-        rewinds = await self._rewinds(name)
+        try:
+            at = await position_of(self._log, self.principal, name, subscription.start, found)
+            rewinds = await self._rewinds_of(self.principal.user_pk, self.principal.user_key, name)
+        except ArchiveUnavailable:
+            return []  # the next rereading asks again; the other streams go on meanwhile
+        except ProtocolError as error:
+            if error.code not in ("unknown_position", "unknown_stream"):
+                raise
+            self._lost(subscription, error)
+            return []
         if self._subscriptions.get(name) is not subscription:
             return []  # asked for anew, or not any more, meanwhile
-        if answer == "contiguous":
-            subscription.start = None
-            subscription.at = at
-            subscription.acked_seq = at.seq
-            if info is not None:
-                self._resolve(subscription, info)
-                self._mark(name)
-        else:
+        author = _NO_AUTHOR if found is None else found.author
+        head = None if found is None else self._sign(name, found.info.head)
+        if at is None:
             self._remove(name)
-        head = None if info is None else self._sign(name, info.head)
-        if answer == "unknown_position" and rewinds:
-            return [encode(Rewound(name, rewinds, head, author))]
-        return [encode(Resumed(stream=name, answer=answer, head=head, author=author, rewinds=rewinds))]
+            if rewinds:
+                return [encode(Rewound(name, rewinds, head, author))]
+            return [encode(Resumed(name, "unknown_position", head, author, rewinds))]
+        subscription.start = None
+        self._sought.pop(name, None)  # a rereading may have found it waiting
+        subscription.at = at
+        subscription.acked_seq = at.seq
+        answer = encode(Resumed(name, "contiguous", head, author, rewinds))
+        return [answer] if found is None else [answer, *self._begin(subscription, found.info)]
 
-    async def _rewinds(self, name: str) -> list[SignedRewind]:
-        return await self._rewinds_of(self.principal.user_pk, self.principal.user_key, name)
+    def _begin(self, subscription: Subscription, info: StreamInfo) -> list[bytes]:
+        """Follow a stream that is there; that the device has all of it is known without asking again."""
+        at, head_seq = subscription.at, info.head.seq
+        self._appeared(subscription, info)
+        assert self._meanwhile is not None
+        if at.seq < max(head_seq, self._meanwhile.get(info.stream_pk, 0)):
+            return []
+        del self._ready[subscription.name]
+        return self._continued(subscription, Page(at.seq, b"", 0, at.seq, at.chain, head_seq))
 
-    async def _find(self, name: str) -> StreamInfo | None:
-        try:
-            return await self._log.stream(self.principal.user_pk, name)
-        except ProtocolError as error:
-            if error.code != "unknown_stream":
-                raise
-            return None
-
-    async def _holds(self, start: Position, info: StreamInfo | None, name: str, empty: Position) -> bool:
-        """Whether the log holds the position a device named."""
-        if start.seq == 0 or info is None:
-            return start == empty
-        if start.seq > info.head.seq:
-            return False
-        # What is gone cannot be compared: the device is told what stands for it, and compares that.
-        return (await self._chain_left_at(name, start.seq) or start.chain) == start.chain
-
-    async def _chain_left_at(self, name: str, seq: int) -> bytes:
-        """The chain at a position; ``b""`` where it is gone with the stream's beginning."""
-        try:
-            return await self._log.chain_at(self.principal.user_pk, name, seq)
-        except Pruned:
-            return b""
-
-    def _resolve(self, subscription: Subscription, info: StreamInfo) -> None:
-        subscription.stream_pk = info.stream_pk
-        self._absent -= 1
-        self._by_pk[info.stream_pk] = subscription
+    def _appeared(self, subscription: Subscription, info: StreamInfo) -> None:
+        """A followed stream is there, perhaps only now."""
+        if subscription.stream_pk is None:
+            subscription.stream_pk = info.stream_pk
+            self._absent -= 1
+            self._by_pk[info.stream_pk] = subscription
+        self._mark(info.name)
 
     async def _page(self, subscription: Subscription) -> list[bytes]:
         """The page after a stream's position, and the signed head where that reaches it."""
         name = subscription.name
-        if subscription.stream_pk is None:
-            info = await self._find(name)
-            if info is None or self._subscriptions.get(name) is not subscription:
-                return []
-            self._resolve(subscription, info)
         try:
             page = await self._read(subscription)
         except Pruned:
@@ -501,8 +511,6 @@ class Subscriber:
 
     def _page_in_memory(self, subscription: Subscription) -> Page | None:
         """The page after a stream's position, ``None`` where memory does not have it."""
-        if subscription.start is not None or subscription.stream_pk is None:
-            return None
         page = self._log.read_in_memory(
             self.principal.user_pk,
             subscription.name,

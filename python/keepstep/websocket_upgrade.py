@@ -1,6 +1,6 @@
 """The HTTP/1.1 upgrade of a device's connection, as far as RFC 6455 section 4.2 asks a server (protocol.md section 2).
 
-The handshake is wsproto's, over h11; the frames after it are not.
+The usual request is read by ``websocket_request``; any other is wsproto's, over h11. The frames after it are neither's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from keepstep.errors import ProtocolError
 from keepstep.validation import URL_PATH
+from keepstep.websocket_request import read_plain_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,6 +33,15 @@ UPGRADE_BYTES_MAX: Final = 16 * 1024
 CHUNK_BYTES: Final = 4 * 1024
 """Most bytes taken from a stranger's socket at once."""
 
+RETRY_AFTER_S: Final = b"5"
+"""When a client may come again that has too many connections."""
+
+_TOO_MANY: Final = "too many connections\n"
+_FULL: Final = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\nRetry-After: %s\r\n\r\n%s" % (
+    len(_TOO_MANY),
+    RETRY_AFTER_S,
+    _TOO_MANY.encode(),
+)
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 """Where h11 takes a request's head to end."""
 _CONTROL_MAX: Final = 0x20
@@ -77,6 +87,11 @@ async def upgrade(stream: trio.abc.Stream, client: Client) -> bytes | None:
     if received is None:
         return None
     head, rest = received
+    plain = read_plain_request(head, SUBPROTOCOL.encode())
+    if plain is not None:
+        is_welcome = client.identify(plain.headers)
+        await stream.send_all(plain.acceptance if is_welcome else _FULL)
+        return rest if is_welcome else None
     handshake = H11Handshake(ConnectionType.SERVER)
     answers: tuple[Event, ...]
     try:
@@ -121,7 +136,7 @@ def _answers(request: Request, client: Client) -> tuple[Event, ...]:
     if SUBPROTOCOL not in request.subprotocols:
         return _refusal(400, f"the WebSocket subprotocol must be {SUBPROTOCOL}\n")
     if not client.identify(request.extra_headers):
-        return _refusal(503, "too many connections\n", (b"Retry-After", b"5"))
+        return _refusal(503, _TOO_MANY, (b"Retry-After", RETRY_AFTER_S))
     return (AcceptConnection(subprotocol=SUBPROTOCOL),)
 
 

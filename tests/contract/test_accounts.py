@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
 import pytest
+import trio
 
 from keepstep.errors import Unavailable
-from keepstep.interfaces import ListedDevice
-from keepstep.model import Capability, DevicePk, UserPk
+from keepstep.interfaces import ListedDevice, OpenedSession
+from keepstep.model import Capability, DevicePk, KnownDevice, UserPk
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
-from tests.support.logs import Place, append, create_account, enrol, principal_of
+from tests.support.logs import Place, append, create_account, enrol, principal_of, session_no
+
+if TYPE_CHECKING:
+    from keepstep.model import Principal
 
 ADA = UserFixture("ada")
 SESSION = b"s" * 16
@@ -57,12 +65,62 @@ async def test_sessions_are_numbered_per_device(place: Place) -> None:
     on_phone = await create_account(place, log, phone)
     on_laptop = await enrol(place, log, phone, laptop)
 
-    numbers = [await place.accounts.open_session(on_phone, SESSION, now_ms=NOW_MS)]
+    numbers = [await session_no(place, on_phone, SESSION)]
     await place.accounts.close_session(SESSION, now_ms=NOW_MS + 1, reason="bye")
-    numbers.append(await place.accounts.open_session(on_phone, b"t" * 16, now_ms=NOW_MS + 2))
-    numbers.append(await place.accounts.open_session(on_laptop, b"u" * 16, now_ms=NOW_MS + 3))
+    numbers.append(await session_no(place, on_phone, b"t" * 16))
+    numbers.append(await session_no(place, on_laptop, b"u" * 16))
 
     assert numbers == [1, 2, 1]
+
+
+async def test_who_may_have_a_session_gets_one(place: Place) -> None:
+    """With what the device is and the head of its ``$devices``; the others are told apart, and get no number."""
+    log = place.node()
+    phone, laptop = DeviceFixture(ADA, "phone"), DeviceFixture(ADA, "laptop")
+    tablet = DeviceFixture(ADA, "tablet", expires_at_ms=NOW_MS + 1)
+    on_phone = await create_account(place, log, phone)
+    on_laptop = await enrol(place, log, phone, laptop)
+    on_tablet = await enrol(place, log, phone, tablet)
+    event, change = phone.revoke(laptop)
+    await append(log, on_phone, event, account_change=change)
+    devices = await log.stream(on_phone.user_pk, "$devices")
+
+    async def opened(claim: Principal, number: int, now_ms: int = NOW_MS) -> OpenedSession | None:
+        return await place.accounts.open_session(claim, bytes([number]) * 16, now_ms=now_ms)
+
+    found = partial(OpenedSession, devices_pk=devices.stream_pk, devices=devices.head)
+    live = KnownDevice(on_phone, None)
+    assert await opened(on_phone, 1) == found(live, 1)
+    assert await opened(replace(on_phone, device_key=bytes(32)), 2) == found(live, None)
+    assert await opened(on_laptop, 3) == found(KnownDevice(on_laptop, 4), None)
+    assert await opened(on_tablet, 4, NOW_MS) == found(KnownDevice(on_tablet, None), 1)
+    assert await opened(on_tablet, 5, NOW_MS + 1) == found(KnownDevice(on_tablet, None), None)
+    assert await opened(replace(on_phone, user_key=bytes(32)), 6) is None
+    assert await opened(replace(on_phone, device_id=bytes(16)), 7) is None
+    assert await opened(on_phone, 8) == found(live, 2)
+
+
+async def test_sessions_that_open_and_close_at_the_same_moment_are_each_numbered(place: Place) -> None:
+    """Together or not, also several of one device, beside those of strangers: every one has its own answer."""
+    log = place.node()
+    users = [UserFixture(f"user {number}") for number in range(5)]
+    principals = [await create_account(place, log, DeviceFixture(user, "phone")) for user in users]
+    claims = [*principals, *principals, replace(principals[0], user_key=bytes(32))]
+    numbers: dict[int, tuple[bytes, int | None] | None] = {}
+
+    async def come_and_go(place_no: int, claim: Principal) -> None:
+        session_id = bytes([place_no]) * 16
+        opened = await place.accounts.open_session(claim, session_id, now_ms=NOW_MS)
+        numbers[place_no] = None if opened is None else (opened.known.principal.user_key, opened.session_no)
+        await place.accounts.close_session(session_id, now_ms=NOW_MS + 1, reason="bye")
+
+    async with trio.open_nursery() as nursery:
+        for place_no, claim in enumerate(claims):
+            nursery.start_soon(come_and_go, place_no, claim)
+
+    assert numbers.pop(10) is None
+    assert sorted(cast("Any", numbers.values())) == sorted((user.user_key, no) for user in users for no in (1, 2))
+    assert (await place.administration.statistics()).open_sessions == 0
 
 
 async def test_a_session_ends_once(place: Place) -> None:
@@ -75,7 +133,7 @@ async def test_a_session_ends_once(place: Place) -> None:
     await place.accounts.close_session(SESSION, now_ms=NOW_MS + 2, reason="again")
     await place.accounts.close_session(b"x" * 16, now_ms=NOW_MS + 2, reason="unknown")
 
-    assert await place.accounts.open_session(principal, b"t" * 16, now_ms=NOW_MS + 3) == 2
+    assert await session_no(place, principal, b"t" * 16) == 2
 
 
 async def test_acks_only_move_up(place: Place) -> None:

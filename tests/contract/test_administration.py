@@ -12,7 +12,7 @@ from keepstep.errors import Unavailable
 from keepstep.model import UserPk
 from keepstep.protocol.messages import ResultAccepted, ResultDuplicate, ResultError
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture, seed
-from tests.support.logs import Place, append, create_account, enrol
+from tests.support.logs import Place, append, create_account, enrol, session_no
 
 if TYPE_CHECKING:
     from keepstep.model import Principal
@@ -25,7 +25,7 @@ DAY_MS: Final = 24 * 60 * 60 * 1000
 
 async def open_session(place: Place, principal: Principal, session_id: bytes) -> ListedSession:
     """A session, as it is listed."""
-    number = await place.accounts.open_session(principal, session_id, now_ms=NOW_MS)
+    number = await session_no(place, principal, session_id)
     return ListedSession(session_id, principal.user_key, principal.device_id, number, NOW_MS)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from keepstep.errors import ProtocolError, Unavailable
+from keepstep.interfaces import Followed
 from keepstep.model import UserPk
 from keepstep.protocol.messages import ResultAccepted
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
-from tests.support.logs import PAGE_BYTES_MAX, Place, append, create_account, read_all
+from tests.support.logs import PAGE_BYTES_MAX, Place, append, create_account, enrol, read_all
 
 ADA = UserFixture("ada")
 WITHOUT_TAIL = {"tail_bytes_max": 0, "tail_stream_bytes_max": 0}
@@ -214,3 +215,29 @@ async def test_pages_with_events_are_counted_by_where_they_came_from(place: Plac
     hits = writer.cache_hits()["tail"], reader.cache_hits()["tail"]
 
     assert [(each.found, each.missing) for each in hits] == [(2, 0), (0, 2)]
+
+
+async def test_what_a_device_goes_on_with_is_told_in_one_answer(place: Place) -> None:
+    """Heads, what the device wrote and acknowledged, and the chain where it is; nothing of streams not there."""
+    log = place.node()
+    phone, laptop = DeviceFixture(ADA, "phone"), DeviceFixture(ADA, "laptop")
+    on_phone = await create_account(place, log, phone)
+    on_laptop = await enrol(place, log, phone, laptop)
+    await append(log, on_phone, *phone.events("notes", 5))
+    await append(log, on_phone, *phone.events("tasks", 1))
+    await place.accounts.save_acks(on_laptop, {"notes": (3, bytes(16))})
+    user_pk = on_phone.user_pk
+    notes, tasks = await log.stream(user_pk, "notes"), await log.stream(user_pk, "tasks")
+
+    named = await log.follow(on_phone, {"notes": 2, "tasks": 9, "nothing": 0}, every=False)
+    every = await log.follow(on_laptop, {"tasks": 0}, every=True)
+
+    assert named == [
+        Followed(
+            notes, await log.author(user_pk, "notes", on_phone.device_pk), 0, await log.chain_at(user_pk, "notes", 2)
+        ),
+        Followed(tasks, await log.author(user_pk, "tasks", on_phone.device_pk), 0, None),
+    ]
+    assert [each.info for each in every] == await log.streams(user_pk)
+    assert every[2] == Followed(notes, (0, bytes(32)), 3, await log.chain_at(user_pk, "notes", 3))
+    assert every[3] == Followed(tasks, (0, bytes(32)), 0, await log.chain_at(user_pk, "tasks", 0))

@@ -46,7 +46,6 @@ class Following:
         bench.principal = replace(await parts.principal(phone), **fields)
         bench.subscriber = Subscriber(
             parts.log,
-            parts.accounts,
             parts.signer,
             parts.clock,
             principal=bench.principal,

@@ -327,6 +327,14 @@ async def enrol(place: Place, log: EventLog, by: DeviceFixture, device: DeviceFi
     return await principal_of(place, device)
 
 
+async def session_no(place: Place, principal: Principal, session_id: bytes) -> int:
+    """The number of a session that opens."""
+    opened = await place.accounts.open_session(principal, session_id, now_ms=NOW_MS)
+    assert opened is not None
+    assert opened.session_no is not None
+    return opened.session_no
+
+
 async def append(
     log: EventLog,
     principal: Principal,

@@ -12,7 +12,7 @@ import trio.testing
 from keepstep.client import crypto
 from keepstep.errors import ERRORS
 from keepstep.gateway import RECONNECT_AFTER_MS_MAX, RECONNECT_AFTER_MS_MIN, REPLACED_MAX, REPLACED_WINDOW_S
-from keepstep.model import Capability
+from keepstep.model import Capability, UserPk
 from keepstep.protocol.chain import verify_head
 from keepstep.protocol.handshake import ClientHandshake
 from keepstep.protocol.messages import Accepted, Bye, CaughtUp, Draining, Events, Ping, Pong, Resumed
@@ -270,9 +270,10 @@ async def test_a_device_cannot_connect_while_the_log_becomes_another_one() -> No
     (phone,) = await parts.register("alice")
     number = parts.accounts.open_session
 
-    async def meanwhile(*arguments: Any, **keywords: Any) -> int:
+    async def meanwhile(*arguments: Any, **keywords: Any) -> Any:
         parts.accounts.open_session = number  # type: ignore[method-assign]
         parts.database.generation += 1
+        await parts.log.streams(UserPk(1))  # asked once, the log knows that it is another one
         return await number(*arguments, **keywords)
 
     parts.accounts.open_session = meanwhile  # type: ignore[method-assign]
@@ -403,11 +404,12 @@ async def test_a_session_that_was_overtaken_gives_way() -> None:
     (phone,) = await parts.register("alice")
     number, overtaken = parts.accounts.open_session, trio.Event()
 
-    async def slow_first(*arguments: Any, **keywords: Any) -> int:
-        session_no = await number(*arguments, **keywords)
-        if session_no == 1:
+    async def slow_first(*arguments: Any, **keywords: Any) -> Any:
+        opened = await number(*arguments, **keywords)
+        assert opened is not None
+        if opened.session_no == 1:
             await overtaken.wait()
-        return session_no
+        return opened
 
     parts.accounts.open_session = slow_first  # type: ignore[method-assign]
     async with parts.running() as nursery:
@@ -470,18 +472,18 @@ async def test_a_fault_of_ours_ends_one_connection_only() -> None:
     parts = Parts()
     (phone,) = await parts.register("alice")
 
-    async def broken(*_arguments: Any) -> None:
+    async def broken(*_arguments: Any, **_options: Any) -> Any:
         await trio.lowlevel.checkpoint()
         raise KeyError("a bug")
 
-    acks, parts.accounts.acks = parts.accounts.acks, broken  # type: ignore[method-assign,assignment]
+    follow, parts.log.follow = parts.log.follow, broken  # type: ignore[method-assign]
     with structlog.testing.capture_logs() as lines:
         async with parts.running() as nursery:
             session = await parts.connect(nursery, phone, resume="all")
             with pytest.raises(Closed) as caught:
                 await session.receive()
             assert (caught.value.code, caught.value.reason) == close_of("internal")
-            parts.accounts.acks = acks  # type: ignore[method-assign]
+            parts.log.follow = follow  # type: ignore[method-assign]
             again = await parts.connect(nursery, phone, nonce="again")
             await again.publish(phone.event("notes"))
     (fault,) = [line for line in lines if line["event"] == "connection_fault"]

@@ -26,25 +26,15 @@ from keepstep.identity import (
 from keepstep.interfaces import Genesis
 from keepstep.model import Capability
 from keepstep.protocol.account_payloads import encode_enrol
-from keepstep.protocol.messages import ClientAuthCore, ResultDuplicate
+from keepstep.protocol.messages import ResultDuplicate
 from keepstep.validation import format_base64url
-from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, UserFixture, parse, seed, submission
+from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, UserFixture, parse, submission
 from tests.support.parts import Parts, TestClock
 
 
 def body_of(genesis: Genesis) -> bytes:
     """What is posted."""
     return msgspec.msgpack.encode([genesis.header, genesis.sig, genesis.payload])
-
-
-def core_of(device: DeviceFixture, **changes: bytes) -> ClientAuthCore:
-    """What a device says of itself in the handshake."""
-    fields = {
-        "user_key": device.user.user_key,
-        "device_id": device.device_id,
-        "device_key": device.device_key,
-    }
-    return ClientAuthCore(**(fields | changes), resume="none", options={})
 
 
 # -- registration ---------------------------------------------------------------------------------------------------
@@ -246,41 +236,6 @@ async def test_garbage_takes_nobodys_room() -> None:
         await identity.register(body_of(genesis), address="198.51.100.1")
     with pytest.raises(ProtocolError, match="rate_limited"):
         await identity.register(b"garbage", address="203.0.113.1")
-
-
-# -- authentication -------------------------------------------------------------------------------------------------
-
-
-async def test_an_enrolled_device_is_who_it_says() -> None:
-    """The principal is what everything is decided by afterwards."""
-    parts = Parts()
-    (phone,) = await parts.register("alice")
-    principal = await parts.identity.authenticate(core_of(phone))
-    assert (principal.user_key, principal.device_id) == (phone.user.user_key, phone.device_id)
-    assert principal.capabilities == Capability(7)
-
-
-async def test_whoever_cannot_be_authenticated_learns_nothing() -> None:
-    """Unknown user, unknown device, another key, another user's device, expired: the same answer, word for word."""
-    parts = Parts()
-    (phone,) = await parts.register("alice")
-    (tablet,) = await parts.register("bob", "tablet")
-    await parts.enrol(phone, expiring := DeviceFixture(phone.user, "watch", expires_at_ms=NOW_MS + 1))
-    parts.clock.at_ms += 1
-    refused = [
-        core_of(phone, user_key=seed("nobody")),
-        core_of(phone, device_id=bytes(16)),
-        core_of(phone, device_key=tablet.device_key),
-        core_of(phone, device_id=tablet.device_id, device_key=tablet.device_key),
-        core_of(expiring),
-    ]
-    answers = set()
-    for core in refused:
-        with pytest.raises(ProtocolError) as caught:
-            await parts.identity.authenticate(core)
-        answers.add((caught.value.row, caught.value.retry_after_ms))
-    assert {(row.code, row.close_code) for row, _ in answers} == {("auth_failed", 4503)}
-    assert len(answers) == 1
 
 
 # -- the account log ------------------------------------------------------------------------------------------------

@@ -105,17 +105,17 @@ async def test_where_an_author_is_comes_before_the_answers_to_what_it_wrote_sinc
     alice = Alice()
     async with alice.parts.running() as nursery:
         session = await alice.connect(nursery)
-        author = alice.parts.log.author
+        follow = alice.parts.log.follow
         was_read, may_answer = trio.Event(), trio.Event()
 
-        async def slow(*arguments: Any) -> Any:
-            found = await author(*arguments)
+        async def slow(*arguments: Any, **options: Any) -> Any:
+            found = await follow(*arguments, **options)
             was_read.set()
             await may_answer.wait()
             return found
 
         await session.publish(alice.phone.event("notes"))
-        alice.parts.log.author = slow  # type: ignore[method-assign, assignment]
+        alice.parts.log.follow = slow  # type: ignore[method-assign]
         await session.subscribe("notes")
         await was_read.wait()
         rid = await session.start_publish(alice.phone.event("notes"))

@@ -121,13 +121,13 @@ async def test_who_writes_into_an_inbox_and_cannot_read_it_learns_its_own_number
     await bench.parts.enrol(bench.phone, laptop := DeviceFixture(bench.phone.user, "laptop"))
     inbox, never = inbox_of(laptop.device_id), inbox_of(bytes(16))
 
-    async def away(*_: object) -> None:
+    async def away(*_: object, **_options: object) -> None:
         raise Unavailable
 
     await bench.publish(inbox, 2)
     bench.subscribe({inbox: "end", never: "start"})
     with monkeypatch.context() as patched:
-        patched.setattr(bench.parts.log, "author", away)
+        patched.setattr(bench.parts.log, "follow", away)
         with pytest.raises(Unavailable):
             await bench.pull()
     written, unwritten = await bench.pull_all()
@@ -184,14 +184,14 @@ async def test_a_subscription_that_changes_while_it_is_answered_is_answered_anew
     """The device unsubscribed, or named another position, while the log was being asked."""
     bench = await Following.start()
     await bench.publish("notes", 2)
-    ask = bench.parts.log.stream
+    ask = bench.parts.log.follow
 
-    async def meanwhile(*arguments: Any) -> Any:
-        bench.parts.log.stream = ask  # type: ignore[method-assign]
+    async def meanwhile(*arguments: Any, **options: Any) -> Any:
+        bench.parts.log.follow = ask  # type: ignore[method-assign]
         bench.subscribe({"notes": "end"})
-        return await ask(*arguments)
+        return await ask(*arguments, **options)
 
-    bench.parts.log.stream = meanwhile  # type: ignore[method-assign,assignment]
+    bench.parts.log.follow = meanwhile  # type: ignore[method-assign]
     bench.subscribe({"notes": "start"})
     messages = await bench.pull_all()
     assert [type(one) for one in messages] == [Resumed, CaughtUp]
@@ -206,12 +206,12 @@ async def test_account_streams_come_first() -> None:
     order = [(type(one).__name__, one.stream) for one in await bench.pull_all()]
     assert order == [
         ("Resumed", "$devices"),
-        ("Events", "$devices"),
-        ("CaughtUp", "$devices"),
         ("Resumed", "$keys"),
         ("CaughtUp", "$keys"),
         ("Resumed", "a"),
         ("Resumed", "b"),
+        ("Events", "$devices"),
+        ("CaughtUp", "$devices"),
         ("Events", "a"),
         ("Events", "b"),
         ("Events", "a"),
@@ -271,11 +271,8 @@ async def test_an_acknowledged_position_above_the_head_is_said_so() -> None:
     bench = await Following.start()
     await bench.publish("notes", 2)
 
-    async def acks(_principal: object) -> dict[str, int]:
-        await trio.lowlevel.checkpoint()
-        return {"notes": 3}
-
-    bench.parts.accounts.acks = acks  # type: ignore[method-assign,assignment]
+    (acks,) = (device.acks for device in bench.parts.database.users[bench.principal.user_pk].devices.values())
+    acks[await bench.pk("notes")] = 3, bytes(16)
     bench.subscribe("all")
     answers = {one.stream: one.answer for one in await bench.pull_all() if isinstance(one, Resumed)}
     assert answers == {"notes": "unknown_position", "$devices": "contiguous", "$keys": "contiguous"}
@@ -545,11 +542,11 @@ async def test_a_fault_in_finding_a_stream_is_not_taken_for_an_answer() -> None:
     """As little as one in reading it."""
     bench = await Following.start()
 
-    async def broken(*_arguments: Any) -> Any:
+    async def broken(*_arguments: Any, **_options: Any) -> Any:
         await trio.lowlevel.checkpoint()
         raise ProtocolError("internal")
 
-    bench.parts.log.stream = broken  # type: ignore[method-assign,assignment]
+    bench.parts.log.follow = broken  # type: ignore[method-assign]
     bench.subscribe({"notes": "start"})
     with pytest.raises(ProtocolError, match="internal"):
         await bench.pull()
@@ -576,17 +573,15 @@ async def test_a_stream_that_is_left_while_its_page_is_read_is_not_sent() -> Non
 
 
 async def test_a_stream_that_is_left_while_it_is_looked_for_is_not_sent() -> None:
-    """One that came into being just then."""
+    """Nor answered."""
     bench = await Following.start()
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
     await bench.publish("notes")
-    bench.subscriber.reread(await bench.parts.log.streams(bench.principal.user_pk))
-    ask = bench.parts.log.stream
+    bench.subscribe({"notes": "start"})
+    ask = bench.parts.log.follow
 
-    async def meanwhile(*arguments: Any) -> Any:
+    async def meanwhile(*arguments: Any, **options: Any) -> Any:
         bench.subscriber.unsubscribe(["notes"])
-        return await ask(*arguments)
+        return await ask(*arguments, **options)
 
-    bench.parts.log.stream = meanwhile  # type: ignore[method-assign,assignment]
+    bench.parts.log.follow = meanwhile  # type: ignore[method-assign]
     assert not await bench.pull_all()

@@ -33,7 +33,6 @@ class Follower:
         principal = await parts.principal(device)
         follower.subscriber = Subscriber(
             parts.log,
-            parts.accounts,
             parts.signer,
             parts.clock,
             principal=principal,

@@ -17,7 +17,7 @@ from keepstep.eventlog.rooms import ByteRooms
 from keepstep.eventlog.rotation import append_rotation
 from keepstep.eventlog.store import SNAPSHOTS_MAX
 from keepstep.hits import Hits
-from keepstep.interfaces import Appended, Page, StreamInfo
+from keepstep.interfaces import Appended, Followed, Page, StreamInfo
 from keepstep.model import DEVICES_STREAM, KEY_BYTES, Position, is_inbox
 from keepstep.protocol.chain import chain_0
 from keepstep.tail import Tail
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from keepstep._keepstep import Run, Submission
     from keepstep.eventlog.healing import LostEvents
-    from keepstep.eventlog.store import Backend, Past, Reader, Store, StreamKey, StreamRow
+    from keepstep.eventlog.store import Backend, FollowedRow, Past, Reader, Store, StreamKey, StreamRow
     from keepstep.interfaces import Genesis, SnapshotInfo
-    from keepstep.model import AccountChange, DevicePk, PrunedPrefix, Rotation, UserPk
+    from keepstep.model import AccountChange, DevicePk, Principal, PrunedPrefix, Rotation, UserPk
     from keepstep.protocol.messages import Result
 
 REMEMBERED_HEADS_MAX: Final = 100_000
@@ -270,6 +270,21 @@ class StoredLog:
         self._drop_overtaken(rows)
         return [_info(row) for row in rows]
 
+    async def follow(self, principal: Principal, starts: Mapping[str, int | None], *, every: bool) -> list[Followed]:
+        """As ``EventLog.follow``. Cancel-safe; raises as ``read``."""
+
+        def work(reader: Reader) -> list[tuple[FollowedRow, bytes | None]]:
+            found = []
+            for row in reader.follow(principal, None if every else starts.keys()):
+                named = starts.get(row.stream.name)
+                found.append((row, _chain_at(reader, row.stream, row.acked_seq if named is None else named)))
+            return found
+
+        found = await self._backend.read(principal.user_pk, work)
+        self._drop_overtaken([row.stream for row, _ in found])
+        nothing = 0, bytes(KEY_BYTES)
+        return [Followed(_info(row.stream), row.author or nothing, row.acked_seq, chain) for row, chain in found]
+
     async def pruned(self, user_pk: UserPk, stream: str) -> PrunedPrefix | None:
         """What stands for the beginning of a stream; ``None`` where nothing of it is gone.
 
@@ -345,6 +360,15 @@ def _known(reader: Reader, user_pk: UserPk, name: str, *, up_to: int = 0, left_a
     if left_after is not None and row.tail is not None and left_after < row.tail.seq:
         raise Pruned(left_after, row.tail.seq)
     return row
+
+
+def _chain_at(reader: Reader, row: StreamRow, seq: int) -> bytes | None:
+    """The chain at a position; ``None`` where it is not there."""
+    if seq == 0:
+        return chain_0(_keepstep, row.user_key, row.name)
+    if seq >= row.head_seq:
+        return row.head_chain if seq == row.head_seq else None
+    return row.tail.chain if row.tail is not None and row.tail.seq == seq else reader.chain(row, seq)
 
 
 def _info(row: StreamRow) -> StreamInfo:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from keepstep._keepstep import Ingested, StreamHead
     from keepstep.eventlog.retention import TailAuthors
     from keepstep.interfaces import Genesis, Page, SnapshotInfo
-    from keepstep.model import AccountChange, DeviceEntry, Position, PrunedPrefix
+    from keepstep.model import AccountChange, DeviceEntry, Position, Principal, PrunedPrefix
 
 T = TypeVar("T")
 
@@ -137,6 +137,21 @@ class StreamRow:
     bytes_max: int | None = None
     stored_bytes: int = 0
     tail: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedRow:
+    """A stream, and what one device did in it.
+
+    Attributes:
+        stream: as reads see it.
+        author: (last_n, last_hash), ``None`` where it never wrote.
+        acked_seq: up to where it acknowledged, 0 for nothing.
+    """
+
+    stream: StreamRow
+    author: tuple[int, bytes] | None
+    acked_seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +383,9 @@ class Reader(Protocol):
 
     def streams(self, user_pk: UserPk) -> list[StreamRow]:
         """All streams of a user: ``$devices``, ``$keys``, then by name."""
+
+    def follow(self, principal: Principal, names: Collection[str] | None) -> list[FollowedRow]:
+        """Streams of a device's user with what the device did in them, in the order of ``streams``; ``None``: all."""
 
     def page(
         self, stream: StreamRow, *, after: int, events_max: int, bytes_max: int, now_ms: int

@@ -7,20 +7,24 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from keepstep.interfaces import ListedDevice
+from keepstep.interfaces import ListedDevice, OpenedSession
 from keepstep.memory.database import SessionRow
 from keepstep.model import (
     CHANGES_MAX,
+    DEVICES_STREAM,
     SESSION_LOST,
     ClonedDevice,
     DevicePk,
     KnownDevice,
+    Position,
     Principal,
     RevokedDevice,
+    StreamPk,
     UserPk,
 )
 
 if TYPE_CHECKING:
+    from keepstep.interfaces import Claim
     from keepstep.memory.database import DeviceRow, MemoryDatabase
 
 
@@ -108,9 +112,18 @@ class MemoryAccounts:
             for device_pk, row in rows.items()
         ]
 
-    async def open_session(self, principal: Principal, session_id: bytes, *, now_ms: int) -> int:
+    async def open_session(self, claim: Claim, session_id: bytes, *, now_ms: int) -> OpenedSession | None:
         """As ``Accounts.open_session``. Cancel-safe: it was recorded or it was not."""
-        await self._arrive()
+        known = await self.device(claim.user_key, claim.device_id)
+        if known is None:
+            return None
+        principal = known.principal
+        head = self._database.users[principal.user_pk].head(DEVICES_STREAM)
+        assert head is not None
+        position = Position(head.seq, head.chain)
+        is_live = known.revoked_seq is None and not principal.is_expired(now_ms)
+        if not is_live or principal.device_key != claim.device_key:
+            return OpenedSession(known, None, StreamPk(head.stream_pk), position)
         device = self._device(principal)
         device.session_no += 1
         device.last_seen_at_ms = now_ms
@@ -118,7 +131,7 @@ class MemoryAccounts:
             principal.user_pk, principal.device_pk, device.session_no, now_ms
         )
         self._open.add(session_id)
-        return device.session_no
+        return OpenedSession(known, device.session_no, StreamPk(head.stream_pk), position)
 
     async def close_session(self, session_id: bytes, *, now_ms: int, reason: str) -> None:
         """As ``Accounts.close_session``. Cancel-safe."""

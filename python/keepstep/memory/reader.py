@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keepstep.eventlog.store import KEYS_STREAM_PK, ROW_BYTES_MAX, StreamRow
+from keepstep.eventlog.store import KEYS_STREAM_PK, ROW_BYTES_MAX, FollowedRow, StreamRow
 from keepstep.interfaces import SnapshotInfo
 from keepstep.model import Policy, Position, PrunedPrefix, RetentionClass, StreamPk, UserPk, has_expired
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from keepstep._keepstep import StreamHead
     from keepstep.memory.database import MemoryDatabase, TailRow, UserRow
-    from keepstep.model import DevicePk
+    from keepstep.model import DevicePk, Principal
 
 
 class MemoryReader:
@@ -36,6 +38,17 @@ class MemoryReader:
         if user is None:
             return []
         return [_row(user, head, self._tail_of(head)) for head in sorted(user.heads.values(), key=_order)]
+
+    def follow(self, principal: Principal, names: Collection[str] | None) -> list[FollowedRow]:
+        """As ``Reader.follow``."""
+        user = self._database.users.get(principal.user_pk)
+        device = None if user is None else user.devices.get(principal.device_pk)
+        acks = {} if device is None else device.acks
+        return [
+            FollowedRow(row, self.author(row, principal.device_pk), acks.get(row.stream_pk, (0, b""))[0])
+            for row in self.streams(principal.user_pk)
+            if names is None or row.name in names
+        ]
 
     def _tail_of(self, head: StreamHead) -> TailRow | None:
         return self._database.tails.get((head.user_pk, head.stream_pk))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from keepstep.interfaces import ListedDevice
+from keepstep.gathering import Gathering
+from keepstep.interfaces import ListedDevice, OpenedSession
 from keepstep.model import (
     CHANGES_MAX,
     SESSION_LOST,
@@ -14,14 +16,19 @@ from keepstep.model import (
     DeviceEntry,
     DevicePk,
     KnownDevice,
+    Position,
     Principal,
     RevokedDevice,
+    StreamPk,
     UserPk,
 )
 from keepstep.postgres.arrays import bigints, byteas, texts
 from keepstep.postgres.queries import query
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keepstep.interfaces import Claim
     from keepstep.postgres.pool import Connection, Database
 
 T = TypeVar("T")
@@ -30,6 +37,20 @@ REASON_CHARACTERS_MAX: Final = 64
 """Longest reason that is recorded for the end of a session; the rest is cut off."""
 SESSIONS_MAX: Final = 500
 """Sessions that one statement says to be open."""
+SESSIONS_TOGETHER_MAX: Final = 64
+"""Sessions that one statement opens, or closes: it holds their devices' rows for so long."""
+
+_Closing = tuple[UserPk, DevicePk, int, int, str]
+"""(user_pk, device_pk, session_no, unix milliseconds, reason) of a session that is over."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opening:
+    """A session that is asked for."""
+
+    claim: Claim
+    session_id: bytes
+    now_ms: int
 
 
 class PostgresAccounts:
@@ -43,6 +64,13 @@ class PostgresAccounts:
         self._database = database
         # A session is closed by whoever opened it: its key is remembered here, so that no index on ids is needed.
         self._open: dict[bytes, tuple[UserPk, DevicePk, int]] = {}
+        self._opening = Gathering(
+            self._open_together,
+            at_once=1,
+            together_max=SESSIONS_TOGETHER_MAX,
+            key=lambda each: (each.claim.user_key, each.claim.device_id),
+        )
+        self._closing = Gathering(self._close_together, at_once=1, together_max=SESSIONS_TOGETHER_MAX)
 
     async def principal(self, user_key: bytes, device_id: bytes) -> Principal | None:
         """The live device, or ``None`` for an unknown user or device and for one that has ended. Cancel-safe."""
@@ -51,20 +79,9 @@ class PostgresAccounts:
 
     async def device(self, user_key: bytes, device_id: bytes) -> KnownDevice | None:
         """The device, live or ended, or ``None`` for an unknown user or device. Cancel-safe."""
-        ((is_known, *row),) = await self._rows("find_device", user_id=user_key, device_id=device_id)
-        user_pk, device_pk, device_key, capabilities, expires_at_ms, manage_from_ms, revoked_seq = row
-        principal = Principal(
-            UserPk(user_pk),
-            user_key,
-            DevicePk(device_pk),
-            device_id,
-            device_key,
-            Capability(capabilities),
-            expires_at_ms,
-            manage_from_ms,
-        )
-        known = KnownDevice(principal, revoked_seq)  # made in any case: by the clock, unknown is as known
-        return known if is_known else None
+        (row,) = await self._rows("find_device", user_id=user_key, device_id=device_id)
+        known = _known(user_key, device_id, row)
+        return known if row[0] else None
 
     async def user(self, user_key: bytes) -> UserPk | None:
         """The user's row number, ``None`` for an unknown user. Cancel-safe."""
@@ -101,21 +118,27 @@ class PostgresAccounts:
             for row in rows
         ]
 
-    async def open_session(self, principal: Principal, session_id: bytes, *, now_ms: int) -> int:
-        """Record a session; returns the device's next ``session_no``, which fences its older sessions.
+    async def open_session(self, claim: Claim, session_id: bytes, *, now_ms: int) -> OpenedSession | None:
+        """As ``Accounts.open_session``: with all that are opened at the same moment.
 
         A cancellation waits for the record. Where the answer is lost a number may be left out; none is given twice.
         """
+        opened = await self._opening.ask(_Opening(claim, session_id, now_ms))
+        if opened is not None and opened.session_no is not None:
+            principal = opened.known.principal
+            self._open[session_id] = (principal.user_pk, principal.device_pk, opened.session_no)
+        return opened
+
+    async def _open_together(self, asked: Sequence[_Opening]) -> list[OpenedSession | None]:
         rows = await self._rows(
-            "open_session",
-            user_pk=int(principal.user_pk),
-            device_pk=int(principal.device_pk),
-            session_id=session_id,
-            now_ms=now_ms,
+            "open_sessions",
+            user_ids=byteas([each.claim.user_key for each in asked]),
+            device_ids=byteas([each.claim.device_id for each in asked]),
+            device_keys=byteas([each.claim.device_key for each in asked]),
+            session_ids=byteas([each.session_id for each in asked]),
+            now_ms=max(each.now_ms for each in asked),
         )
-        session_no = int(rows[0][0])
-        self._open[session_id] = (principal.user_pk, principal.device_pk, session_no)
-        return session_no
+        return [_opened(each.claim, row) for each, row in zip(asked, rows, strict=True)]
 
     async def close_session(self, session_id: bytes, *, now_ms: int, reason: str) -> None:
         """Record the end of a session that was opened here; of another one nothing is recorded.
@@ -123,18 +146,21 @@ class PostgresAccounts:
         A cancellation waits for the record.
         """
         key = self._open.pop(session_id, None)
-        if key is None:
-            return
-        user_pk, device_pk, session_no = key
-        arguments = {
-            "user_pk": int(user_pk),
-            "device_pk": int(device_pk),
-            "session_no": session_no,
-            "now_ms": now_ms,
-            "reason": reason[:REASON_CHARACTERS_MAX],
+        if key is not None:
+            await self._closing.ask((*key, now_ms, reason[:REASON_CHARACTERS_MAX]))
+
+    async def _close_together(self, ended: Sequence[_Closing]) -> list[None]:
+        user_pks, device_pks, session_nos, closed_ats, reasons = zip(*sorted(ended), strict=True)
+        arguments: dict[str, object] = {
+            "user_pks": bigints(user_pks),
+            "device_pks": bigints(device_pks),
+            "session_nos": bigints(session_nos),
+            "closed_ats": bigints(closed_ats),
+            "reasons": texts(reasons),
             "lost": SESSION_LOST,
         }
-        await self._ask(lambda connection: connection.execute(query("close_session"), arguments))
+        await self._run("close_sessions", arguments)
+        return [None] * len(ended)
 
     async def keep_sessions(self, *, now_ms: int) -> None:
         """As ``Accounts.keep_sessions``: in bounded statements, each a transaction of its own."""
@@ -183,3 +209,26 @@ class PostgresAccounts:
 
     async def _ask(self, ask: Callable[[Connection], T]) -> T:
         return await self._database.accounts.run(lambda lease: lease.ask(ask))
+
+
+def _known(user_key: bytes, device_id: bytes, row: Sequence[Any]) -> KnownDevice:
+    """A device as the database has it; made in any case: by the clock, unknown is as known."""
+    _, user_pk, device_pk, device_key, capabilities, expires_at_ms, manage_from_ms, revoked_seq = row[:8]
+    principal = Principal(
+        UserPk(user_pk),
+        user_key,
+        DevicePk(device_pk),
+        device_id,
+        device_key,
+        Capability(capabilities),
+        expires_at_ms,
+        manage_from_ms,
+    )
+    return KnownDevice(principal, revoked_seq)
+
+
+def _opened(claim: Claim, row: Sequence[Any]) -> OpenedSession | None:
+    session_no, devices_pk, head_seq, head_chain = row[8:]
+    known = _known(claim.user_key, claim.device_id, row)
+    opened = OpenedSession(known, session_no, StreamPk(devices_pk), Position(head_seq, head_chain))
+    return opened if row[0] else None

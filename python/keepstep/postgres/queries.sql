@@ -313,6 +313,26 @@ FROM streams s JOIN users u USING (user_pk)
 WHERE s.user_pk = %(user_pk)s
 ORDER BY s.stream_pk > 2, CASE WHEN s.stream_pk <= 2 THEN s.stream_pk END, s.name
 
+-- follow_streams --
+-- All that a device has to know to go on with its streams: heads, what it wrote and what it acknowledged. With every all
+-- streams of the user, else those that are named. Authors are rows only where a stream has more of them than its own row
+-- holds.
+SELECT s.user_pk, u.user_id::bytea, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.head_seq,
+       s.head_chain, s.bytes_max, s.stored_bytes, s.tail_seq, s.tail_chain, coalesce(p.acked_seq, 0),
+       s.head_received_at, s.auth_epoch, s.authors, w.last_n, w.last_hash::bytea
+FROM (
+    SELECT e.stream_pk FROM streams e WHERE %(every)s::boolean AND e.user_pk = %(user_pk)s
+    UNION ALL
+    SELECT n.stream_pk
+    FROM unnest(%(names)s::text[]) AS k (name) JOIN streams n ON n.user_pk = %(user_pk)s AND n.name = k.name
+    WHERE NOT %(every)s::boolean
+) AS k
+JOIN streams s ON s.user_pk = %(user_pk)s AND s.stream_pk = k.stream_pk
+JOIN users u ON u.user_pk = s.user_pk
+LEFT JOIN authors w ON w.user_pk = s.user_pk AND w.stream_pk = s.stream_pk AND w.device_pk = %(device_pk)s
+LEFT JOIN positions p ON p.user_pk = s.user_pk AND p.stream_pk = s.stream_pk AND p.device_pk = %(device_pk)s
+ORDER BY s.stream_pk > 2, CASE WHEN s.stream_pk <= 2 THEN s.stream_pk END, s.name
+
 -- read_page --
 -- On events_of_class. The limit bounds what is looked at, the running sum what is fetched: payloads beyond it stay in
 -- their side table untouched. The row after the position comes in any case.
@@ -369,25 +389,65 @@ SELECT
     manage_from, revoked_at, revoked_seq, last_seen_at
 FROM devices WHERE user_pk = %(user_pk)s ORDER BY device_pk
 
--- open_session --
-WITH device AS (
-    UPDATE devices SET session_no = session_no + 1, last_seen_at = %(now_ms)s
-    WHERE user_pk = %(user_pk)s AND device_pk = %(device_pk)s
-    RETURNING user_pk, device_pk, session_no
+-- open_sessions --
+-- Devices that proved a key, no device twice. One row for each asked and as many values in it: a stranger learns nothing
+-- of who is here. Who may have a session is looked at again under the lock, in the order of the keys: another node may
+-- open sessions of some of them at the same moment.
+WITH asked AS MATERIALIZED (
+    SELECT k.place, k.user_id, k.device_key AS claimed_key, k.session_id, d.*
+    FROM unnest(%(user_ids)s::bytea[], %(device_ids)s::bytea[], %(device_keys)s::bytea[], %(session_ids)s::bytea[])
+        WITH ORDINALITY AS k (user_id, device_id, device_key, session_id, place)
+    LEFT JOIN LATERAL (
+        SELECT v.user_pk, v.device_pk, v.device_key, v.capabilities, v.expires_at, v.manage_from, v.revoked_seq,
+               s.stream_pk, s.head_seq, s.head_chain
+        FROM users u
+        JOIN devices v ON v.user_pk = u.user_pk
+        JOIN streams s ON s.user_pk = u.user_pk AND s.stream_pk = 1
+        WHERE u.user_id = k.user_id AND v.device_id = k.device_id AND u.disabled_at IS NULL
+    ) d ON true
+), live AS MATERIALIZED (
+    SELECT d.user_pk, d.device_pk, a.session_id
+    FROM asked a JOIN devices d ON d.user_pk = a.user_pk AND d.device_pk = a.device_pk
+    WHERE d.device_key = a.claimed_key AND d.revoked_seq IS NULL
+      AND (d.expires_at IS NULL OR d.expires_at > %(now_ms)s)
+    ORDER BY d.user_pk, d.device_pk
+    FOR NO KEY UPDATE OF d
+), device AS (
+    UPDATE devices d SET session_no = session_no + 1, last_seen_at = %(now_ms)s
+    FROM live l
+    WHERE d.user_pk = l.user_pk AND d.device_pk = l.device_pk
+    RETURNING d.user_pk, d.device_pk, d.session_no, l.session_id
+), opened AS (
+    INSERT INTO sessions (user_pk, device_pk, session_no, session_id, opened_at)
+    SELECT user_pk, device_pk, session_no, session_id, %(now_ms)s FROM device
+    RETURNING session_id, session_no
 )
-INSERT INTO sessions (user_pk, device_pk, session_no, session_id, opened_at)
-SELECT user_pk, device_pk, session_no, %(session_id)s, %(now_ms)s FROM device
-RETURNING session_no
+SELECT a.user_pk IS NOT NULL, coalesce(a.user_pk, 0), coalesce(a.device_pk, 0),
+       coalesce(a.device_key::bytea, a.user_id), coalesce(a.capabilities, 7), a.expires_at,
+       coalesce(a.manage_from::bigint, 0), a.revoked_seq, o.session_no, coalesce(a.stream_pk, 0),
+       coalesce(a.head_seq, 0), coalesce(a.head_chain::bytea, a.user_id)
+FROM asked a LEFT JOIN opened o ON o.session_id = a.session_id
+ORDER BY a.place
 
--- close_session --
+-- close_sessions --
+-- In the order of their keys, sessions and then devices, as everybody does.
 WITH closed AS (
-    UPDATE sessions SET closed_at = %(now_ms)s, close_reason = %(reason)s
-    WHERE user_pk = %(user_pk)s AND device_pk = %(device_pk)s AND session_no = %(session_no)s
-      AND (closed_at IS NULL OR close_reason = %(lost)s)
-    RETURNING user_pk, device_pk
+    UPDATE sessions s SET closed_at = c.closed_at, close_reason = c.reason
+    FROM unnest(%(user_pks)s::bigint[], %(device_pks)s::bigint[], %(session_nos)s::bigint[], %(closed_ats)s::bigint[],
+                %(reasons)s::text[]) AS c (user_pk, device_pk, session_no, closed_at, reason)
+    WHERE s.user_pk = c.user_pk AND s.device_pk = c.device_pk AND s.session_no = c.session_no
+      AND (s.closed_at IS NULL OR s.close_reason = %(lost)s)
+    RETURNING s.user_pk, s.device_pk, s.closed_at
+), latest AS MATERIALIZED (
+    SELECT user_pk, device_pk, max(closed_at) AS closed_at FROM closed GROUP BY user_pk, device_pk
+), seen AS MATERIALIZED (
+    SELECT d.user_pk, d.device_pk, l.closed_at
+    FROM latest l JOIN devices d ON d.user_pk = l.user_pk AND d.device_pk = l.device_pk
+    ORDER BY d.user_pk, d.device_pk
+    FOR NO KEY UPDATE OF d
 )
-UPDATE devices d SET last_seen_at = greatest(d.last_seen_at, %(now_ms)s)
-FROM closed WHERE d.user_pk = closed.user_pk AND d.device_pk = closed.device_pk
+UPDATE devices d SET last_seen_at = greatest(d.last_seen_at, s.closed_at)
+FROM seen s WHERE d.user_pk = s.user_pk AND d.device_pk = s.device_pk
 
 -- keep_sessions --
 -- One that was taken for a dead node's is open again.

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from keepstep._keepstep import StreamHead
 from keepstep.eventlog.retention import decode_authors
-from keepstep.eventlog.store import ROW_BYTES_MAX, StreamRow
+from keepstep.eventlog.store import ROW_BYTES_MAX, FollowedRow, StreamRow
 from keepstep.interfaces import SnapshotInfo
 from keepstep.model import Policy, Position, PrunedPrefix, RetentionClass, StreamPk, UserPk
+from keepstep.postgres.arrays import texts
 from keepstep.postgres.heads import load_heads
 from keepstep.postgres.queries import query
 
 if TYPE_CHECKING:
-    from keepstep.model import DevicePk
+    from collections.abc import Collection
+
+    from keepstep.model import DevicePk, Principal
     from keepstep.postgres.pool import Connection
 
 
@@ -34,6 +38,18 @@ class PostgresReader:
     def streams(self, user_pk: UserPk) -> list[StreamRow]:
         """As ``Reader.streams``."""
         return [_stream_row(row) for row in self._rows("read_streams", None, user_pk=int(user_pk))]
+
+    def follow(self, principal: Principal, names: Collection[str] | None) -> list[FollowedRow]:
+        """As ``Reader.follow``."""
+        rows = self._rows(
+            "follow_streams",
+            None,
+            user_pk=int(principal.user_pk),
+            device_pk=int(principal.device_pk),
+            names=texts(names or ()),
+            every=names is None,
+        )
+        return [_followed_row(row, principal.device_pk) for row in rows]
 
     def page(
         self, stream: StreamRow, *, after: int, events_max: int, bytes_max: int, now_ms: int
@@ -62,8 +78,7 @@ class PostgresReader:
     def author(self, stream: StreamRow, device_pk: DevicePk) -> tuple[int, bytes] | None:
         """As ``Reader.author``."""
         head = load_heads(self._connection, [(stream.user_pk, stream.name)]).heads[stream.user_pk, stream.name]
-        known = head.author(device_pk)
-        return (known[0], known[2]) if known is not None else None
+        return _last_of(head, device_pk)
 
     def pruned(self, stream: StreamRow) -> PrunedPrefix | None:
         """As ``Reader.pruned``."""
@@ -86,6 +101,31 @@ def _snapshot(row: Any) -> SnapshotInfo:
     seq, covers_seq, covers_chain, device_id, received_at_ms, *confirmed = row
     covers = Position(covers_seq, covers_chain)
     return SnapshotInfo(seq, covers, device_id, received_at_ms, tuple(confirmed) if confirmed[0] else None)
+
+
+def _followed_row(row: Any, device_pk: DevicePk) -> FollowedRow:
+    stream = _stream_row(row[:13])
+    acked_seq, received_at_ms, auth_epoch, packed, *author = row[13:]
+    known = tuple(author) if author[0] is not None else None
+    if packed:
+        head = StreamHead.load(
+            user_pk=stream.user_pk,
+            stream_pk=stream.stream_pk,
+            name=stream.name,
+            retention_class=stream.retention_class,
+            seq=stream.head_seq,
+            chain=stream.head_chain,
+            received_at_ms=received_at_ms,
+            auth_epoch=auth_epoch,
+            authors_packed=packed,
+        )
+        known = _last_of(head, device_pk)
+    return FollowedRow(stream, known, acked_seq)
+
+
+def _last_of(head: StreamHead, device_pk: DevicePk) -> tuple[int, bytes] | None:
+    known = head.author(device_pk)
+    return (known[0], known[2]) if known is not None else None
 
 
 def _stream_row(row: Any) -> StreamRow:

@@ -15,7 +15,7 @@ from keepstep.eventlog.store import OutcomeUnknown
 from keepstep.postgres.pool import Limits
 from keepstep.protocol.messages import ResultAccepted, ResultDuplicate
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
-from tests.support.logs import append, create_account
+from tests.support.logs import append, create_account, session_no
 
 if TYPE_CHECKING:
     from tests.support.database import DatabaseServer
@@ -157,7 +157,7 @@ async def test_devices_connect_while_there_is_no_standby(place: PostgresPlace, s
     principal = await create_account(place, place.node(), DeviceFixture(UserFixture("ada"), "phone"))
     standby.require()
 
-    assert await place.accounts.open_session(principal, bytes(16), now_ms=NOW_MS) == 1
+    assert await session_no(place, principal, bytes(16)) == 1
     await place.accounts.save_acks(principal, {"$devices": (1, bytes(16))})
     await place.accounts.close_session(bytes(16), now_ms=NOW_MS, reason="bye")
     assert await place.maintenance.make_partitions(now_ms=NOW_MS, ahead=9) > 0

@@ -1,0 +1,122 @@
+"""Where streams go on is asked once, for all that are sought at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from keepstep.errors import Unavailable
+from keepstep.model import StreamPk
+from keepstep.protocol.messages import CaughtUp, Events, Resumed
+from keepstep.subscriber import RESUMED_TOGETHER_MAX
+from tests.support.following import Following, seqs
+
+if TYPE_CHECKING:
+    from keepstep._keepstep import Run
+
+
+async def test_what_is_committed_while_a_stream_is_looked_for_is_not_missed() -> None:
+    """The device is at the head that was found, and that is not the head any more."""
+    bench = await Following.start()
+    await bench.publish("notes", 2)
+
+    def hint(runs: Sequence[Run]) -> None:
+        for run in runs:
+            bench.committed(StreamPk(run.stream_pk), run.first_seq, run.last_seq)
+
+    bench.parts.log.subscribe_commits(hint)
+    ask = bench.parts.log.follow
+
+    async def meanwhile(*arguments: Any, **options: Any) -> Any:
+        found = await ask(*arguments, **options)
+        await bench.publish("notes")
+        return found
+
+    bench.parts.log.follow = meanwhile  # type: ignore[method-assign]
+    bench.subscribe({"notes": "end"})
+    messages = await bench.pull_all()
+    assert [type(one) for one in messages] == [Resumed, Events, CaughtUp]
+    assert seqs(messages) == [3]
+
+
+async def test_a_device_that_has_everything_is_told_so_without_a_page_being_read() -> None:
+    """One question for all its streams, whatever it names, and nothing more."""
+    bench = await Following.start()
+    await bench.publish("a", 2)
+    await bench.publish("b")
+    questions: list[Any] = []
+    ask = bench.parts.log.follow
+
+    async def counted(principal: Any, starts: Any, **options: Any) -> Any:
+        questions.append(dict(starts))
+        return await ask(principal, starts, **options)
+
+    async def unwanted(*_arguments: Any, **_options: Any) -> Any:
+        raise AssertionError
+
+    bench.parts.log.follow = counted  # type: ignore[method-assign]
+    bench.parts.log.read = unwanted  # type: ignore[method-assign]
+    bench.subscribe({"a": (2, (await bench.head("a")).chain), "b": "end", "$keys": "start"})
+    messages = await bench.pull_all()
+    assert questions == [{"a": 2, "b": 0, "$keys": 0}]
+    assert [(type(one), one.stream) for one in messages] == [
+        (each, stream) for stream in ("$keys", "a", "b") for each in (Resumed, CaughtUp)
+    ]
+
+
+async def test_many_streams_are_answered_in_parts() -> None:
+    """As many at a time as are looked up together, each once."""
+    bench = await Following.start(subscriptions_max=RESUMED_TOGETHER_MAX + 2)
+    names = [f"s{number}" for number in range(RESUMED_TOGETHER_MAX + 1)]
+    bench.subscribe(dict.fromkeys(names, "start"))
+    first = await bench.pull()
+    assert len(first) == RESUMED_TOGETHER_MAX
+    assert [one.stream for one in first + await bench.pull_all()] == names
+
+
+async def test_what_was_answered_goes_when_the_log_goes_away_in_between() -> None:
+    """The others are answered when it is back."""
+    rewound: list[str] = []
+
+    async def rewinds(_user_pk: Any, _user_key: bytes, stream: str) -> list[Any]:
+        rewound.append(stream)
+        if len(rewound) == 2:
+            raise Unavailable
+        return []
+
+    bench = await Following.start()
+    bench.subscriber._rewinds_of = rewinds
+    bench.subscribe({"a": "start", "b": "start"})
+    assert [one.stream for one in await bench.pull_all()] == ["a", "b"]
+    assert rewound == ["a", "b", "b"]
+
+
+async def test_a_rereading_while_a_stream_is_looked_for_does_not_have_it_answered_twice() -> None:
+    """It may find one waiting whose answer is under way."""
+    bench = await Following.start()
+    await bench.publish("notes", 2)
+    ask = bench.parts.log.follow
+
+    async def meanwhile(*arguments: Any, **options: Any) -> Any:
+        bench.subscriber.reread(await bench.parts.log.streams(bench.principal.user_pk))
+        return await ask(*arguments, **options)
+
+    bench.parts.log.follow = meanwhile  # type: ignore[method-assign]
+    bench.subscribe({"notes": "end"})
+    assert [type(one) for one in await bench.pull_all()] == [Resumed, CaughtUp]
+
+
+async def test_listing_again_reads_no_page_of_what_is_followed() -> None:
+    """A stream that came into being is all that is new."""
+    bench = await Following.start()
+    await bench.publish("a")
+    bench.subscribe("all")
+    await bench.pull_all()
+    await bench.publish("b")
+
+    async def unwanted(*_arguments: Any, **_options: Any) -> Any:
+        raise AssertionError
+
+    bench.parts.log.read = unwanted  # type: ignore[method-assign]
+    bench.subscriber.reread(await bench.parts.log.streams(bench.principal.user_pk))
+    assert {one.stream for one in await bench.pull()} == {"b"}
