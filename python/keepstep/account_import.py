@@ -148,7 +148,11 @@ async def import_account(
         log, accounts, registrations, clock, devices_per_user_max=DEVICES_MAX, room=room, journal=journal
     )
     limits = PublishLimits(
-        pipelines=1, queue_max=1, batch_events_max=PAGE_EVENTS_MAX, batch_bytes_max=2 * FRAME_BYTES_MAX
+        pipelines=1,
+        queue_max=1,
+        queue_bytes_max=1,
+        batch_events_max=PAGE_EVENTS_MAX,
+        batch_bytes_max=2 * FRAME_BYTES_MAX,
     )
     publisher = Publisher(log, identity, clock, limits=limits, metrics=Metrics(), room=room, journal=journal)
     error: AccountFileError | ProtocolError | None = None

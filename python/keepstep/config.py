@@ -177,8 +177,11 @@ class Settings(BaseSettings):
     """Publish messages of one session that wait for their answer; the session is not read from above it."""
     pipelines: int = Field(default=2, ge=1, le=16)
     """Commit pipelines, sharded by user: one commits while another waits for the disk. Each holds one connection."""
-    pipeline_queue_max: int = Field(default=1_024, ge=1, le=65_536)
-    """Submissions that wait for one pipeline; above it the sessions that publish are not read."""
+    pipeline_queue_max: int = Field(default=8_192, ge=1, le=65_536)
+    """Submissions that wait for one pipeline; above it the sessions that publish are not read, which costs more than
+    the waiting: it is for thousands of sessions that publish at once."""
+    pipeline_queue_bytes_max: int = Field(default=64 * MIB, ge=KIB, le=16 * GIB)
+    """Their payload bytes; above it the sessions that publish are not read either."""
     batch_events_max: int = Field(default=1_000, ge=1, le=10_000)
     """Events in one transaction: above a thousand an ack waits longer and nothing gets cheaper."""
     batch_bytes_max: int = Field(default=4 * MIB, ge=64 * KIB, le=64 * MIB)

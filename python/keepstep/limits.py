@@ -125,6 +125,7 @@ def publish_limits(settings: Settings) -> PublishLimits:
     return PublishLimits(
         pipelines=settings.pipelines,
         queue_max=settings.pipeline_queue_max,
+        queue_bytes_max=settings.pipeline_queue_bytes_max,
         batch_events_max=settings.batch_events_max,
         batch_bytes_max=settings.batch_bytes_max,
     )

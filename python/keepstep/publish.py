@@ -61,12 +61,14 @@ class PublishLimits:
     Attributes:
         pipelines: how many.
         queue_max: submissions that wait for one pipeline.
+        queue_bytes_max: bytes of their events; a single larger submission still waits there.
         batch_events_max: events in one transaction.
         batch_bytes_max: bytes of events in one transaction; a single larger submission still goes.
     """
 
     pipelines: int
     queue_max: int
+    queue_bytes_max: int
     batch_events_max: int
     batch_bytes_max: int
 
@@ -151,7 +153,9 @@ class Publisher:
         self._limits = limits
         self._metrics = metrics
         self.suspects = Suspects(clock, metrics)
-        self._queues = [PublishQueue[_Waiting](limits.queue_max) for _ in range(limits.pipelines)]
+        self._queues = [
+            PublishQueue[_Waiting](limits.queue_max, limits.queue_bytes_max) for _ in range(limits.pipelines)
+        ]
 
     @property
     def waiting(self) -> int:
@@ -171,7 +175,7 @@ class Publisher:
         if not self._gate.is_open(principal.user_pk):
             return False
         waiting = _Waiting(principal, submission, answer, self._clock.monotonic_s())
-        return self._queue(principal).add_nowait(waiting)
+        return self._queue(principal).add_nowait(waiting, submission.payload_bytes)
 
     def _queue(self, principal: Principal) -> PublishQueue[_Waiting]:
         return self._queues[principal.user_pk % len(self._queues)]
@@ -191,7 +195,7 @@ class Publisher:
         if wait_ms is not None:
             self._answer(waiting, [ResultError("unavailable", [wait_ms])] * waiting.events, suspect=False)
             return
-        await self._queue(principal).add(waiting)
+        await self._queue(principal).add(waiting, submission.payload_bytes)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the pipelines until ``close`` and everything handed in is answered."""

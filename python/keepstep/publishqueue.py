@@ -15,13 +15,16 @@ class PublishQueue(Generic[T]):
 
     Args:
         length_max: what may wait; beyond it ``add`` does.
+        bytes_max: the bytes of what may wait; a single larger item still goes where nothing else waits.
     """
 
-    __slots__ = ("_added", "_closed", "_length_max", "_room", "_waiting", "_waits_for_room")
+    __slots__ = ("_added", "_bytes", "_bytes_max", "_closed", "_length_max", "_room", "_waiting", "_waits_for_room")
 
-    def __init__(self, length_max: int) -> None:
+    def __init__(self, length_max: int, bytes_max: int) -> None:
         self._length_max = length_max
-        self._waiting: deque[T] = deque()
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._waiting: deque[tuple[T, int]] = deque()
         self._added: trio.Event | None = None
         self._room = trio.lowlevel.ParkingLot()
         self._waits_for_room = 0
@@ -31,28 +34,38 @@ class PublishQueue(Generic[T]):
         """How many wait."""
         return len(self._waiting)
 
-    def add_nowait(self, item: T) -> bool:
+    def add_nowait(self, item: T, size_bytes: int) -> bool:
         """Add where there is room and nobody waits for it; whether it was. Raises trio.ClosedResourceError."""
-        if self._waits_for_room or len(self._waiting) >= self._length_max:
+        if self._waits_for_room or self._is_full(size_bytes):
             return False
-        self._add(item)
+        self._add(item, size_bytes)
         return True
 
-    async def add(self, item: T) -> None:
+    async def add(self, item: T, size_bytes: int) -> None:
         """Add; waits for room. Cancel-safe: a cancelled call has added nothing. Raises trio.ClosedResourceError."""
         await trio.lowlevel.checkpoint_if_cancelled()
         self._waits_for_room += 1
         try:
-            while len(self._waiting) >= self._length_max and not self._closed:
+            while self._is_full(size_bytes) and not self._closed:
                 await self._room.park()
+        except BaseException:
+            self._room.unpark()  # the room that it was woken for is another's
+            raise
         finally:
             self._waits_for_room -= 1
-        self._add(item)
+        self._add(item, size_bytes)
+        self._room.unpark()  # a large item that went may have made room for several
 
-    def _add(self, item: T) -> None:
+    def _is_full(self, size_bytes: int) -> bool:
+        """Whether one more item would be too much."""
+        waiting = len(self._waiting)
+        return waiting >= self._length_max or (waiting > 0 and self._bytes + size_bytes > self._bytes_max)
+
+    def _add(self, item: T, size_bytes: int) -> None:
         if self._closed:
             raise trio.ClosedResourceError
-        self._waiting.append(item)
+        self._waiting.append((item, size_bytes))
+        self._bytes += size_bytes
         if self._added is not None:
             self._added.set()
 
@@ -74,7 +87,8 @@ class PublishQueue(Generic[T]):
         return self._first() if self._waiting else None
 
     def _first(self) -> T:
-        item = self._waiting.popleft()
+        item, size_bytes = self._waiting.popleft()
+        self._bytes -= size_bytes
         if self._waits_for_room:
             self._room.unpark()
         return item

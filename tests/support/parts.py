@@ -59,7 +59,9 @@ LIMITS: Final = GatewayLimits(
     ),
 )
 HEAL_WINDOW_MS: Final = 600_000
-PUBLISH_LIMITS: Final = PublishLimits(pipelines=2, queue_max=4, batch_events_max=8, batch_bytes_max=64 * 1024)
+PUBLISH_LIMITS: Final = PublishLimits(
+    pipelines=2, queue_max=4, queue_bytes_max=1024 * 1024, batch_events_max=8, batch_bytes_max=64 * 1024
+)
 
 
 class TestClock:

@@ -250,7 +250,11 @@ def source_files() -> list[Path]:
 
 def documents() -> list[Path]:
     """Everything written for people."""
-    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "bench").rglob("*.md")),
+    ]
 
 
 def test_files_stay_readable() -> None:

@@ -18,7 +18,7 @@ PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     """A document with its marks."""
-    path = tmp_path / "page.md"
+    path = tmp_path / "performance.md"
     path.write_text(PAGE)
     return path
 
@@ -123,10 +123,10 @@ def test_a_page_without_marks_and_a_file_without_results_are_refused(
     assert page.read_text() == PAGE
     page.write_text("nothing")
     assert run(page, write(page.parent, "s", saturated())) == 1
-    assert "page.md has no" in capsys.readouterr().err
+    assert "performance.md has no" in capsys.readouterr().err
     page.unlink()
     assert run(page) == 1
-    assert "page.md" in capsys.readouterr().err
+    assert "performance.md" in capsys.readouterr().err
 
 
 def test_the_projects_own_page_has_its_marks() -> None:

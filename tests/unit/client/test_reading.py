@@ -13,7 +13,6 @@ import trio
 from trio.testing import MockClock
 
 from keepstep.client import (
-    Capability,
     ClientError,
     Device,
     Event,
@@ -28,14 +27,11 @@ from keepstep.client import (
 from keepstep.client.store import open_store
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM
 from keepstep.protocol.messages import (
-    Accepted,
     Ack,
     CaughtUp,
     Events,
     Head,
-    Publish,
     Read,
-    ResultError,
     Resumed,
     Subscribe,
 )
@@ -46,21 +42,6 @@ if TYPE_CHECKING:
     from msgspec import Struct
 
 STREAM = "notes"
-
-
-@pytest.fixture
-async def laptop(server: DeviceServer, tmp_path: Path) -> Path:
-    """The file of a first device that has enrolled a second one, ``phone.sqlite3`` beside it."""
-    path = server.new_user(tmp_path)
-    async with open_device(path, environment=server.environment) as device:
-        await device.enrol(tmp_path / "phone.sqlite3", "phone")
-    return path
-
-
-@pytest.fixture
-def phone(laptop: Path) -> Path:
-    """The file of the second device."""
-    return laptop.with_name("phone.sqlite3")
 
 
 async def publish(server: DeviceServer, path: Path, *texts: bytes, ttl_s: int | None = None) -> None:
@@ -559,45 +540,3 @@ async def test_a_cursor_in_a_stream_without_events_keeps_nothing(
     async with open_device(laptop, environment=server.environment) as device:
         await (await device.subscribe(STREAM, cursor="app")).commit(0, state=b"x")
         assert (await device.subscribe(STREAM, cursor="app")).state == b"x"
-
-
-# -- enrolling --------------------------------------------------------------------------------------------------------
-
-
-async def test_enrolment_needs_the_right_and_gives_reading(
-    autojump_clock: MockClock, server: DeviceServer, laptop: Path, phone: Path
-) -> None:
-    """A device that may not manage cannot, and none is made that could not read the account."""
-    other = laptop.with_name("other.sqlite3")
-    async with open_device(phone, environment=server.environment) as device:
-        with pytest.raises(ClientError, match="may not enrol"):
-            await device.enrol(other, "other")
-    async with open_device(laptop, environment=server.environment) as device:
-        with pytest.raises(ClientError, match="has to read"):
-            await device.enrol(other, "other", capabilities=Capability.PUBLISH)
-        with pytest.raises(ClientError, match="exists already"):
-            await device.enrol(phone, "phone")
-        await device.enrol(other, "reader", capabilities=Capability.SUBSCRIBE)
-    async with open_device(other, environment=server.environment) as device:
-        await device.wait_until_ready()
-        with pytest.raises(ClientError, match="may not publish"):
-            await device.publish(STREAM, b"x")
-
-
-async def test_a_refused_enrolment_leaves_no_file(
-    autojump_clock: MockClock, server: DeviceServer, laptop: Path
-) -> None:
-    """The server says no: there is no device that would never connect."""
-
-    def refuse(end: ServerEnd, message: Any) -> list[Struct] | None:
-        if not isinstance(message, Publish):
-            return None
-        events = msgspec.msgpack.decode(message.events)
-        return [Accepted(message.rid, [ResultError("unsupported", []), *server.publish(end.device_id, events[1:])])]
-
-    server.answer = refuse
-    other = laptop.with_name("other.sqlite3")
-    async with open_device(laptop, environment=server.environment) as device:
-        with pytest.raises(ProtocolError, match="unsupported"):
-            await device.enrol(other, "other")
-    assert not other.exists()
