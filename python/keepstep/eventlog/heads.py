@@ -42,18 +42,19 @@ class HeadCache:
         """Heads that batches asked for."""
         return Hits(*self.memory.hits)
 
-    @property
-    def has_lane(self) -> bool:
-        """Whether there is a stream that keeps to the locking lane."""
-        return bool(self._lane)
-
     def get(self, keys: Collection[StreamKey], *, generation: int) -> dict[StreamKey, StreamHead]:
         """The heads remembered of ``keys``; none from before the store's ``generation``."""
         return self.memory.get(list(keys), generation=generation)
 
     def put(self, heads: Iterable[StreamHead], *, generation: int) -> None:
-        """Remember committed heads; not those of a generation that is over."""
-        self.memory.put(list(heads), generation=generation)
+        """Remember committed heads; not those of a generation that is over, nor of streams in the lane.
+
+        So a batch finds out that it goes to the lane by what is not remembered, whatever else is in there.
+        """
+        with self._lock:
+            if self._lane:
+                heads = [head for head in heads if (head.user_pk, head.name) not in self._lane]
+            self.memory.put(list(heads), generation=generation)
 
     def drop(self, keys: Iterable[StreamKey]) -> None:
         """Forget heads that are in doubt."""
@@ -62,8 +63,8 @@ class HeadCache:
     def contend(self, keys: Iterable[StreamKey]) -> None:
         """Another node wrote these streams: forget their heads, and keep them in the lane for a while."""
         keys = list(keys)
-        self.memory.drop(keys)
         with self._lock:
+            self.memory.drop(keys)
             for key in keys:
                 self._lane[key] = LANE_BATCHES
                 self._lane.move_to_end(key)

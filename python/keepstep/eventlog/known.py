@@ -52,7 +52,7 @@ def append_known(
         TryAgain, DataFault: nothing was stored; as ``Store.append``.
         Unavailable, OutcomeUnknown: as ``Store.append``.
     """
-    if heads.has_lane or not store.has_short_way():
+    if not store.has_short_way():
         return None
     ingested = ingest_remembered(
         batch,

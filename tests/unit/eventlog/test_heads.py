@@ -75,6 +75,20 @@ def test_a_contended_stream_keeps_to_the_lane_for_a_while() -> None:
     ]
 
 
+def test_the_head_of_a_stream_in_the_lane_is_not_remembered() -> None:
+    """Until its last batch there; those of others are."""
+    cache = HeadCache(streams_max=9)
+    cache.contend([(1, "a")])
+
+    for _ in range(LANE_BATCHES):
+        cache.put([head("a"), head("b")], generation=0)
+        assert known(cache, "a", "b") == {"b"}
+        assert cache.takes_the_lane([(1, "a")])
+    cache.put([head("a")], generation=0)
+
+    assert known(cache, "a") == {"a"}
+
+
 def test_the_lane_holds_so_many_streams() -> None:
     """The one that came first leaves it."""
     cache = HeadCache(streams_max=9)

@@ -10,6 +10,7 @@ import pytest
 from keepstep._keepstep import StreamHead
 from keepstep.errors import Unavailable
 from keepstep.eventlog.append import STREAM_AHEAD_MS_MAX
+from keepstep.eventlog.heads import LANE_BATCHES
 from keepstep.eventlog.known import append_known
 from keepstep.eventlog.store import Contended, DataFault, LiveDevices, TryAgain
 from keepstep.protocol.messages import ResultAccepted, ResultError
@@ -98,7 +99,7 @@ def test_a_bad_signature_is_answered_on_the_way() -> None:
         pytest.param(lambda corridor: remember(corridor, auth_epoch=1), id="an epoch"),
         pytest.param(lambda corridor: remember(corridor, received_at_ms=NOW_MS + STREAM_AHEAD_MS_MAX + 1), id="a time"),
         pytest.param(lambda corridor: remember(corridor, authors_packed=b"", seq=0), id="an author"),
-        pytest.param(lambda corridor: corridor.heads.contend([(USERS + 1, "notes")]), id="the lane"),
+        pytest.param(lambda corridor: corridor.heads.contend([(1, "notes")]), id="the lane"),
         pytest.param(lambda corridor: corridor.devices.put({1: LiveDevices(0, {})}, generation=0), id="a device"),
         pytest.param(
             lambda corridor: corridor.devices.put({1: LiveDevices(0, {1: NOW_MS + 1})}, generation=0), id="an end"
@@ -116,6 +117,30 @@ def test_what_is_not_remembered_so_takes_the_long_way(change: Callable[[Corridor
     change(corridor)
 
     assert not goes(corridor)
+
+
+def test_a_stream_in_the_lane_that_is_not_in_the_batch_keeps_nobody_off() -> None:
+    """Whoever writes on two nodes, or did once, is no matter of others."""
+    corridor = ready()
+    corridor.heads.contend([(USERS + 1, "notes")])
+
+    assert goes(corridor)
+    assert goes(corridor)
+
+
+def test_a_stream_takes_the_short_way_again_when_its_time_in_the_lane_is_over() -> None:
+    """So many batches later; that its head was known in between is not enough."""
+    corridor = ready()
+    (head,) = corridor.heads.get([(1, "notes")], generation=0).values()
+    corridor.heads.contend([(1, "notes")])
+
+    for _ in range(LANE_BATCHES):
+        corridor.heads.put([head], generation=0)
+        assert corridor.heads.get([(1, "notes")], generation=0) == {}
+        assert corridor.heads.takes_the_lane([(1, "notes")])
+    corridor.heads.put([head], generation=0)
+
+    assert goes(corridor)
 
 
 def test_positions_that_are_not_known_take_the_long_way() -> None:
