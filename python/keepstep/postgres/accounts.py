@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import trio
+
+from keepstep.errors import Unavailable
 from keepstep.gathering import Gathering
 from keepstep.interfaces import ListedDevice, OpenedSession
 from keepstep.model import (
@@ -39,6 +42,8 @@ SESSIONS_MAX: Final = 500
 """Sessions that one statement says to be open."""
 SESSIONS_TOGETHER_MAX: Final = 64
 """Sessions that one statement opens, or closes: it holds their devices' rows for so long."""
+LOCKED_PAUSES_S: Final = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 0.73)
+"""Seconds after which a session is asked for again whose device's row somebody else had locked; 2 s in all."""
 
 _Closing = tuple[UserPk, DevicePk, int, int, str]
 """(user_pk, device_pk, session_no, unix milliseconds, reason) of a session that is over."""
@@ -53,15 +58,21 @@ class _Opening:
     now_ms: int
 
 
+class _Locked:
+    """In place of a session: somebody else has its device's row locked."""
+
+
 class PostgresAccounts:
     """Users, devices and sessions. All methods raise Unavailable while the database is away.
 
     Args:
         database: where they are.
+        pause: waits for so many seconds, until a locked row may be free.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, pause: Callable[[float], Awaitable[None]] = trio.sleep) -> None:
         self._database = database
+        self._pause = pause
         # A session is closed by whoever opened it: its key is remembered here, so that no index on ids is needed.
         self._open: dict[bytes, tuple[UserPk, DevicePk, int]] = {}
         self._opening = Gathering(
@@ -121,15 +132,25 @@ class PostgresAccounts:
     async def open_session(self, claim: Claim, session_id: bytes, *, now_ms: int) -> OpenedSession | None:
         """As ``Accounts.open_session``: with all that are opened at the same moment.
 
+        A device whose row is locked, say by the end of its last session, is asked about again and holds up nobody else.
         A cancellation waits for the record. Where the answer is lost a number may be left out; none is given twice.
+        Raises Unavailable also where the row was locked for as long as ``LOCKED_PAUSES_S``.
         """
-        opened = await self._opening.ask(_Opening(claim, session_id, now_ms))
+        opening = _Opening(claim, session_id, now_ms)
+        opened = await self._opening.ask(opening)
+        pauses_s = iter(LOCKED_PAUSES_S)
+        while isinstance(opened, _Locked):
+            pause_s = next(pauses_s, None)
+            if pause_s is None:
+                raise Unavailable("a device's row was not free in time")
+            await self._pause(pause_s)
+            opened = await self._opening.ask(opening)
         if opened is not None and opened.session_no is not None:
             principal = opened.known.principal
             self._open[session_id] = (principal.user_pk, principal.device_pk, opened.session_no)
         return opened
 
-    async def _open_together(self, asked: Sequence[_Opening]) -> list[OpenedSession | None]:
+    async def _open_together(self, asked: Sequence[_Opening]) -> list[OpenedSession | _Locked | None]:
         rows = await self._rows(
             "open_sessions",
             user_ids=byteas([each.claim.user_key for each in asked]),
@@ -227,8 +248,10 @@ def _known(user_key: bytes, device_id: bytes, row: Sequence[Any]) -> KnownDevice
     return KnownDevice(principal, revoked_seq)
 
 
-def _opened(claim: Claim, row: Sequence[Any]) -> OpenedSession | None:
-    session_no, devices_pk, head_seq, head_chain = row[8:]
+def _opened(claim: Claim, row: Sequence[Any]) -> OpenedSession | _Locked | None:
+    session_no, devices_pk, head_seq, head_chain, is_locked = row[8:]
     known = _known(claim.user_key, claim.device_id, row)
     opened = OpenedSession(known, session_no, StreamPk(devices_pk), Position(head_seq, head_chain))
+    if is_locked:
+        return _Locked()
     return opened if row[0] else None

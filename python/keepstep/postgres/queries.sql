@@ -391,8 +391,8 @@ FROM devices WHERE user_pk = %(user_pk)s ORDER BY device_pk
 
 -- open_sessions --
 -- Devices that proved a key, no device twice. One row for each asked and as many values in it: a stranger learns nothing
--- of who is here. Who may have a session is looked at again under the lock, in the order of the keys: another node may
--- open sessions of some of them at the same moment.
+-- of who is here. Who may have a session is looked at again under the lock. Nobody waits for a row that somebody else has
+-- locked: its device is told apart, and is asked about again.
 WITH asked AS MATERIALIZED (
     SELECT k.place, k.user_id, k.device_key AS claimed_key, k.session_id, d.*
     FROM unnest(%(user_ids)s::bytea[], %(device_ids)s::bytea[], %(device_keys)s::bytea[], %(session_ids)s::bytea[])
@@ -411,7 +411,7 @@ WITH asked AS MATERIALIZED (
     WHERE d.device_key = a.claimed_key AND d.revoked_seq IS NULL
       AND (d.expires_at IS NULL OR d.expires_at > %(now_ms)s)
     ORDER BY d.user_pk, d.device_pk
-    FOR NO KEY UPDATE OF d
+    FOR NO KEY UPDATE OF d SKIP LOCKED
 ), device AS (
     UPDATE devices d SET session_no = session_no + 1, last_seen_at = %(now_ms)s
     FROM live l
@@ -425,7 +425,9 @@ WITH asked AS MATERIALIZED (
 SELECT a.user_pk IS NOT NULL, coalesce(a.user_pk, 0), coalesce(a.device_pk, 0),
        coalesce(a.device_key::bytea, a.user_id), coalesce(a.capabilities, 7), a.expires_at,
        coalesce(a.manage_from::bigint, 0), a.revoked_seq, o.session_no, coalesce(a.stream_pk, 0),
-       coalesce(a.head_seq, 0), coalesce(a.head_chain::bytea, a.user_id)
+       coalesce(a.head_seq, 0), coalesce(a.head_chain::bytea, a.user_id),
+       o.session_no IS NULL AND coalesce(a.device_key = a.claimed_key, false) AND a.revoked_seq IS NULL
+           AND (a.expires_at IS NULL OR a.expires_at > %(now_ms)s)
 FROM asked a LEFT JOIN opened o ON o.session_id = a.session_id
 ORDER BY a.place
 
