@@ -151,9 +151,16 @@ headed = st.builds(
     st.tuples(st.integers(0, 5), st.sampled_from([16, 25, 26, 27, 99])),
     st.binary(max_size=40),
 )
+nested = st.builds(
+    lambda head, opening, depth: head + opening * depth + b"\xc0",
+    st.sampled_from([b"\x93\x10\x07", b"\x94\x10\x07\x90", b"\x92\x1a"]),
+    st.sampled_from([b"\x91", b"\x81\x05"]),
+    st.integers(0, 64) | st.just(500_000),
+)
+"""What is passed over, with as many levels as the extension takes, or more than any interpreter does."""
 
 
-@given(plaintext=st.one_of(publishes, headed, st.binary(max_size=40)))
+@given(plaintext=st.one_of(publishes, headed, nested, st.binary(max_size=40)))
 def test_the_extension_reads_a_record_as_the_state_machine_does(plaintext: bytes) -> None:
     """What ends the session ends it by both, with the same code, and a message is the same message."""
     server, client = open_sessions()

@@ -8,7 +8,7 @@ import pytest
 
 from keepstep._keepstep import RecordReader, RecordSealer, Submission
 from keepstep.errors import ProtocolError
-from keepstep.protocol.messages import MESSAGE_BYTES_MAX, PUBLISH_BYTES_MAX, Ping, Rekey, encode
+from keepstep.protocol.messages import MESSAGE_BYTES_MAX, PUBLISH_BYTES_MAX, Ping, Rekey, decode_from_device, encode
 from tests.support.events import DeviceFixture, UserFixture, wire_events
 from tests.support.records import OVERHEAD, SECRET, Sealing, record_reader
 
@@ -103,6 +103,17 @@ def test_a_publish_or_rekey_in_another_form_ends_the_session(message: bytes, cod
     assert before == encode(Ping(1))
     assert faults(rest) == [code]
     assert len(rest) == 1
+
+
+@pytest.mark.parametrize("head", [b"\x93\x10\x07", b"\x94\x10\x07\x90", b"\x92\x1a"])
+def test_what_is_passed_over_has_so_many_levels(head: bytes) -> None:
+    """As many as ``msgpack::NESTED_MAX``; up to there and far beyond, Python decodes as much."""
+    assert faults(opened(head + b"\x91" * 64 + b"\xc0")) == []
+    decode_from_device(head + b"\x91" * 64 + b"\xc0")
+    assert faults(opened(head + b"\x91" * 65 + b"\xc0", encode(Ping(1)))) == ["malformed"]
+    assert faults(opened(head + b"\x91" * 500_000 + b"\xc0")) == ["malformed"]
+    with pytest.raises(ProtocolError, match="malformed"):
+        decode_from_device(head + b"\x91" * 500_000 + b"\xc0")
 
 
 def test_a_publish_may_be_as_large_as_documented() -> None:

@@ -4,9 +4,12 @@ use crate::error::{Error, Result};
 
 /// Largest integer on the wire: every one fits a PostgreSQL bigint.
 pub const INTEGER_MAX: u64 = i64::MAX as u64;
+/// Arrays and maps inside each other in what is passed over: more than any version has, and less than any decoder takes.
+pub const NESTED_MAX: usize = 64;
 
 const NOT_MINIMAL: Error = Error::Malformed("MessagePack: not the minimal encoding");
 const OTHER_TYPE: Error = Error::Malformed("MessagePack: not the documented type");
+const TOO_DEEP: Error = Error::Malformed("MessagePack: too many arrays inside each other");
 const TOO_SHORT: Error = Error::Malformed("MessagePack: the value is cut short");
 
 /// Reads one value after the other from a slice.
@@ -172,10 +175,20 @@ impl<'a> LenientReader<'a> {
         if value > most { Err(Error::Malformed("an integer is not in 0 to 2^63 - 1")) } else { Ok(value) }
     }
 
-    /// Passes over so many values with all that is in them, in memory that does not grow with their depth.
+    /// Passes over so many values with all that is in them, at most `NESTED_MAX` arrays and maps inside each other.
     pub fn skip(&mut self, values: u64) -> Result<()> {
-        let mut left = values;
-        while left > 0 {
+        let mut left = [0; NESTED_MAX + 1]; // values at each level
+        left[0] = values;
+        let mut level = 0;
+        loop {
+            if left[level] == 0 {
+                if level == 0 {
+                    return Ok(());
+                }
+                level -= 1;
+                continue;
+            }
+            left[level] -= 1;
             // Each value has a byte at least, so a count above what is left of the bytes ends soon.
             let (bytes, inside) = match self.0.byte()? {
                 0x00..=0x7f | 0xc0 | 0xc2 | 0xc3 | 0xe0..=0xff => (0, 0),
@@ -194,9 +207,11 @@ impl<'a> LenientReader<'a> {
                 0xc1 => return Err(OTHER_TYPE),
             };
             self.0.take(bytes)?;
-            left = (left - 1).saturating_add(inside);
+            if inside > 0 {
+                level += 1;
+                *left.get_mut(level).ok_or(TOO_DEEP)? = inside;
+            }
         }
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use keepstep_core::aead::RecordKey;
 use keepstep_core::incoming::{Author, Incoming, MESSAGE_BYTES_MAX, RecordReader};
-use keepstep_core::msgpack::{LenientReader, write_integer};
+use keepstep_core::msgpack::{LenientReader, NESTED_MAX, write_integer};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
@@ -85,6 +85,38 @@ fn nothing_is_read_after_a_fault() {
     let large = vec![0; MESSAGE_BYTES_MAX + 17];
     assert_eq!(words(&[reader.read(&mut key(), large).unwrap()]), ["too_large"]);
     assert!(reader.read(&mut key(), key().seal(&PING).unwrap()).is_none());
+}
+
+/// So many arrays or maps inside each other, with nil in the innermost, behind a head.
+fn nested(head: &[u8], opening: &[u8], depth: usize) -> Vec<u8> {
+    [head, &opening.repeat(depth), &[0xc0]].concat()
+}
+
+#[test]
+fn what_is_passed_over_has_so_many_levels() {
+    let openings: [&[u8]; 4] = [&[0x91], &[0xdc, 0, 1], &[0x81, 5], &[0xdf, 0, 0, 0, 1, 5]];
+    let heads: [(&[u8], &str); 3] = [
+        (&[0x93, 16, 7], "publish 7 malformed"),
+        (&[0x94, 16, 7, 0x90], "publish 7 malformed"),
+        (&[0x92, 26], "message 26"),
+    ];
+    for opening in openings {
+        for (head, word) in heads {
+            assert_eq!(read(&[&nested(head, opening, NESTED_MAX)], 9), [word]);
+            for depth in [NESTED_MAX + 1, 2 * NESTED_MAX, 150_000] {
+                assert_eq!(read(&[&nested(head, opening, depth), &PING], 9), ["malformed"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn levels_are_counted_inside_each_other_only() {
+    let value = nested(&[], &[0x91], NESTED_MAX);
+    let message = [&[0xdc, 0, 103, 16, 7, 0x90][..], &value.repeat(100)].concat();
+    assert_eq!(read(&[&message], 9), ["publish 7 malformed"]);
+    let events = [&[0xdc, 0, 100][..], &nested(&[], &[0x91], NESTED_MAX - 1).repeat(100)].concat();
+    assert_eq!(read(&[&[&[0x93, 16, 7][..], &events].concat()], 9), ["publish 7 too_large"]);
 }
 
 proptest! {
