@@ -123,6 +123,26 @@ async def test_sessions_that_open_and_close_at_the_same_moment_are_each_numbered
     assert (await place.administration.statistics()).open_sessions == 0
 
 
+async def test_who_claims_a_device_with_another_key_is_asked_with_it(place: Place) -> None:
+    """Strangers neither get a session nor queue before the device that they name."""
+    log = place.node()
+    real = await create_account(place, log, DeviceFixture(ADA, "phone"))
+    claims = [replace(real, device_key=bytes([number]) * 32) for number in range(20)]
+    opened: dict[int, int | None] = {}
+
+    async def come(number: int, claim: Principal) -> None:
+        found = await place.accounts.open_session(claim, bytes([number + 1]) * 16, now_ms=NOW_MS)
+        assert found is not None
+        opened[number] = found.session_no
+
+    async with trio.open_nursery() as nursery:
+        for number, claim in enumerate([*claims[:10], real, *claims[10:]]):
+            nursery.start_soon(come, number, claim)
+
+    assert opened.pop(10) == 1
+    assert {*opened.values()} == {None}
+
+
 async def test_a_session_ends_once(place: Place) -> None:
     """Ending it again, or one that nobody opened, is no error: whoever ends it may come twice."""
     log = place.node()

@@ -79,7 +79,7 @@ class PostgresAccounts:
             self._open_together,
             at_once=1,
             together_max=SESSIONS_TOGETHER_MAX,
-            key=lambda each: (each.claim.user_key, each.claim.device_id),
+            key=lambda each: (each.claim.user_key, each.claim.device_id, each.claim.device_key),
         )
         self._closing = Gathering(self._close_together, at_once=1, together_max=SESSIONS_TOGETHER_MAX)
 
