@@ -18,7 +18,7 @@ class PublishQueue(Generic[T]):
         bytes_max: the bytes of what may wait; a single larger item still goes where nothing else waits.
     """
 
-    __slots__ = ("_added", "_bytes", "_bytes_max", "_closed", "_length_max", "_room", "_waiting", "_waits_for_room")
+    __slots__ = ("_added", "_bytes", "_bytes_max", "_closed", "_length_max", "_waiting", "_waits_for_room")
 
     def __init__(self, length_max: int, bytes_max: int) -> None:
         self._length_max = length_max
@@ -26,8 +26,7 @@ class PublishQueue(Generic[T]):
         self._bytes = 0
         self._waiting: deque[tuple[T, int]] = deque()
         self._added: trio.Event | None = None
-        self._room = trio.lowlevel.ParkingLot()
-        self._waits_for_room = 0
+        self._waits_for_room: dict[trio.lowlevel.Task, tuple[T, int]] = {}
         self._closed = False
 
     def __len__(self) -> int:
@@ -36,6 +35,8 @@ class PublishQueue(Generic[T]):
 
     def add_nowait(self, item: T, size_bytes: int) -> bool:
         """Add where there is room and nobody waits for it; whether it was. Raises trio.ClosedResourceError."""
+        if self._closed:
+            raise trio.ClosedResourceError
         if self._waits_for_room or self._is_full(size_bytes):
             return False
         self._add(item, size_bytes)
@@ -44,17 +45,29 @@ class PublishQueue(Generic[T]):
     async def add(self, item: T, size_bytes: int) -> None:
         """Add; waits for room. Cancel-safe: a cancelled call has added nothing. Raises trio.ClosedResourceError."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._waits_for_room += 1
-        try:
-            while self._is_full(size_bytes) and not self._closed:
-                await self._room.park()
-        except BaseException:
-            self._room.unpark()  # the room that it was woken for is another's
-            raise
-        finally:
-            self._waits_for_room -= 1
-        self._add(item, size_bytes)
-        self._room.unpark()  # a large item that went may have made room for several
+        if self.add_nowait(item, size_bytes):
+            return
+        task, waits = trio.lowlevel.current_task(), self._waits_for_room
+
+        def abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            del waits[task]
+            self._let_in()  # it may have held up a smaller one
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        waits[task] = (item, size_bytes)
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if waits.pop(task, None) is not None:
+            raise trio.ClosedResourceError
+
+    def _let_in(self) -> None:
+        """Add what waits for room, as far as there is some: in order, so that who comes later overtakes nobody."""
+        while self._waits_for_room and not self._closed:
+            task, (item, size_bytes) = next(iter(self._waits_for_room.items()))
+            if self._is_full(size_bytes):
+                return
+            del self._waits_for_room[task]
+            self._add(item, size_bytes)
+            trio.lowlevel.reschedule(task)
 
     def _is_full(self, size_bytes: int) -> bool:
         """Whether one more item would be too much."""
@@ -62,8 +75,6 @@ class PublishQueue(Generic[T]):
         return waiting >= self._length_max or (waiting > 0 and self._bytes + size_bytes > self._bytes_max)
 
     def _add(self, item: T, size_bytes: int) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError
         self._waiting.append((item, size_bytes))
         self._bytes += size_bytes
         if self._added is not None:
@@ -90,12 +101,14 @@ class PublishQueue(Generic[T]):
         item, size_bytes = self._waiting.popleft()
         self._bytes -= size_bytes
         if self._waits_for_room:
-            self._room.unpark()
+            self._let_in()
         return item
 
     def close(self) -> None:
         """Nothing more is added; what waits may still be taken."""
-        self._closed = True
-        self._room.unpark_all()
+        if not self._closed:
+            self._closed = True
+            for task in self._waits_for_room:
+                trio.lowlevel.reschedule(task)
         if self._added is not None:
             self._added.set()

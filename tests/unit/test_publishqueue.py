@@ -53,6 +53,39 @@ async def test_who_waits_for_room_comes_before_who_does_not_wait() -> None:
     assert queue.add_nowait(4, 1)
 
 
+async def test_who_waits_for_room_comes_before_who_adds_later() -> None:
+    """Also where the room is there before the one that waits has run."""
+    queue: PublishQueue[int] = PublishQueue(1, 100)
+    assert queue.add_nowait(1, 1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.add, 2, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert queue.take_nowait() == 1
+        nursery.start_soon(queue.add, 3, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [queue.take_nowait() for _ in range(3)] == [2, 3, None]
+
+
+async def test_one_that_is_cancelled_makes_way_for_smaller_ones() -> None:
+    """For which there was room behind it."""
+    queue: PublishQueue[int] = PublishQueue(9, 10)
+    assert queue.add_nowait(1, 6)
+    scope = trio.CancelScope()
+
+    async def add_in_scope() -> None:
+        with scope:
+            await queue.add(2, 9)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(add_in_scope)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(queue.add, 3, 4)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(queue) == 1
+        scope.cancel()
+        assert [queue.take_nowait() for _ in range(3)] == [1, 3, None]
+
+
 async def test_a_taker_that_is_cancelled_takes_nothing() -> None:
     """What comes after it is for the next one."""
     queue: PublishQueue[int] = PublishQueue(1, 100)
