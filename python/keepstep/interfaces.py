@@ -5,9 +5,9 @@ Implementations of one interface pass one contract suite (``tests/contract``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from keepstep.errors import KeepstepError
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     """What a record was, as ``RecordReader.read`` gives it: a publish, another message, what ends the session."""
 
 T = TypeVar("T")
+
+RESUMED_TOGETHER_MAX: Final = 256
+"""Streams of a session that are looked up, and answered, at once."""
 
 
 class Clock(Protocol):
@@ -125,7 +128,7 @@ class Followed:
         author: (last_n, last_hash) of the device in it; (0, 32 zero bytes) where it never wrote.
         acked_seq: up to where the device has acknowledged it.
         chain: at the position that was named, the acknowledged one where none was; ``None`` where that is above the
-            head, or cannot be told at once (``EventLog.chain_at``).
+            head, or it was not looked up, or cannot be told at once (``EventLog.chain_at``).
     """
 
     info: StreamInfo
@@ -234,13 +237,17 @@ class EventLog(Protocol):
     async def streams(self, user_pk: UserPk) -> list[StreamInfo]:
         """All streams of a user: ``$devices``, ``$keys``, then by name."""
 
-    async def follow(self, principal: Principal, starts: Mapping[str, int | None], *, every: bool) -> list[Followed]:
+    async def follow(
+        self, principal: Principal, starts: Mapping[str, int | None], *, every: bool, known: Collection[str] = ()
+    ) -> list[Followed]:
         """What a device has to know of streams to go on with them, in one question.
 
         Args:
             principal: the device.
             starts: by name, the seq where it goes on, if it names one. Streams that are not there are left out.
-            every: of all streams of the user; their order is that of ``streams``.
+            every: of all streams of the user; their order is that of ``streams``. Of those that ``starts`` does not
+                name, at most ``RESUMED_TOGETHER_MAX`` chains are looked up.
+            known: with ``every``, streams whose chain is of no use to the caller unless ``starts`` names them.
 
         Raises:
             Unavailable: the database is away.

@@ -165,6 +165,7 @@ class Session:
             wake=self._ask_turn,
             relayed=services.metrics.relayed_events,
             rewinds=services.healing.rewinds,
+            holds=self._holds,
         )
         self.live = services.presences.join(principal, wake=self._ask_turn, offer=self._offer)
 
@@ -494,6 +495,10 @@ class Session:
             self._reading = False
             self._pulling = None
             self._waited()
+
+    def _holds(self) -> bool:
+        """Whether what is to be sent waits longer than for the next turn."""
+        return self._pulling is not None or not self._listens or self._connection.blocked
 
     # -- what goes --------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal
 
 from keepstep.errors import ArchiveUnavailable, ProtocolError, Pruned, Unavailable
-from keepstep.interfaces import Page
+from keepstep.interfaces import RESUMED_TOGETHER_MAX, Page
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Capability, Position, inbox_of, is_inbox
 from keepstep.pages import encode_events
 from keepstep.protocol.messages import CaughtUp, Head, Resumed, Rewound, Subscribe, encode
@@ -32,8 +32,6 @@ REREADS_MAX: Final = 3
 """How often a page that does not continue its position is read anew before the log counts as unavailable."""
 PAGES_AHEAD_MAX: Final = 4
 """Pages of commits that wait for a session's turn; what is committed beyond them is read when its turn comes."""
-RESUMED_TOGETHER_MAX: Final = 256
-"""Streams that are looked up, and answered, at once."""
 CHAIN_PREFIX_BYTES: Final = 16
 _NO_AUTHOR: Final = (0, bytes(32))
 
@@ -68,6 +66,7 @@ class Subscriber:
         wake: tells the session's writer that ``pull`` may have something.
         relayed: counts the events of each page.
         rewinds: the restores that set a stream of a user back, signed; raises Unavailable.
+        holds: whether the writer waits; then no page is made, since what is erased meanwhile must not go any more.
     """
 
     def __init__(
@@ -81,8 +80,9 @@ class Subscriber:
         wake: Callable[[], None],
         relayed: Tally,
         rewinds: Callable[[UserPk, bytes, str], Awaitable[list[SignedRewind]]] = no_rewinds,
+        holds: Callable[[], bool] = bool,
     ) -> None:
-        self._rewinds_of = rewinds
+        self._rewinds_of, self._holds = rewinds, holds
         self.principal = principal
         self._log = log
         self._generation = log.generation()
@@ -104,6 +104,7 @@ class Subscriber:
         self._sent_before: dict[str, int] = {}
         self._all = False
         self._list_due = False
+        self._listing = False  # the list is being read, what is done with it follows what is wanted then
         self._unacked_bytes = 0
         self._unsaved_acks: dict[str, tuple[int, bytes]] = {}
         self._told_safe_at_ms: int | None = None
@@ -114,7 +115,7 @@ class Subscriber:
         """Follow streams; naming one again starts it anew from there."""
         if message.streams == "all":
             self._all = True
-            self._list_due = True
+            self._list_due = self._list_due or not self._listing
             self._left.clear()
         else:
             for name, start in message.streams.items():
@@ -265,6 +266,7 @@ class Subscriber:
             or self._asks_database  # which may read beyond it
             or len(self._ahead) >= PAGES_AHEAD_MAX
             or self._unacked_bytes >= self._limits.unacked_bytes_max
+            or self._holds()
         ):
             return False
         page = addition.page(subscription, self._page_in_memory)
@@ -403,15 +405,17 @@ class Subscriber:
         With them those that came into being, and under ``all`` those that it does not follow yet. Resumes go even above
         the credit.
         """
-        every, self._list_due = self._list_due, False  # a commit from here on makes it due again
+        self._listing, self._list_due = self._list_due, False  # a commit from here on makes it due again
         sought = self._take_sought()
         answers: list[bytes] = []
         self._meanwhile = {}
         try:
             starts = {name: seq_of(each.start) for name, each in sought.items()}
-            found = {each.info.name: each for each in await self._log.follow(self.principal, starts, every=every)}
-            if every:
-                every = False
+            known = self._subscriptions.keys() | self._left if self._listing else ()
+            answered = await self._log.follow(self.principal, starts, every=self._listing, known=known)
+            found = {each.info.name: each for each in answered}
+            if self._listing:
+                self._listing = False
                 for name in self._list(found.values())[:RESUMED_TOGETHER_MAX]:
                     del self._sought[name]
                     sought[name] = self._subscriptions[name]
@@ -419,7 +423,7 @@ class Subscriber:
                 answers += await self._resume(sought[name], found.get(name))
                 del sought[name]
         except Unavailable:
-            self._list_due = self._list_due or every
+            self._list_due = self._list_due or self._listing
             self._sought |= {name: None for name, each in sought.items() if self._subscriptions.get(name) is each}
             if not answers:
                 raise

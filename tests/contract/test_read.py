@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.interfaces import Followed
+from keepstep.interfaces import RESUMED_TOGETHER_MAX, Followed
+from keepstep.memory.reader import MemoryReader
 from keepstep.model import UserPk
+from keepstep.postgres.reader import PostgresReader
 from keepstep.protocol.messages import ResultAccepted
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
 from tests.support.logs import PAGE_BYTES_MAX, Place, append, create_account, enrol, read_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from keepstep.eventlog.store import StreamRow
 
 ADA = UserFixture("ada")
 WITHOUT_TAIL = {"tail_bytes_max": 0, "tail_stream_bytes_max": 0}
@@ -241,3 +250,37 @@ async def test_what_a_device_goes_on_with_is_told_in_one_answer(place: Place) ->
     assert [each.info for each in every] == await log.streams(user_pk)
     assert every[2] == Followed(notes, (0, bytes(32)), 3, await log.chain_at(user_pk, "notes", 3))
     assert every[3] == Followed(tasks, (0, bytes(32)), 0, await log.chain_at(user_pk, "tasks", 0))
+
+
+async def test_what_is_told_of_all_streams_takes_a_bounded_number_of_questions(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chains of streams that are named; of the others at most so many, and none of those that the caller knows."""
+    looked_up: list[str] = []
+    for reader in (MemoryReader, PostgresReader):
+        monkeypatch.setattr(reader, "chain", _counting(reader.chain, looked_up))
+    log = place.node()
+    phone = DeviceFixture(ADA, "phone")
+    principal = await create_account(place, log, phone)
+    names = [f"s{number:03}" for number in range(RESUMED_TOGETHER_MAX + 3)]
+    for name in names:
+        await append(log, principal, *phone.events(name, 2))
+    await place.accounts.save_acks(principal, dict.fromkeys(names, (1, bytes(16))))
+
+    found = await log.follow(principal, {names[0]: 1, names[-1]: 2}, every=True, known={*names[:2], names[-1]})
+    chains = {each.info.name: each.chain for each in found}
+
+    assert looked_up == [names[0], *names[2:-1]]
+    assert [name for name, chain in chains.items() if chain is None] == names[1:2]
+    assert chains[names[2]] == await log.chain_at(principal.user_pk, names[2], 1)
+    looked_up.clear()
+    assert [each.chain for each in await log.follow(principal, {}, every=True)].count(None) == 3
+    assert looked_up == names[:RESUMED_TOGETHER_MAX]
+
+
+def _counting(chain: Callable[[Any, StreamRow, int], bytes | None], looked_up: list[str]) -> Any:
+    def counted(self: Any, stream: StreamRow, seq: int) -> bytes | None:
+        looked_up.append(stream.name)
+        return chain(self, stream, seq)
+
+    return counted

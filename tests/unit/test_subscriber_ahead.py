@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from keepstep.errors import ProtocolError
-from keepstep.model import DEVICES_STREAM
+from keepstep.model import DEVICES_STREAM, Kind
 from keepstep.protocol.messages import Events, Head, Subscribe, decode_from_server
+from keepstep.protocol.snapshot import encode_erase
 from keepstep.subscriber import PAGES_AHEAD_MAX, Subscriber
 from keepstep.subscription import PAGE_AHEAD_BYTES_MAX
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, submission
@@ -24,6 +26,7 @@ class Follower:
         self.parts = parts
         self.device = device
         self.wakes = 0
+        self.held = False
 
     @classmethod
     async def start(cls, parts: Parts, device: DeviceFixture, *, unacked_bytes_max: int = 0) -> Follower:
@@ -39,6 +42,7 @@ class Follower:
             limits=limits.subscriber,
             wake=follower.wake,
             relayed=parts.metrics.relayed_events,
+            holds=lambda: follower.held,
         )
         devices_pk = (await parts.log.stream(principal.user_pk, DEVICES_STREAM)).stream_pk
         parts.relay.add(follower.subscriber, devices_pk=devices_pk, devices_changed=lambda _: None)
@@ -199,3 +203,17 @@ async def test_a_stream_that_was_left_goes_on_where_it_was() -> None:
     assert not await follower.take()
     follower.subscriber.subscribe(Subscribe({"notes": (2, page.chain)}))
     assert seqs(await follower.take()) == [3]
+
+
+async def test_an_erased_payload_does_not_go_when_the_device_takes_something_again() -> None:
+    """While the session has to wait no page is made that would go long after its erasure was acknowledged."""
+    follower = await start()
+    device = follower.device
+    follower.held = True
+    secret = device.event("notes", b"secret")
+    await follower.publish(secret)
+    await follower.publish(device.event("notes", encode_erase({device.device_id: [secret.n]}), kind=Kind.ERASE))
+    follower.held = False
+    messages = await follower.take()
+    assert seqs(messages) == [2, 3]
+    assert b"secret" not in msgspec.msgpack.encode(messages)

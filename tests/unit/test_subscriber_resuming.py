@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from keepstep.errors import Unavailable
+from keepstep.interfaces import RESUMED_TOGETHER_MAX
+from keepstep.memory.reader import MemoryReader
 from keepstep.model import StreamPk
 from keepstep.protocol.messages import CaughtUp, Events, Resumed
-from keepstep.subscriber import RESUMED_TOGETHER_MAX
 from tests.support.following import Following, seqs
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Run
+    from keepstep.eventlog.store import StreamRow
 
 
 async def test_what_is_committed_while_a_stream_is_looked_for_is_not_missed() -> None:
@@ -120,3 +124,78 @@ async def test_listing_again_reads_no_page_of_what_is_followed() -> None:
     bench.parts.log.read = unwanted  # type: ignore[method-assign]
     bench.subscriber.reread(await bench.parts.log.streams(bench.principal.user_pk))
     assert {one.stream for one in await bench.pull()} == {"b"}
+
+
+async def test_listing_again_looks_up_no_chain_of_what_is_followed_or_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first looks them up where streams were acknowledged in their middle; those after it only what is new."""
+    looked_up: list[str] = []
+    chain = MemoryReader.chain
+
+    def counted(self: MemoryReader, stream: StreamRow, seq: int) -> bytes | None:
+        looked_up.append(stream.name)
+        return chain(self, stream, seq)
+
+    monkeypatch.setattr(MemoryReader, "chain", counted)
+    streams = RESUMED_TOGETHER_MAX + 3
+    bench = await Following.start(subscriptions_max=streams + 3, unacked_bytes_max=10**9)
+    names = [f"s{number:03}" for number in range(streams)]
+    for name in names:
+        await bench.append(bench.phone.event(name), bench.phone.event(name))
+    await bench.parts.accounts.save_acks(bench.principal, dict.fromkeys(names, (1, bytes(16))))
+    bench.subscribe("all")
+    messages = await bench.pull_all()
+    assert [one.stream for one in messages if isinstance(one, Resumed)] == ["$devices", "$keys", *names]
+    assert sorted(set(looked_up)) == names
+    assert len(looked_up) == len(names) + 2, "two of the listed ones come after those that are answered at once"
+
+    looked_up.clear()
+    bench.subscriber.unsubscribe(["s000"])
+    bench.subscriber.reread(await bench.parts.log.streams(bench.principal.user_pk))
+    await bench.publish("new")
+    bench.committed(await bench.pk("new"), 1, 1)
+    assert {one.stream for one in await bench.pull_all()} == {"new"}
+    assert looked_up == []
+    bench.subscribe("all")
+    assert {one.stream for one in await bench.pull_all()} == {"s000"}
+    assert looked_up == ["s000"]
+    bench.subscribe("all")
+    assert await bench.pull_all() == []
+    assert looked_up == ["s000"]
+
+
+async def test_all_that_is_asked_for_again_while_the_list_is_read_takes_what_that_finds() -> None:
+    """It is read once; what was left before is followed again."""
+    bench = await Following.start()
+    await bench.publish("notes")
+    bench.subscribe("all")
+    await bench.pull_all()
+    bench.subscriber.unsubscribe(["notes"])
+    listed: list[bool] = []
+    ask = bench.parts.log.follow
+
+    async def meanwhile(*arguments: Any, **options: Any) -> Any:
+        listed.append(options["every"])
+        bench.subscribe("all")
+        return await ask(*arguments, **options)
+
+    bench.parts.log.follow = meanwhile  # type: ignore[method-assign]
+    bench.subscribe("all")
+    assert [one.stream for one in await bench.pull_all() if isinstance(one, Resumed)] == ["notes"]
+    assert listed == [True]
+
+
+async def test_the_list_that_could_not_be_read_is_read_when_the_log_is_back() -> None:
+    """Also where it was asked for again in between."""
+    bench = await Following.start()
+    ask = bench.parts.log.follow
+
+    async def away(*_arguments: Any, **_options: Any) -> Any:
+        bench.subscribe("all")
+        raise Unavailable
+
+    bench.parts.log.follow = away  # type: ignore[method-assign]
+    bench.subscribe("all")
+    with pytest.raises(Unavailable):
+        await bench.pull()
+    bench.parts.log.follow = ask  # type: ignore[method-assign]
+    assert [one.stream for one in await bench.pull_all() if isinstance(one, Resumed)] == ["$devices", "$keys"]

@@ -17,13 +17,13 @@ from keepstep.eventlog.rooms import ByteRooms
 from keepstep.eventlog.rotation import append_rotation
 from keepstep.eventlog.store import SNAPSHOTS_MAX
 from keepstep.hits import Hits
-from keepstep.interfaces import Appended, Followed, Page, StreamInfo
+from keepstep.interfaces import RESUMED_TOGETHER_MAX, Appended, Followed, Page, StreamInfo
 from keepstep.model import DEVICES_STREAM, KEY_BYTES, Position, is_inbox
 from keepstep.protocol.chain import chain_0
 from keepstep.tail import Tail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from keepstep._keepstep import Run, Submission
     from keepstep.eventlog.healing import LostEvents
@@ -270,14 +270,25 @@ class StoredLog:
         self._drop_overtaken(rows)
         return [_info(row) for row in rows]
 
-    async def follow(self, principal: Principal, starts: Mapping[str, int | None], *, every: bool) -> list[Followed]:
+    async def follow(
+        self, principal: Principal, starts: Mapping[str, int | None], *, every: bool, known: Collection[str] = ()
+    ) -> list[Followed]:
         """As ``EventLog.follow``. Cancel-safe; raises as ``read``."""
 
         def work(reader: Reader) -> list[tuple[FollowedRow, bytes | None]]:
             found = []
+            others_left = RESUMED_TOGETHER_MAX
             for row in reader.follow(principal, None if every else starts.keys()):
-                named = starts.get(row.stream.name)
-                found.append((row, _chain_at(reader, row.stream, row.acked_seq if named is None else named)))
+                stream, named = row.stream, starts.get(row.stream.name)
+                seq = row.acked_seq if named is None else named
+                if stream.name in starts:
+                    chain = _chain_at(reader, stream, seq)
+                elif stream.name in known or (_is_looked_up(stream, seq) and not others_left):
+                    chain = None
+                else:
+                    others_left -= _is_looked_up(stream, seq)
+                    chain = _chain_at(reader, stream, seq)
+                found.append((row, chain))
             return found
 
         found = await self._backend.read(principal.user_pk, work)
@@ -360,6 +371,11 @@ def _known(reader: Reader, user_pk: UserPk, name: str, *, up_to: int = 0, left_a
     if left_after is not None and row.tail is not None and left_after < row.tail.seq:
         raise Pruned(left_after, row.tail.seq)
     return row
+
+
+def _is_looked_up(row: StreamRow, seq: int) -> bool:
+    """Whether the chain at a position takes a question of its own: the row does not tell it."""
+    return 0 < seq < row.head_seq and (row.tail is None or row.tail.seq != seq)
 
 
 def _chain_at(reader: Reader, row: StreamRow, seq: int) -> bytes | None:

@@ -314,23 +314,45 @@ WHERE s.user_pk = %(user_pk)s
 ORDER BY s.stream_pk > 2, CASE WHEN s.stream_pk <= 2 THEN s.stream_pk END, s.name
 
 -- follow_streams --
--- All that a device has to know to go on with its streams: heads, what it wrote and what it acknowledged. With every all
--- streams of the user, else those that are named. Authors are rows only where a stream has more of them than its own row
--- holds.
+-- All that a device has to know to go on with the streams that are named: heads, what it wrote and what it acknowledged.
+-- Authors are rows only where a stream has more of them than its own row holds. The limits, as in save_acks, keep the
+-- planner to one look-up a stream; it would compare all of the user's rows with each other.
 SELECT s.user_pk, u.user_id::bytea, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.head_seq,
        s.head_chain, s.bytes_max, s.stored_bytes, s.tail_seq, s.tail_chain, coalesce(p.acked_seq, 0),
        s.head_received_at, s.auth_epoch, s.authors, w.last_n, w.last_hash::bytea
-FROM (
-    SELECT e.stream_pk FROM streams e WHERE %(every)s::boolean AND e.user_pk = %(user_pk)s
-    UNION ALL
-    SELECT n.stream_pk
-    FROM unnest(%(names)s::text[]) AS k (name) JOIN streams n ON n.user_pk = %(user_pk)s AND n.name = k.name
-    WHERE NOT %(every)s::boolean
-) AS k
-JOIN streams s ON s.user_pk = %(user_pk)s AND s.stream_pk = k.stream_pk
+FROM unnest(%(names)s::text[]) AS k (name)
+CROSS JOIN LATERAL (SELECT * FROM streams n WHERE n.user_pk = %(user_pk)s AND n.name = k.name LIMIT 1) s
+JOIN users u ON u.user_pk = %(user_pk)s
+LEFT JOIN LATERAL (
+    SELECT a.last_n, a.last_hash
+    FROM authors a WHERE a.user_pk = s.user_pk AND a.stream_pk = s.stream_pk AND a.device_pk = %(device_pk)s
+    LIMIT 1
+) w ON true
+LEFT JOIN LATERAL (
+    SELECT q.acked_seq
+    FROM positions q WHERE q.user_pk = s.user_pk AND q.device_pk = %(device_pk)s AND q.stream_pk = s.stream_pk
+    LIMIT 1
+) p ON true
+ORDER BY s.stream_pk > 2, CASE WHEN s.stream_pk <= 2 THEN s.stream_pk END, s.name
+
+-- follow_all_streams --
+-- As follow_streams, of all streams of the user.
+SELECT s.user_pk, u.user_id::bytea, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.head_seq,
+       s.head_chain, s.bytes_max, s.stored_bytes, s.tail_seq, s.tail_chain, coalesce(p.acked_seq, 0),
+       s.head_received_at, s.auth_epoch, s.authors, w.last_n, w.last_hash::bytea
+FROM streams s
 JOIN users u ON u.user_pk = s.user_pk
-LEFT JOIN authors w ON w.user_pk = s.user_pk AND w.stream_pk = s.stream_pk AND w.device_pk = %(device_pk)s
-LEFT JOIN positions p ON p.user_pk = s.user_pk AND p.stream_pk = s.stream_pk AND p.device_pk = %(device_pk)s
+LEFT JOIN LATERAL (
+    SELECT a.last_n, a.last_hash
+    FROM authors a WHERE a.user_pk = s.user_pk AND a.stream_pk = s.stream_pk AND a.device_pk = %(device_pk)s
+    LIMIT 1
+) w ON true
+LEFT JOIN LATERAL (
+    SELECT q.acked_seq
+    FROM positions q WHERE q.user_pk = s.user_pk AND q.device_pk = %(device_pk)s AND q.stream_pk = s.stream_pk
+    LIMIT 1
+) p ON true
+WHERE s.user_pk = %(user_pk)s
 ORDER BY s.stream_pk > 2, CASE WHEN s.stream_pk <= 2 THEN s.stream_pk END, s.name
 
 -- read_page --

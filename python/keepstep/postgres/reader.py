@@ -41,14 +41,11 @@ class PostgresReader:
 
     def follow(self, principal: Principal, names: Collection[str] | None) -> list[FollowedRow]:
         """As ``Reader.follow``."""
-        rows = self._rows(
-            "follow_streams",
-            None,
-            user_pk=int(principal.user_pk),
-            device_pk=int(principal.device_pk),
-            names=texts(names or ()),
-            every=names is None,
-        )
+        device = {"user_pk": int(principal.user_pk), "device_pk": int(principal.device_pk)}
+        if names is None:
+            rows = self._rows("follow_all_streams", None, **device)
+        else:
+            rows = self._rows("follow_streams", None, **device, names=texts(names))
         return [_followed_row(row, principal.device_pk) for row in rows]
 
     def page(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -43,6 +44,19 @@ WHOLE: Final = {
     "write_rewinds": "a restore looks at every stream",
 }
 """Statements that read a large table or a whole index of it, and why they may: no device waits for any of them."""
+STREAMS_OF_ONE: Final = 1_000
+"""Of the user that has most."""
+ROWS_TOUCHED_MAX: Final = 2 * STREAMS_OF_ONE
+"""By one node of a plan that looks once at each of them, with the rows of other users on the same pages."""
+CROWD: Final = f"""\
+INSERT INTO streams
+SELECT 9, 100 + number, 'n' || number, 1, 0, sha256('x'), 0, 0, '', 0
+FROM generate_series(1, {STREAMS_OF_ONE}) AS number;
+INSERT INTO positions
+SELECT 9, 1, 100 + number, 0, repeat('c', 16)::bytea FROM generate_series(1, {STREAMS_OF_ONE}) AS number;
+INSERT INTO authors SELECT 9, 100 + number, 1, 1, 1, sha256('x') FROM generate_series(1, {STREAMS_OF_ONE}) AS number;
+"""  # noqa: S608 - numbers of our own
+NAMED: Final = f"'{{{','.join(f'n{number}' for number in range(1, 257))}}}'"
 COPIES: Final = frozenset({"copy_events"})
 """What has no plan."""
 PREPARED: Final = """
@@ -121,6 +135,50 @@ def test_no_statement_reads_a_large_table_whole(large: PostgresPlace, which: str
         connection.close()
     assert {name: read for name, read in found.items() if name not in WHOLE} == {}
     assert WHOLE.keys() - found.keys() == set(), "it does not any more: take it off the list"
+
+
+def touched(plan: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    """How many rows each node of a plan that was carried out looked at, again wherever it did so again."""
+    removed = sum(rows for key, rows in plan.items() if key.startswith("Rows Removed by "))
+    yield int((plan["Actual Rows"] + removed) * plan["Actual Loops"]), plan["Node Type"]
+    for part in plan.get("Plans", ()):
+        yield from touched(part)
+
+
+def names_of(statement: bytes) -> list[str]:
+    """Its arguments, in the order of ``positional``."""
+    return list(dict.fromkeys(re.findall(r"%\((\w+)\)s", statement.decode())))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_statistics", [False, True])
+@pytest.mark.parametrize(
+    ("statement", "arguments"),
+    [
+        ("follow_all_streams", {}),
+        ("follow_streams", {"names": NAMED}),
+    ],
+)
+def test_what_a_device_goes_on_with_is_looked_at_once(
+    large: PostgresPlace, statement: str, arguments: dict[str, str], has_statistics: bool
+) -> None:
+    """No join compares all streams of a user with each other, whether or not the planner knows how many there are."""
+    connection = large.connect().read.connect()
+    try:
+        connection.execute("RESET ROLE")  # to whom tables may be filled, and then emptied again
+        connection.execute("BEGIN READ WRITE")
+        for fill in filter(None, CROWD.split(";\n")):
+            connection.execute(fill.encode())
+        if has_statistics:
+            connection.execute("ANALYZE streams, positions, authors")
+        text, _ = positional(query(statement))
+        connection.execute(f"PREPARE explained AS {text}".encode(), prepare=False)
+        values = [({"user_pk": "9", "device_pk": "1"} | arguments)[name] for name in names_of(query(statement))]
+        execute = f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE explained({', '.join(values)})"
+        (row,) = connection.execute(execute.encode(), prepare=False)
+    finally:
+        connection.close()  # with what is not committed
+    assert {each for each in touched(cast("Any", row[0])[0]["Plan"]) if each[0] > ROWS_TOUCHED_MAX} == set()
 
 
 def classes(name: str) -> tuple[RetentionClass | None, ...]:
