@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -111,6 +112,52 @@ if sys.platform == "linux":
                 descriptor, unsent = hub.remove(token)
                 os.close(descriptor)
                 assert unsent == 0
+
+    def full(number: int) -> tuple[socket.socket, socket.socket]:
+        """A socket that takes nothing more, and its peer, under another number's file: watching that fails."""
+        ours, peer = socket.socketpair()
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(65_536))
+        os.dup2(ours.fileno(), number)
+        return ours, peer
+
+    def test_a_socket_that_cannot_be_watched_ends_alone_when_sending() -> None:
+        """What is left of the others is told."""
+        hub = _keepstep.SocketHub()
+        ours, peer = socket.socketpair()
+        number = ours.fileno()
+        ours.setblocking(False)
+        other, other_peer = pair(hub)
+        token = hub.add(ours.detach(), FrameReader(10), record_reader())
+        with peer, other_peer:
+            held, held_peer = full(number)
+            with held, held_peer:
+                assert hub.send([(token, [b"one"]), (other, [b"two"])]) == [(token, 0, True)]
+            assert other_peer.recv(100) == frame_many([b"two"])
+            for each in (token, other):
+                os.close(hub.remove(each)[0])
+
+    def test_a_socket_that_cannot_be_watched_ends_alone_when_receiving() -> None:
+        """What the others sent is handed over."""
+        hub = _keepstep.SocketHub()
+        ours, peer = socket.socketpair()
+        number = ours.fileno()
+        ours.setblocking(False)
+        watched = ours.dup()  # the kernel goes on telling of it
+        token = hub.add(ours.detach(), FrameReader(10), record_reader())
+        other, other_peer = pair(hub)
+        with peer, watched, other_peer:
+            other_peer.sendall(Sealing().frames(b"two"))
+            peer.sendall(b"ready")
+            held, held_peer = full(number)
+            with held, held_peer:
+                held_peer.sendall(frame(9, b"p"))  # its pong is what the kernel does not take
+                turns = hub.receive()
+            assert sorted(turns) == [(token, [], 0, "gone", False), (other, [b"two"], 3 + OVERHEAD, None, False)]
+            for each in (token, other):
+                os.close(hub.remove(each)[0])
 
     def test_what_has_left_is_nobody() -> None:
         """Late words about it do no harm; taking it twice is a fault."""

@@ -145,8 +145,8 @@ impl SocketHub {
         turns.into_iter().map(turn).collect()
     }
 
-    fn send(&self, py: Python<'_>, outgoing: Vec<(u64, Vec<Option<Input>>)>) -> io::Result<Vec<(u64, usize, bool)>> {
-        py.detach(|| self.lock().send(&self.epoll, &outgoing)).map_err(Into::into)
+    fn send(&self, py: Python<'_>, outgoing: Vec<(u64, Vec<Option<Input>>)>) -> Vec<(u64, usize, bool)> {
+        py.detach(|| self.lock().send(&self.epoll, &outgoing))
     }
 }
 
@@ -184,10 +184,11 @@ impl Sockets {
                     socket.receive(&mut self.chunk, &mut turn);
                 }
             }
+            if turn.end.is_none() && socket.watch(epoll, token).is_err() {
+                turn.end = Some(GONE); // it alone: what the others sent is opened already
+            }
             if turn.end.is_some() {
                 socket.leave(epoll);
-            } else {
-                socket.watch(epoll, token)?;
             }
             turns.push(turn);
         }
@@ -195,11 +196,7 @@ impl Sockets {
     }
 
     /// Sends to each as much as goes; gives those for whom something is left, or who are gone.
-    fn send(
-        &mut self,
-        epoll: &OwnedFd,
-        outgoing: &[(u64, Vec<Option<Input>>)],
-    ) -> Result<Vec<(u64, usize, bool)>, Errno> {
+    fn send(&mut self, epoll: &OwnedFd, outgoing: &[(u64, Vec<Option<Input>>)]) -> Vec<(u64, usize, bool)> {
         let mut left = Vec::new();
         for (token, messages) in outgoing {
             let Some(socket) = self.by_token.get_mut(token) else { continue };
@@ -218,17 +215,14 @@ impl Sockets {
             }
             match socket.flush() {
                 Ok(()) if socket.unsent() == 0 => {}
-                Ok(()) => {
-                    socket.watch(epoll, *token)?;
-                    left.push((*token, socket.unsent(), false));
-                }
-                Err(_) => {
+                Ok(()) if socket.watch(epoll, *token).is_ok() => left.push((*token, socket.unsent(), false)),
+                Ok(()) | Err(_) => {
                     socket.leave(epoll);
                     left.push((*token, 0, true));
                 }
             }
         }
-        Ok(left)
+        left
     }
 }
 
