@@ -395,9 +395,6 @@ class Accounts(Protocol):
     async def save_acks(self, principal: Principal, positions: dict[str, tuple[int, bytes]]) -> None:
         """Move ack positions up, never down nor above a stream's head. Raises Unavailable."""
 
-    async def acks(self, principal: Principal) -> dict[str, int]:
-        """The device's ack positions by stream name. Raises Unavailable."""
-
 
 class Maintenance(Protocol):
     """Housekeeping of the log: one short unit of work each, which the server's jobs repeat. All raise Unavailable."""

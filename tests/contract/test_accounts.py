@@ -13,7 +13,7 @@ from keepstep.errors import Unavailable
 from keepstep.interfaces import ListedDevice, OpenedSession
 from keepstep.model import Capability, DevicePk, KnownDevice, UserPk
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
-from tests.support.logs import Place, append, create_account, enrol, principal_of, session_no
+from tests.support.logs import Place, acks_of, append, create_account, enrol, principal_of, session_no
 
 if TYPE_CHECKING:
     from keepstep.model import Principal
@@ -164,12 +164,12 @@ async def test_acks_only_move_up(place: Place) -> None:
     on_laptop = await enrol(place, log, phone, laptop)
     await append(log, on_phone, *phone.events("notes", 5))
 
-    assert await place.accounts.acks(on_phone) == {}
+    assert await acks_of(place.node(), on_phone) == {}
     await place.accounts.save_acks(on_phone, {"notes": (3, CHAIN16), "$devices": (1, CHAIN16), "nothing": (1, CHAIN16)})
     await place.accounts.save_acks(on_phone, {"notes": (2, CHAIN16), "$devices": (2, CHAIN16)})
 
-    assert await place.accounts.acks(on_phone) == {"notes": 3, "$devices": 2}
-    assert await place.accounts.acks(on_laptop) == {}
+    assert await acks_of(place.node(), on_phone) == {"notes": 3, "$devices": 2}
+    assert await acks_of(place.node(), on_laptop) == {}
 
 
 async def test_an_ack_above_the_head_is_not_saved(place: Place) -> None:
@@ -181,7 +181,7 @@ async def test_an_ack_above_the_head_is_not_saved(place: Place) -> None:
 
     await place.accounts.save_acks(principal, {"notes": (3, CHAIN16), "$devices": (1, CHAIN16)})
 
-    assert await place.accounts.acks(principal) == {"$devices": 1}
+    assert await acks_of(place.node(), principal) == {"$devices": 1}
 
 
 async def test_accounts_are_unavailable_while_the_database_is_away(place: Place) -> None:

@@ -10,7 +10,7 @@ from keepstep.administration import Cut
 from keepstep.errors import ProtocolError
 from keepstep.protocol.messages import ResultAccepted, ResultError
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
-from tests.support.logs import Place, append, create_account, enrol, read_all
+from tests.support.logs import Place, acks_of, append, create_account, enrol, read_all
 
 if TYPE_CHECKING:
     from keepstep.eventlog.log import StoredLog
@@ -74,7 +74,7 @@ async def test_nothing_is_left_of_a_deleted_account(place: Place) -> None:
         await fresh.stream(ada.user_pk, "notes")
     assert (await place.administration.statistics()).users == 1
     assert len((await read_all(fresh, ben, "notes")).payloads) == 3
-    assert await place.accounts.acks(ben) == {"notes": 2}
+    assert await acks_of(place.node(), ben) == {"notes": 2}
     assert await place.accounts.principal(BEN.user_key, bens_phone.device_id) is not None
 
 

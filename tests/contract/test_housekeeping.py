@@ -9,7 +9,7 @@ from keepstep.errors import Unavailable
 from keepstep.model import Principal, inbox_of
 from keepstep.protocol.messages import ResultAccepted
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
-from tests.support.logs import Place, append, create_account, enrol, principal_of, read_all
+from tests.support.logs import Place, acks_of, append, create_account, enrol, principal_of, read_all
 
 ADA = UserFixture("ada")
 HERE, THERE = b"h" * 16, b"t" * 16
@@ -94,8 +94,8 @@ async def test_an_inactive_device_is_cleaned_and_stays_live(place: Place) -> Non
     assert (await read_all(place.node(), on_phone, inboxes[0])).payloads == [b"sealed"]
     info = await log.stream(on_phone.user_pk, inboxes[1])
     assert info.stored_bytes < (await log.stream(on_phone.user_pk, inboxes[0])).stored_bytes
-    assert await place.accounts.acks(on_laptop) == {}
-    assert await place.accounts.acks(on_phone) == {"notes": 2}
+    assert await acks_of(place.node(), on_laptop) == {}
+    assert await acks_of(place.node(), on_phone) == {"notes": 2}
     assert await principal_of(place, laptop) == on_laptop
     assert isinstance((await append(log, on_laptop, laptop.event("notes")))[0], ResultAccepted)
 

@@ -335,6 +335,12 @@ async def session_no(place: Place, principal: Principal, session_id: bytes) -> i
     return opened.session_no
 
 
+async def acks_of(log: EventLog, principal: Principal) -> dict[str, int]:
+    """Up to where a device has acknowledged which stream, as it is told where it goes on with all of them."""
+    followed = await log.follow(principal, {}, every=True)
+    return {each.info.name: each.acked_seq for each in followed if each.acked_seq}
+
+
 async def append(
     log: EventLog,
     principal: Principal,

@@ -17,6 +17,7 @@ from keepstep.protocol.chain import verify_head
 from keepstep.protocol.handshake import ClientHandshake
 from keepstep.protocol.messages import Accepted, Bye, CaughtUp, Draining, Events, Ping, Pong, Resumed
 from tests.support.events import NOW_MS, DeviceFixture, seed
+from tests.support.logs import acks_of
 from tests.support.parts import SERVER_KEY, Parts, limited
 from tests.support.wire import Closed, DeviceEnd, MemoryConnection, WireDevice
 
@@ -375,13 +376,13 @@ async def test_acknowledged_positions_are_saved_with_the_end_and_by_the_job() ->
         await session.receive_events("notes", 2)
         await trio.testing.wait_all_tasks_blocked()
         await parts.gateway.save_acks()
-        assert await parts.accounts.acks(principal) == {"notes": 2}
+        assert await acks_of(parts.log, principal) == {"notes": 2}
         await parts.gateway.save_acks()
         await session.publish(*phone.events("notes", 1))
         await session.receive_events("notes", 1)
         await session.send(Bye())
         assert await closed_with(session.end) == (1000, "")
-    assert await parts.accounts.acks(principal) == {"notes": 3}
+    assert await acks_of(parts.log, principal) == {"notes": 3}
 
 
 async def test_a_second_connection_of_a_device_replaces_the_first() -> None:

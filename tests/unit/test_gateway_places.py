@@ -9,6 +9,7 @@ import trio.testing
 from keepstep.errors import Unavailable
 from keepstep.protocol.messages import Bye
 from tests.support.events import NOW_MS
+from tests.support.logs import acks_of
 from tests.support.parts import Parts
 from tests.support.wire import closing_reason
 
@@ -72,4 +73,4 @@ async def test_positions_in_a_log_that_was_are_not_saved_in_the_one_that_is() ->
         parts.database.generation += 1
         await parts.log.streams(principal.user_pk)  # asked once, the log knows that it is another one
         await parts.gateway.save_acks()
-    assert await parts.accounts.acks(principal) == {}
+    assert await acks_of(parts.log, principal) == {}

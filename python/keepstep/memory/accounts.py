@@ -161,12 +161,6 @@ class MemoryAccounts:
             if head is not None and head.seq >= position[0] > acks.get(head.stream_pk, (0, b""))[0]:
                 acks[head.stream_pk] = position
 
-    async def acks(self, principal: Principal) -> dict[str, int]:
-        """As ``Accounts.acks``. Cancel-safe."""
-        await self._arrive()
-        heads = self._database.users[principal.user_pk].heads
-        return {heads[stream_pk].name: seq for stream_pk, (seq, _) in self._device(principal).acks.items()}
-
     async def _arrive(self) -> None:
         await trio.lowlevel.checkpoint()
         self._database.check_here()

@@ -207,11 +207,6 @@ class PostgresAccounts:
         }
         await self._ask(lambda connection: connection.execute(query("save_acks"), arguments))
 
-    async def acks(self, principal: Principal) -> dict[str, int]:
-        """The device's ack positions by stream name. Cancel-safe."""
-        of_device = {"user_pk": int(principal.user_pk), "device_pk": int(principal.device_pk)}
-        return dict(await self._rows_of("read_acks", **of_device))
-
     async def _rows_of(self, statement: str, /, *, user_pk: int, **arguments: int) -> list[Any]:
         """Behind the second wall: of that user only, whatever the statement asks for."""
         arguments["user_pk"] = user_pk

@@ -505,11 +505,6 @@ ON CONFLICT (user_pk, device_pk, stream_pk) DO UPDATE
 SET acked_seq = excluded.acked_seq, acked_chain16 = excluded.acked_chain16
 WHERE positions.acked_seq < excluded.acked_seq
 
--- read_acks --
-SELECT s.name::text, p.acked_seq
-FROM positions p JOIN streams s USING (user_pk, stream_pk)
-WHERE p.user_pk = %(user_pk)s AND p.device_pk = %(device_pk)s
-
 -- ping --
 SELECT 1
 

@@ -11,7 +11,7 @@ from keepstep.errors import StartupError
 from keepstep.postgres import migrate
 from keepstep.postgres.isolation import READER_ROLE, check_isolation
 from tests.support.events import DeviceFixture, UserFixture
-from tests.support.logs import append, create_account
+from tests.support.logs import acks_of, append, create_account
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,14 +106,14 @@ async def test_what_is_read_by_user_goes_through_the_wall(place: PostgresPlace) 
     log = place.node()
     assert len(await log.streams(ada.user_pk)) == 3
     assert len(await place.accounts.devices(ada.user_pk)) == 1
-    assert await place.accounts.acks(ada) == {"notes": 2}
+    assert await acks_of(place.node(), ada) == {"notes": 2}
 
     for table in ("streams", "devices", "positions"):
         place.execute(f"ALTER POLICY own_rows ON {table} USING (false)")
 
     assert await log.streams(ada.user_pk) == []
     assert await place.accounts.devices(ada.user_pk) == []
-    assert await place.accounts.acks(ada) == {}
+    assert await acks_of(place.node(), ada) == {}
 
 
 @pytest.mark.parametrize("table", ["sessions", "refresh_tokens", "revoked_tokens", "invites", "challenges", "audit"])
