@@ -34,16 +34,22 @@ print(json.dumps(dict(
 """
 
 
+@pytest.fixture
+def pretending(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the load generator: a program that asks the server for its metrics and has its results ready."""
+    observations = ObservedRun(1).write(data_dir / "observed.jsonl")
+    program = data_dir / "generator"
+    program.write_text(GENERATOR.format(python=sys.executable, observations=str(observations)))
+    program.chmod(0o700)
+    monkeypatch.setattr(command_line, "build_generator", lambda: program)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("pretending")
 def test_the_results_name_commit_machine_durability_and_costs(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Both loads run on one durable server; the second at half the rate of the first, beside the disk's own fsync."""
-    observations = ObservedRun(1).write(data_dir / "observed.jsonl")
-    generator = data_dir / "generator"
-    generator.write_text(GENERATOR.format(python=sys.executable, observations=str(observations)))
-    generator.chmod(0o700)
-    monkeypatch.setattr(command_line, "build_generator", lambda: generator)
     output = data_dir / "out"
 
     options = ["--directory", str(data_dir), "--output", str(output), "--duration-s", "1"]
@@ -112,15 +118,9 @@ def generator() -> Generator:
 
 
 @pytest.mark.slow
-def test_a_soak_reads_the_servers_memory_after_every_window(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("pretending")
+def test_a_soak_reads_the_servers_memory_after_every_window(data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And ends green where it does not grow."""
-    observations = ObservedRun(1).write(data_dir / "observed.jsonl")
-    pretended = data_dir / "generator"
-    pretended.write_text(GENERATOR.format(python=sys.executable, observations=str(observations)))
-    pretended.chmod(0o700)
-    monkeypatch.setattr(command_line, "build_generator", lambda: pretended)
     output = data_dir / "out"
 
     options = ["--hours", str(6 / 3600), "--window-s", "1", "--directory", str(data_dir), "--output", str(output)]

@@ -44,15 +44,7 @@ class Following:
         limits = {name: value for name, value in changes.items() if hasattr(LIMITS.subscriber, name)}
         fields = {name: value for name, value in changes.items() if name not in limits}
         bench.principal = replace(await parts.principal(phone), **fields)
-        bench.subscriber = Subscriber(
-            parts.log,
-            parts.signer,
-            parts.clock,
-            principal=bench.principal,
-            limits=limited(**limits).subscriber,
-            wake=bench.wake,
-            relayed=parts.metrics.relayed_events,
-        )
+        bench.subscriber = parts.subscriber(bench.principal, bench.wake, limited(**limits).subscriber)
         return bench
 
     def wake(self) -> None:

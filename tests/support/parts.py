@@ -31,12 +31,15 @@ from keepstep.relay import Relay
 from keepstep.revocation import Revocations
 from keepstep.safety import Safety
 from keepstep.sessionservices import SessionLimits
+from keepstep.subscriber import Subscriber
 from keepstep.subscription import SubscriberLimits
 from keepstep.telemetry import Metrics
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture, seed, submission
 from tests.support.wire import MemoryConnection, WireDevice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keepstep.model import Principal
     from keepstep.protocol.handshake import Resume
 
@@ -188,6 +191,26 @@ class Parts:
         principal = await self.accounts.principal(device.user.user_key, device.device_id)
         assert principal is not None
         return principal
+
+    def subscriber(
+        self,
+        principal: Principal,
+        wake: Callable[[], None],
+        limits: SubscriberLimits = LIMITS.subscriber,
+        *,
+        holds: Callable[[], bool] = bool,
+    ) -> Subscriber:
+        """A device's, without a session."""
+        return Subscriber(
+            self.log,
+            self.signer,
+            self.clock,
+            principal=principal,
+            limits=limits,
+            wake=wake,
+            relayed=self.metrics.relayed_events,
+            holds=holds,
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[trio.Nursery]:

@@ -146,23 +146,3 @@ async def test_the_bytes_of_what_waits_are_bounded() -> None:
         assert len(queue) == 2
         assert [queue.take_nowait() for _ in range(2)] == [2, 3]
     assert queue.take_nowait() == 4
-
-
-async def test_one_who_waits_and_is_cancelled_holds_nobody_up() -> None:
-    """Not even where it is cancelled just as there is room."""
-    queue: PublishQueue[int] = PublishQueue(1, 100)
-    assert queue.add_nowait(1, 1)
-    scope = trio.CancelScope()
-
-    async def add_in_scope() -> None:
-        with scope:
-            await queue.add(2, 1)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(add_in_scope)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(queue.add, 3, 1)
-        await trio.testing.wait_all_tasks_blocked()
-        scope.cancel()
-        assert await queue.take() == 1
-        assert await queue.take() == 3

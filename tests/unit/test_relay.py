@@ -12,7 +12,7 @@ from keepstep.model import DEVICES_STREAM, Capability
 from keepstep.protocol.messages import Events, Head, Subscribe, decode_from_server
 from keepstep.subscriber import Subscriber
 from tests.support.events import NOW_MS, DeviceFixture, submission
-from tests.support.parts import LIMITS, Parts
+from tests.support.parts import Parts
 
 
 class Follower:
@@ -30,15 +30,7 @@ class Follower:
         """Follow streams from their start, and take what there is."""
         follower = cls(parts)
         principal = await parts.principal(device)
-        follower.subscriber = Subscriber(
-            parts.log,
-            parts.signer,
-            parts.clock,
-            principal=principal,
-            limits=LIMITS.subscriber,
-            wake=follower.wake,
-            relayed=parts.metrics.relayed_events,
-        )
+        follower.subscriber = parts.subscriber(principal, follower.wake)
         devices_pk = (await parts.log.stream(principal.user_pk, DEVICES_STREAM)).stream_pk
         parts.relay.add(follower.subscriber, devices_pk=devices_pk, devices_changed=follower.heard.append)
         follower.subscriber.subscribe(Subscribe(dict.fromkeys(streams, "start")))

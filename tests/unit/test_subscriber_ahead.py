@@ -34,16 +34,7 @@ class Follower:
         follower = cls(parts, device)
         limits = limited(unacked_bytes_max=unacked_bytes_max) if unacked_bytes_max else LIMITS
         principal = await parts.principal(device)
-        follower.subscriber = Subscriber(
-            parts.log,
-            parts.signer,
-            parts.clock,
-            principal=principal,
-            limits=limits.subscriber,
-            wake=follower.wake,
-            relayed=parts.metrics.relayed_events,
-            holds=lambda: follower.held,
-        )
+        follower.subscriber = parts.subscriber(principal, follower.wake, limits.subscriber, holds=lambda: follower.held)
         devices_pk = (await parts.log.stream(principal.user_pk, DEVICES_STREAM)).stream_pk
         parts.relay.add(follower.subscriber, devices_pk=devices_pk, devices_changed=lambda _: None)
         follower.subscriber.subscribe(Subscribe({"notes": "start"}))
