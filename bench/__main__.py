@@ -86,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--duration-s", type=int, help="measured seconds of each load, instead of the scenario's")
     parser.add_argument("--warm-up-s", type=int, help="seconds of load before, instead of the scenario's")
     parser.add_argument("--repetitions", type=int, help="each on a new server, instead of the scenario's")
-    parser.add_argument("--only", metavar="LOAD", help="leave the scenario's other loads out")
+    parser.add_argument("--only", metavar="LOAD", action="append", help="leave others out; may be given more than once")
     parser.add_argument("--connections", type=int, help="of every load, instead of the scenario's")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on the disk to measure (/var/tmp)")  # noqa: S108 - a new directory is made in it
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the results, as JSON (build/bench)")
@@ -197,8 +197,13 @@ def adapt(scenario: Scenario, options: argparse.Namespace) -> Scenario:
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     loads = scenario.loads
     if options.only is not None:
-        loads = tuple(load for load in loads if load.name == options.only)
-        changes["goals"] = tuple(goal for goal in scenario.goals if goal.load == options.only and goal.ratio_to is None)
+        unknown = set(options.only) - {load.name for load in loads}
+        if unknown:
+            names = ", ".join(load.name for load in loads)
+            raise InvalidScenarioError(f"{scenario.title}: no load {', '.join(sorted(unknown))}; there are: {names}")
+        loads = tuple(load for load in loads if load.name in options.only)
+        kept = {None, *options.only}
+        changes["goals"] = tuple(goal for goal in scenario.goals if {goal.load, goal.ratio_to} <= kept)
     if options.connections is not None:
         loads = tuple(msgspec.structs.replace(load, connections=options.connections) for load in loads)
     changed = msgspec.structs.replace(scenario, loads=loads, **changes)

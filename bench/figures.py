@@ -45,6 +45,8 @@ LABELS: Final = {
     "deliver_ms_p50": "deliver p50 ms",
     "deliver_ms_p99": "deliver p99 ms",
     "late_ms_p99": "sent late p99 ms",
+    "warm_up_s": "warm-up s",
+    "unanswered": "messages unanswered after it",
     "disk_ms_p50": "disk's fsync p50 ms",
     "disk_ms_p99": "disk's fsync p99 ms",
     "deliver_ms_p50_beyond_disk": "deliver less fsync p50 ms",
@@ -76,6 +78,8 @@ def figures_of(
     for kind in LATENCIES:
         if report.get(kind, {}).get("count"):
             found |= {f"{kind}_{each}": report[kind][each] for each in PERCENTILES}
+    if (warm_up := report.get("warm_up")) is not None:
+        found |= {"warm_up_s": warm_up["seconds"], "unanswered": warm_up["unanswered"]}
     if disk_ms is not None:
         for each in DISK_PERCENTILES:
             found[f"disk_ms_{each}"] = disk_ms[each]

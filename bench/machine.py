@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PROC: Final = Path("/proc")
+_BLOCK_DEVICES: Final = Path("/sys/dev/block")
+_SECTORS_WRITTEN: Final = 6
+"""The place in a block device's ``stat``."""
+_SECTOR_BYTES: Final = 512
 _NANOSECONDS_PER_S: Final = 1e9
 _KIBIBYTE: Final = 1024
 
@@ -188,12 +192,19 @@ def memory(pid: int) -> Memory:
     return Memory(*(int(_field(rollup, name).split()[0]) * _KIBIBYTE for name in ("Rss", "Pss")))
 
 
-def written_bytes(pid: int) -> int:
-    """What one process had the kernel write to the disk so far, in bytes; 0 where it ended."""
+def written_bytes(path: Path) -> int | None:
+    """What everybody had written to the disk that ``path`` is on so far, in bytes; ``None`` where that is not known.
+
+    What still waits in memory is written first. Of processes the kernel says something else: it counts all of a folio
+    of the page cache, up to some MiB, each time a byte of it changes after an fsync.
+    """
+    os.sync()
+    device = path.stat().st_dev
     try:
-        return int(_field(_PROC / str(pid) / "io", "write_bytes"))
+        fields = (_BLOCK_DEVICES / f"{os.major(device)}:{os.minor(device)}" / "stat").read_text().split()
     except OSError:
-        return 0
+        return None
+    return int(fields[_SECTORS_WRITTEN]) * _SECTOR_BYTES
 
 
 PORTS: Final = range(20_000, 32_000)

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from bench.clients import make_account, run
-from bench.server import BenchError, database_url
+from bench.server import BenchError, checkpoint, database_url
 from bench.statistics import percentile
 from keepstep.client import open_device
 from keepstep.client.store import open_store
@@ -27,7 +27,6 @@ from keepstep.eventlog.retention import DAY_MS, RetentionRules
 from keepstep.model import RetentionClass
 from keepstep.pacing import AT_ONCE, GENTLE
 from keepstep.postgres import arrays
-from keepstep.postgres.cluster import ADMIN_ROLE
 from keepstep.postgres.partitions import make_partitions, partitions_of
 from keepstep.postgres.pool import Database
 from keepstep.postgres.retention import PostgresRetention
@@ -264,8 +263,7 @@ def settle(server: Server, url: str) -> None:
     """Have done what filling leaves behind, so that it disturbs nobody who publishes. Blocks."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("VACUUM (ANALYZE, SKIP_LOCKED) streams, events_standard")
-    with psycopg.connect(database_url(server, ADMIN_ROLE), autocommit=True) as connection:
-        connection.execute("CHECKPOINT")
+    checkpoint(server)
 
 
 def _user_id(path: Path) -> bytes:

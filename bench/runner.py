@@ -18,7 +18,16 @@ from bench.figures import figures_of, headline
 from bench.generator import Generator, command_of, run_generator
 from bench.machine import commit, describe_machine
 from bench.meter import Meter
-from bench.server import BenchError, Server, Target, describe, read_durability, running_server
+from bench.server import (
+    BenchError,
+    Server,
+    Target,
+    checkpoint,
+    describe,
+    read_durability,
+    running_server,
+    use_wal_files,
+)
 from bench.statistics import spread
 
 if TYPE_CHECKING:
@@ -75,6 +84,8 @@ def run_scenario(name: str, scenario: Scenario, bench: Bench) -> dict[str, Any]:
                     bench.say(describe(durability, machine.file_system))
             place["version"] = target.version
             for load in loads_of(scenario, repetition):
+                if scenario.alternate and isinstance(target, Server):
+                    checkpoint(target)  # else the second of two that are compared is in the checkpoint of the first
                 run = run_load(load, scenario, bench, target, directory, _rate(load, runs))
                 runs[load.name].append(run)
     return {
@@ -140,6 +151,7 @@ def _server(scenario: Scenario, bench: Bench) -> Iterator[tuple[Target, Path]]:
             yield bench.target, directory
         else:
             with running_server(directory, scenario.settings, python_path=bench.python_path) as server:
+                use_wal_files(server)
                 yield server, directory
 
 
@@ -165,6 +177,8 @@ def run_load(load: Load, scenario: Scenario, bench: Bench, target: Target, direc
         report["checked"] = check(observations, report, load)
     figures = figures_of(report, meter.usage(), meter.growth(), disk_ms)
     bench.say(f"  {load.name}: {headline(figures)}")
+    if (warm_up := report.get("warm_up")) is not None and not warm_up["steady"]:
+        bench.say(f"  {load.name}: never steady; {warm_up['unanswered']:,} messages were unanswered as it began")
     return Run(report, figures, disk_ms)
 
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from keepstep.protocol.messages import CaughtUp, Publish, decode_from_device, encode
+from keepstep.publish import AwaitedAnswer
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, UserFixture, parse, submission, wire_events
 from tests.support.logs import PAGE_BYTES_MAX, MemoryPlace, append, create_account
 from tests.support.parts import Parts
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from keepstep._keepstep import Submission
     from keepstep.eventlog.log import StoredLog
     from keepstep.model import Principal
-    from keepstep.publish import Answered
+    from keepstep.protocol.messages import Result
 
 ADA: Final = UserFixture("ada")
 EVENTS: Final = 100
@@ -99,22 +100,16 @@ def test_publish_many_submissions(benchmark: Any) -> None:
         return (device, device.events("notes", SUBMISSIONS)), {}
 
     def run(device: DeviceFixture, events: list[SignedEvent]) -> int:
-        answers: list[Answered] = []
+        answers: list[list[Result]] = []
 
         async def once() -> None:
             parts = Parts()
             async with parts.running():
                 principal = await create_account(parts, parts.log, device)  # type: ignore[arg-type]
-                done = trio.Event()
-
-                def answer(answered: Answered) -> None:
-                    answers.append(answered)
-                    if len(answers) == SUBMISSIONS:
-                        done.set()
-
-                for event in events:
+                awaited = [AwaitedAnswer() for _ in events]
+                for event, answer in zip(events, awaited, strict=True):
                     await parts.publisher.submit(principal, submission(principal, event), answer)
-                await done.wait()
+                answers.extend([await answer.wait() for answer in awaited])
 
         trio.run(once)
         return len(answers)

@@ -128,7 +128,7 @@ def _run_peer(
             tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=options.directory) as directory,
             peer.start(Path(directory)) as running,
         ):
-            run = run_peer(peer, running, work, generator, options.duration_s)
+            run = run_peer(peer, running, work, generator, Path(directory), options.duration_s)
         about = {"title": peer.title, "verifies": peer.verifies, "acknowledges": peer.acknowledges}
         _keep(options.output, results, peer.name, about, work.name, work.rate, run)
         say(f"  {work.name}: {_brief(run)}")

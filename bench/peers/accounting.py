@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.machine import memory, process_tree, written_bytes
+from bench.machine import memory, process_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,12 +20,10 @@ class Reading:
 
     Attributes:
         cpu_s: processor seconds.
-        written_bytes: handed to the disk.
         memory_bytes: held now, shared pages divided among those that share them.
     """
 
     cpu_s: float
-    written_bytes: int
     memory_bytes: int
 
 
@@ -38,7 +36,7 @@ def read(pid: int) -> Reading:
             held += memory(process.pid).proportional
         except OSError:
             continue  # it ended meanwhile
-    return Reading(sum(each.cpu_s for each in tree), sum(written_bytes(each.pid) for each in tree), held)
+    return Reading(sum(each.cpu_s for each in tree), held)
 
 
 def figures(
@@ -71,8 +69,19 @@ def figures(
     found["generator_us"] = (generator[1].cpu_s - generator[0].cpu_s) * MICROSECONDS / count
     if server is not None:
         found["server_us"] = (server[1].cpu_s - server[0].cpu_s) * MICROSECONDS / count
-        found["written_bytes"] = (server[1].written_bytes - server[0].written_bytes) / count
     return found
+
+
+def disk_figures(report: Mapping[str, Any], before: int | None, after: int | None) -> dict[str, float]:
+    """Bytes to the disk for each event that was stored, warm-up included.
+
+    Args:
+        report: the generator's.
+        before: bytes written to the disk before it ran; ``None`` where that is not known.
+        after: likewise, after it.
+    """
+    stored = report["acknowledged_in_all"]
+    return {} if before is None or after is None or not stored else {"written_bytes": (after - before) / stored}
 
 
 def _idle(connections: int, server: tuple[Reading, Reading] | None) -> dict[str, float]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from bench.generator import run_generator
-from bench.peers.accounting import Reading, figures, read
+from bench.machine import written_bytes
+from bench.peers.accounting import Reading, disk_figures, figures, read
 from bench.peers.works import (
     CATCH_UP,
     IDLE,
@@ -70,8 +71,8 @@ class Meter:
         return figures(report, workload, server, (self._generator[0], self._generator[1]))
 
 
-def run_peer(peer: Peer, running: Running, work: Work, generator: Path, duration_s: int) -> Run:
-    """One workload on a peer that runs. Raises BenchError."""
+def run_peer(peer: Peer, running: Running, work: Work, generator: Path, directory: Path, duration_s: int) -> Run:
+    """One workload on a peer that runs and keeps its data on the disk of ``directory``. Raises BenchError."""
     command = [
         str(generator),
         peer.protocol,
@@ -81,8 +82,12 @@ def run_peer(peer: Peer, running: Running, work: Work, generator: Path, duration
         *peer.arguments,
     ]
     meter = Meter(running.pid)
+    written = written_bytes(directory)
     report = run_generator(command, {"measuring": meter.read, "measured": meter.read})
-    return Run(report, meter.figures(report, work.workload))
+    found = meter.figures(report, work.workload)
+    if work.workload in {"publish", "relay"}:
+        found |= disk_figures(report, written, written_bytes(directory))
+    return Run(report, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +106,11 @@ class OwnWork:
 def run_keepstep(own: OwnWork, bench: Bench, server: Server, directory: Path, duration_s: int) -> Run:
     """One workload on keepstep, as its own benchmarks run it, judged by the checker. Raises BenchError."""
     scenario = Scenario(title=own.work.title, loads=(own.load,), duration_s=duration_s, warm_up_s=WARM_UP_S)
-    written = read(server.process.pid).written_bytes
+    written = written_bytes(directory)
     run = run_load(own.load, scenario, bench, server, directory, own.load.rate)
-    written = read(server.process.pid).written_bytes - written
     found = {name: run.figures[own_name] for own_name, name in FIGURES.items() if own_name in run.figures}
     if own.load.publishes:
-        found["written_bytes"] = written / run.report["acknowledged_in_all"]
+        found |= disk_figures(run.report, written, written_bytes(directory))
     if own.load.workload == "relay":
         # The checker would have refused the run otherwise.
         found |= {"lost": 0, "duplicates": 0, "out_of_order": 0}

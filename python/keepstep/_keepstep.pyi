@@ -5,7 +5,7 @@ Every error the peer can cause is ``keepstep.errors.ProtocolError`` with its cod
 documented here gets ``ValueError``, ``TypeError`` or ``OverflowError``. Secrets live in zeroised memory, as far as the
 extension holds them.
 
-The GIL is released by ``ingest``, ``ingest_remembered``, ``ed25519_verify_many``, ``encode_rows`` and ``verify_chain``,
+The GIL is released by ``ingest``, ``ed25519_verify_many``, ``encode_rows`` and ``verify_chain``,
 and by the others for 32 KiB and more. ``bytes`` are used where they are; any other contiguous buffer of bytes is copied
 first, since another thread could change it meanwhile. All objects may be shared between threads.
 """
@@ -13,7 +13,7 @@ first, since another thread could change it meanwhile. All objects may be shared
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Final, Literal, Self, TypeAlias, TypeVar, final
+from typing import Final, Literal, Self, TypeAlias, final
 
 from typing_extensions import Buffer
 
@@ -23,6 +23,7 @@ __all__ = [
     "AUTHORS_PACKED_MAX",
     "BACKEND",
     "SOURCE_DIGEST",
+    "Committer",
     "DeviceKey",
     "Events",
     "Flight",
@@ -35,6 +36,7 @@ __all__ = [
     "RememberedAccounts",
     "RememberedHeads",
     "Run",
+    "SigningKey",
     "StreamHead",
     "Submission",
     "__version__",
@@ -54,13 +56,10 @@ __all__ = [
     "hkdf_sha256",
     "hkdf_sha256_expand",
     "ingest",
-    "ingest_remembered",
     "verify_chain",
     "x25519",
     "x25519_public",
 ]
-
-_T = TypeVar("_T")
 
 __version__: Final[str]
 SOURCE_DIGEST: Final[str]
@@ -131,6 +130,17 @@ class DeviceKey:
     @property
     def public(self) -> bytes:
         """The 32 bytes it was made from."""
+
+@final
+class SigningKey:
+    """An Ed25519 secret key, expanded once; immutable, shareable between threads, erased when it goes."""
+    def __new__(cls, secret: Buffer) -> SigningKey:
+        """Of a 32-byte secret seed."""
+    @property
+    def public(self) -> bytes:
+        """Its public key, 32 bytes."""
+    def sign(self, message: Buffer) -> bytes:
+        """64-byte signature (RFC 8032 section 5.1.6)."""
 
 @final
 class RecordSealer:
@@ -301,6 +311,9 @@ class Submission:
     @property
     def has_reserved(self) -> bool:
         """Whether a well-formed event is of kind 5 or 6: it lives in ``$devices`` or ``$keys``."""
+    @property
+    def weight(self) -> tuple[int, int, bool]:
+        """``payload_bytes``, how many events, and ``has_reserved``, in one call."""
     def with_events(self, events: Events) -> Submission:
         """The same device with other events."""
     def with_capabilities(self, capabilities: int) -> Submission:
@@ -309,6 +322,7 @@ class Submission:
         """The same, verified one by one."""
 
 _Opened: TypeAlias = tuple[int, Submission | ProtocolError] | bytes | ProtocolError
+_End: TypeAlias = Literal["closed", "broken", "too_large", "malformed", "gone"]
 
 @final
 class RecordReader:
@@ -452,8 +466,18 @@ class Run:
     def chain(self) -> bytes:
         """The chain at last_seq."""
     @property
+    def count(self) -> int:
+        """How many events."""
+    @property
+    def rows_bytes(self) -> int:
+        """Bytes of their rows."""
+    @property
     def size_bytes(self) -> int:
         """Bytes it holds in memory."""
+    def continues(self, last: Run) -> bool:
+        """Whether it is the next one behind ``last``, of the same stream."""
+    def message(self, stream: str) -> bytes:
+        """``messages.Events`` of all of it, with the stream's name."""
     @property
     def expires_at_ms(self) -> int | None:
         """Earliest expiry of any event in it: from then on the database, not this run, answers for it."""
@@ -519,13 +543,13 @@ class Ingested:
     @property
     def runs_by_stream(self) -> list[tuple[tuple[int, str], Run]]:
         """``runs`` with (user_pk, stream name)."""
-    def answers(
-        self, *, accepted: Callable[[int, int, int, bytes], _T], refused: Callable[[str, list[int | bytes]], _T]
-    ) -> list[list[_T]]:
-        """``results`` as made by calling ``accepted`` and ``refused`` with what follows the kind.
+    def encoded_answers(self) -> list[bytes]:
+        """``results`` per submission, encoded as in ``messages.Accepted``.
 
-        Of what ``ingest_remembered`` gave: there are no duplicates and look-ups in it.
+        Of what ``ingest_remembered`` gave: raises ValueError where there are look-ups in it.
         """
+    def counts(self) -> dict[str, int]:
+        """How many events were answered ``accepted``, ``duplicate`` or the code of an error; as ``encoded_answers``."""
     @property
     def suspects(self) -> list[int]:
         """Indices of submissions with a bad signature, ascending."""
@@ -565,23 +589,6 @@ class RememberedAccounts:
     @property
     def hits(self) -> tuple[int, int]:
         """How many of the users asked for were there, and how many not."""
-
-def ingest_remembered(
-    submissions: Sequence[Submission],
-    heads: RememberedHeads,
-    accounts: RememberedAccounts,
-    *,
-    now_ms: int,
-    received_at_ms_max: int,
-    generation: int,
-) -> Ingested | None:
-    """As ``ingest``, upon what is remembered, in one call without the GIL; ``None`` where that is not enough.
-
-    It is enough where every stream is remembered, without a bound of bytes and received up to ``received_at_ms_max``,
-    every account with the epoch of its heads and without a quota, every device as live without an end, and every
-    position of ``$devices`` that the events name; where no event is ``checked_apart``; and where every stream moves,
-    what is stored ``only_moves``, and every event is new or refused.
-    """
 
 def ingest(
     submissions: Sequence[Submission],
@@ -650,6 +657,58 @@ class Flight:
     def in_step(self) -> bool:
         """Whether everything was answered and nothing more was said: the connection can be used again."""
 
+@final
+class Committer:
+    """A thread that decides batches upon what is remembered and commits them, one at a time; it ends with this object.
+
+    On POSIX systems only. It takes the GIL for nothing but a probe.
+    """
+    def __new__(cls) -> Self:
+        """Raises OSError, RuntimeError where there is no thread to be had."""
+    def fileno(self) -> int:
+        """Readable from when a batch is done until it is taken."""
+    def start(
+        self,
+        submissions: Sequence[Submission],
+        heads: RememberedHeads,
+        accounts: RememberedAccounts,
+        *,
+        now_ms: int,
+        received_at_ms_max: int,
+        generation: int,
+        connection: object,
+        descriptor: int,
+        timeout_s: float,
+        move_heads: str,
+        copies: Mapping[int, str],
+        probe: Callable[[str], None] | None = None,
+    ) -> None:
+        """Begin with a batch; does not wait. What is stored are the streams' next events, as by ``ingest``.
+
+        It goes this way where every stream is remembered, without a bound of bytes and received up to
+        ``received_at_ms_max``, every account with the epoch of its heads and without a quota, every device as live
+        without an end, and every position of ``$devices`` that the events name; where no event is ``checked_apart``;
+        and where every stream moves, what is stored ``only_moves``, and every event is new or refused.
+
+        ``descriptor`` is the socket of ``connection``, which is open, idle and unencrypted, and kept alive; nobody else
+        uses it until the batch is done. ``move_heads`` and ``copies`` as for ``Flight``, ``copies`` of all classes.
+        ``probe`` is called in the thread with "before_commit" and "after_commit".
+
+        Raises:
+            RuntimeError: another one is on its way.
+            ValueError: no descriptor, no time.
+        """
+    def take(self) -> tuple[Ingested, Flight | None] | None:
+        """What became of the batch, as soon as it is done: ``None`` where it does not go this way and nothing was sent.
+
+        Without a flight it is committed, and its heads are remembered. A flight is one that took ``timeout_s`` seconds
+        or did not end as they do in general.
+
+        Raises:
+            RuntimeError: nothing is done.
+            Exception: what the probe raised.
+        """
+
 def encode_rows(rows: Sequence[tuple[int, Buffer, int, Buffer, Buffer, Buffer | None]]) -> bytes:
     """Rows (seq, device_id, received_at_ms, header, sig, payload) from the database as ``EventRow``s, trace nil."""
 
@@ -703,24 +762,49 @@ if sys.platform == "linux":
             """Raises OSError."""
         def fileno(self) -> int:
             """Readable while ``receive`` has something to give."""
-        def add(
-            self, descriptor: int, frames: FrameReader, records: RecordReader, sealer: RecordSealer | None = None
-        ) -> int:
+        @staticmethod
+        def accept(listener: int) -> list[tuple[int, str]]:
+            """(descriptor, IP address) of connections that have come, at most 64; the caller owns the descriptors.
+
+            ``listener``: the descriptor of a listening socket that does not block. What is set for it holds for them.
+            IPv4 is written as such where it came mapped into IPv6. Raises OSError where nothing could be accepted.
+            """
+        def welcome(self, descriptor: int) -> int:
             """Watch a connected socket, from now on the hub's to close; its token, never given twice.
 
-            ``sealer`` makes records of what it is sent.
+            It is to send an upgrade request of at most 16 KiB: ``receive`` gives its head and what came behind it, or
+            ``gone`` where it sends none. The caller owns the descriptor and gives it away, as ``socket.detach``
+            returns it. Raises OSError.
+            """
+        def upgraded(
+            self, token: int, answer: Buffer, rest: Buffer, message_bytes_max: int
+        ) -> tuple[list[_Opened], _End | None]:
+            """Send bytes as they are; from now on there are frames, in clear, of which ``rest`` came already.
 
-            The caller owns the descriptor and gives it away, as ``socket.detach`` returns it. Raises OSError.
+            ``receive`` gives their messages, one chunk's at a time: ``listen`` asks for more. Returns what it would of
+            ``rest``: messages, and end. Raises KeyError.
+            """
+        def listen(self, token: int) -> None:
+            """Take what a stranger says next. Raises KeyError, OSError."""
+        def begin(self, token: int, records: RecordReader, sealer: RecordSealer | None, message_bytes_max: int) -> None:
+            """From now on messages are records; ``sealer`` makes them of what is sent. Raises KeyError, OSError."""
+        def farewell(self, token: int, frame: Buffer, ended: bool) -> bool:
+            """Send bytes as they are, and nothing behind them; whether the peer is there still.
+
+            What it says is passed over, until it closes (``closed``, ``gone``). ``ended``: it has said that it says
+            nothing more, and is told the same. Raises KeyError.
             """
         def remove(self, token: int) -> tuple[int, int]:
             """(descriptor, bytes that were not sent): the socket is the caller's again. Raises KeyError."""
+        def discard(self, token: int) -> None:
+            """Close a socket with all that waits for it; nothing where it is closed already."""
+        def unsent(self, token: int) -> int:
+            """Bytes that the socket has not taken. Raises KeyError."""
         def pause(self, token: int, paused: bool) -> None:
             """Whether to take nothing from a socket for now."""
         def receive(
             self,
-        ) -> list[
-            tuple[int, list[_Opened], int, Literal["closed", "broken", "too_large", "malformed", "gone"] | None, bool]
-        ]:
+        ) -> list[tuple[int, list[_Opened], int, _End | None, bool]]:
             """(token, opened, record bytes, end, writable) of ready sockets: at most 64, and 64 KiB from each.
 
             ``opened``: as ``RecordReader.read`` gives it, of so many bytes of records.

@@ -28,7 +28,7 @@ from keepstep.protocol.chain import chain_next, event_hash, verify_head
 from keepstep.protocol.event import decode_header, encode_events
 from keepstep.protocol.messages import ResultAccepted, ResultError
 from keepstep.protocol.snapshot import ERASABLE
-from keepstep.publish import Publisher, PublishLimits
+from keepstep.publish import AwaitedAnswer, Publisher, PublishLimits
 from keepstep.replaying import ReplayClock
 from keepstep.telemetry import Metrics
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from keepstep.journal import AccountJournal
     from keepstep.model import Principal, PrunedPrefix
     from keepstep.protocol.messages import EventRow, Result
-    from keepstep.publish import Answered
 
 DEVICES_MAX: Final = 1_024
 """As the setting ``devices_per_user_max`` at its largest: what another server let be is let be here."""
@@ -317,16 +316,9 @@ class _Replay:
                 payloads_may_be_missing=True,  # they have run out, were erased or compacted: the signature is checked
             ),
         )
-        done = trio.Event()
-        answers: list[Answered] = []
-
-        def answer(answered: Answered) -> None:
-            answers.append(answered)
-            done.set()
-
+        answer = AwaitedAnswer()
         await self._publisher.submit(author, submission, answer)
-        await done.wait()
-        return self._check(cursor, rows, answers[0].results)
+        return self._check(cursor, rows, await answer.wait())
 
     def _check(self, cursor: _Cursor, rows: Sequence[EventRow], results: Sequence[Result]) -> str | None:
         """Whether the answers say what the file says: all of the events are stored where it has them, or none is."""

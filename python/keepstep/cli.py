@@ -20,6 +20,7 @@ import click
 import trio
 
 import keepstep
+from keepstep.allocator import bound_pools
 from keepstep.cli_database import server_installed
 from keepstep.client.server import DEFAULT_REST_URL
 from keepstep.errors import ConfigError, KeepstepError
@@ -108,6 +109,7 @@ def serve(unsafe: bool) -> None:
         load = partial(_load, unsafe=unsafe)
         settings = load()
         telemetry.configure_logging(settings.log_level, settings.log_format)
+        bound_pools()
         trio.run(_serve, settings, load)
 
 
@@ -239,7 +241,7 @@ async def _import_into_database(settings: Settings, account: AccountFile) -> Imp
     from keepstep.upkeep import disk_space
 
     threads = WorkerThreads()
-    async with opened(settings, clock=SystemClock(), threads=threads, probe=lambda _: None) as database:
+    async with opened(settings, clock=SystemClock(), threads=threads, probe=None) as database:
         disk = disk_space(settings, threads, Metrics(), structlog.get_logger())
         journal = FileJournal(settings.data_dir, threads)
         intake = AccountIntake(database.log, database.accounts, database.administration, threads, disk, journal=journal)

@@ -292,7 +292,7 @@ async def build(
     safety = Safety(storage.maintenance)
     signer = _signer(settings, key, log, clock, safety)
     healing = _healing(settings, storage, signer, clock)
-    publisher = _publisher(settings, storage, identity, clock, metrics, healing, disk)
+    publisher = _publisher(settings, storage, identity, clock, metrics, healing, disk, logger)
     relay = Relay(log, head_interval_s=settings.head_interval_s, reread_interval_s=settings.reread_interval_s)
     presences = Presences(clock)
     tokens = _tokens(settings, key, storage, listeners, clock, randomness, threads, metrics, logger)
@@ -461,6 +461,7 @@ def _publisher(
     metrics: Metrics,
     healing: Healing,
     disk: DiskSpace,
+    logger: Log,
 ) -> Publisher:
     return Publisher(
         storage.log,
@@ -471,6 +472,7 @@ def _publisher(
         gate=healing,
         journal=storage.journal,
         room=disk,
+        logger=logger,
     )
 
 

@@ -30,6 +30,8 @@ RETRY_AFTER_MS: Final = 10_000
 """When a device tries again."""
 STOPPING_PLACE: Final = "data"
 """The place whose lack of room stops publishing; of others it is only told."""
+_STOPS: Final = "new events and accounts are refused until a quarter more than that is free"
+_SETTING: Final = "KEEPSTEP_DISK_FREE_BYTES_MIN"
 
 
 class Room(Protocol):
@@ -117,7 +119,8 @@ class DiskSpace:
         enough = self._free_bytes_min + (self._free_bytes_min // RESUME_SHARE if name in self._low else 0)
         if free < enough and name not in self._low:
             self._low.add(name)
-            self._logger.error("disk_low", place=name, free_bytes=free, needed=self._free_bytes_min)
+            stops = {"setting": _SETTING, "detail": _STOPS} if name == STOPPING_PLACE else {}
+            self._logger.error("disk_low", place=name, free_bytes=free, needed=self._free_bytes_min, **stops)
         elif free >= enough and name in self._low:
             self._low.remove(name)
             self._logger.info("disk_has_room", place=name, free_bytes=free)

@@ -66,6 +66,11 @@ class Entrance:
         """Whether nothing may be sent on a socket that has not come through."""
         return self._certificate is not None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether HTTP begins with the first byte of every connection."""
+        return self._certificate is None and not self._proxy_protocol
+
     async def enter(
         self, stream: trio.abc.HalfCloseableStream, address: str, place: Place, *, deadline_s: float
     ) -> tuple[Stream, str] | None:

@@ -27,7 +27,7 @@ from keepstep.telemetry import BoundedLines, describe
 from keepstep.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from keepstep.heads import HeadSigner
     from keepstep.healing import Healing
@@ -100,12 +100,18 @@ class Services:
 
 @dataclass(slots=True, eq=False)
 class _Record:
-    """What is known of a connection so far, for its log line and for recording its end."""
+    """What is known of a connection so far, for its log line and for recording its end.
 
+    ``is_open``: its session was logged; ``rests``: it has no task until the session resumes.
+    """
+
+    connection: Connection
     principal: Principal | None = None
     session_id: bytes | None = None
     session_no: int = 0
     session: Session | None = None
+    is_open: bool = False
+    rests: bool = False
     reason: str = "stopped"
 
 
@@ -127,7 +133,7 @@ class Gateway:
         *,
         announcement: Callable[[], bytes | None] = lambda: None,
     ) -> None:
-        self._server_secret = server_secret
+        self._identity = _keepstep.SigningKey(server_secret)
         self._announcement = announcement
         self._services = services
         self._turns = Turns()
@@ -141,11 +147,12 @@ class Gateway:
             services.metrics,
             services.probe,
             self._turns,
+            self._resume,
         )
         self.limits = limits
         self._by_device: dict[tuple[UserPk, DevicePk], Session] = {}
         self._by_user: dict[UserPk, list[Session]] = {}
-        self._sessions: set[Session] = set()
+        self._sessions: dict[Session, _Record] = {}
         self._connections = 0
         self._left = trio.Event()
         self._replaced: OrderedDict[tuple[UserPk, DevicePk], deque[float]] = OrderedDict()
@@ -194,54 +201,75 @@ class Gateway:
                 each.check_log()
 
     async def handle(self, connection: Connection) -> None:
-        """Serve one upgraded connection to its end and close it. Never raises but on cancellation."""
+        """Serve one upgraded connection until it rests, or to its end. Never raises but on cancellation."""
         self._connections += 1
+        await self._serve(_Record(connection), self._begin)
+
+    async def _resume(self, session: Session) -> None:
+        """Serve a session that rested to its end, and close its connection."""
+        record = self._sessions[session]
+        record.rests = False
+        await self._serve(record, self._run)
+
+    async def _serve(self, record: _Record, work: Callable[[_Record], Awaitable[ProtocolError | None]]) -> None:
+        """Do ``work``, which says why it ended; close the connection unless it rests."""
         try:
-            await self._handle(connection)
+            reason = await self._until_over(record, work)
+            if not record.rests:
+                close_code, code = (NORMAL_CLOSE, "") if reason is None else (reason.row.close_code, reason.code)
+                await record.connection.close(close_code, code)
         finally:
-            self._connections -= 1
-            self._left.set()
+            if not record.rests:
+                self._connections -= 1
+                self._left.set()
 
     def report_fault(self, error: Exception, address: str) -> None:
         """Count and log what ended a connection from that IP address and should not have been."""
         self._services.metrics.faults.inc()
         self._services.logger.error("connection_fault", address=address, **describe(error))
 
-    async def _handle(self, connection: Connection) -> None:
-        record = _Record()
+    async def _until_over(
+        self, record: _Record, work: Callable[[_Record], Awaitable[ProtocolError | None]]
+    ) -> ProtocolError | None:
+        """Do ``work``; unless the connection rests, its end is logged and recorded."""
         try:
-            reason = await self._serve(connection, record)
+            return await work(record)
         except Exception as error:  # a fault of ours ends this connection, not the server
-            self.report_fault(error, connection.address)
-            reason = ProtocolError("internal")
+            record.reason = "fault"
+            self.report_fault(error, record.connection.address)
+            return ProtocolError("internal")
         finally:
-            with trio.move_on_after(CLEANUP_TIMEOUT_S, shield=True):
-                await self._record_end(record)
-        if reason is None:
-            await connection.close(NORMAL_CLOSE, "")
-        else:
-            await connection.close(reason.row.close_code, reason.code)
+            if not record.rests:
+                self._tell_end(record)
+                with trio.move_on_after(CLEANUP_TIMEOUT_S, shield=True):
+                    await self._record_end(record)
 
-    async def _serve(self, connection: Connection, record: _Record) -> ProtocolError | None:
-        """Handshake and session; why it ended, ``None`` where the device left."""
-        metrics = self._services.metrics
+    async def _begin(self, record: _Record) -> ProtocolError | None:
+        """Handshake and session; why it ended, ``None`` where the device left or the session rests."""
+        connection, metrics = record.connection, self._services.metrics
         try:
             session, core = await self._admit(connection, record)
         except ProtocolError as error:
             record.reason = error.code
             if error.code == "cloned":
                 await self._record_clone(record)
-            metrics.handshakes.labels(error.code).inc()
+            metrics.handshakes.count(error.code)
             self._refusals.write(
                 "handshake_refused", now_s=trio.current_time(), address=connection.address, code=error.code
             )
             return error
         except ConnectionClosed:
-            metrics.handshakes.labels("lost").inc()
+            metrics.handshakes.count("lost")
             return None
-        metrics.handshakes.labels("ready").inc()
-        metrics.handshake_seconds.observe(trio.current_time() - connection.accepted_at_s)
-        return await self._run(session, core, record)
+        metrics.handshakes.count("ready")
+        metrics.handshake_seconds.observe_all((trio.current_time() - connection.accepted_at_s,))
+        self._open(session, core, record)
+        resting = connection.resting
+        if resting is None:
+            return await self._run(record)
+        session.rest(resting)
+        record.rests = True  # an idle device has no task
+        return None
 
     # -- handshake --------------------------------------------------------------------------------------------------
 
@@ -261,7 +289,7 @@ class Gateway:
         services = self._services
         handshake = ServerHandshake(
             _keepstep,
-            server_secret=self._server_secret,
+            identity=self._identity,
             ephemeral_secret=services.randomness.bytes(32),
             nonce=services.randomness.bytes(32),
             server_time_ms=services.clock.now_ms(),
@@ -270,11 +298,17 @@ class Gateway:
         )
         await connection.send([handshake.receive_hello(await connection.receive())])
         data = await connection.receive()
-        async with self._handshakes:
+        try:
+            self._handshakes.acquire_nowait()
+        except trio.WouldBlock:
+            await self._handshakes.acquire()
+        try:
             core = handshake.receive_auth(data)
             generation = services.log.generation()
             opened = await self._open_session(connection, handshake, core, record)
             await services.healing.arrived(opened.known.principal)
+        finally:
+            self._handshakes.release()
         if services.log.generation() != generation:
             raise Unavailable("the log has become another one during the handshake")
         principal, session_id = opened.known.principal, record.session_id
@@ -346,7 +380,7 @@ class Gateway:
             limits=self.limits.session,
             subscriber_limits=self.limits.subscriber,
         )
-        self._sessions.add(session)
+        self._sessions[session] = record
         self._by_user.setdefault(principal.user_pk, []).append(session)
         self._by_device[principal.user_pk, principal.device_pk] = session
         self._services.relay.add(
@@ -391,27 +425,36 @@ class Gateway:
 
     # -- session ----------------------------------------------------------------------------------------------------
 
-    async def _run(self, session: Session, core: ClientAuthCore, record: _Record) -> ProtocolError | None:
+    def _open(self, session: Session, core: ClientAuthCore, record: _Record) -> None:
         principal = session.principal
-        logger = self._services.logger.bind(user_pk=principal.user_pk, device_pk=principal.device_pk)
-        logger.info("session_open", session_no=session.session_no)
-        try:
-            if core.resume == "all":
-                session.subscriber.subscribe(Subscribe("all"))
-            elif core.resume != "none":
-                session.subscriber.subscribe(Subscribe({DEVICES_STREAM: core.resume[0]}))
-            if self._draining:
-                session.drain(self._reconnect_after_ms())
-            await session.run()
-            end = session.end_reason
-            record.reason = end.code if end is not None else "bye" if session.said_bye else "lost"
-            return end
-        except Exception:
-            record.reason = "fault"
-            raise
-        finally:
-            self._services.metrics.session_ends.labels(record.reason).inc()
-            logger.info("session_closed", session_no=session.session_no, code=record.reason)
+        self._services.logger.info(
+            "session_open", user_pk=principal.user_pk, device_pk=principal.device_pk, session_no=session.session_no
+        )
+        record.is_open = True
+        if core.resume == "all":
+            session.subscriber.subscribe(Subscribe("all"))
+        elif core.resume != "none":
+            session.subscriber.subscribe(Subscribe({DEVICES_STREAM: core.resume[0]}))
+        if self._draining:
+            session.drain(self._reconnect_after_ms())
+
+    async def _run(self, record: _Record) -> ProtocolError | None:
+        """The session, to its end."""
+        session = record.session
+        assert session is not None
+        await session.run()
+        end = session.end_reason
+        record.reason = end.code if end is not None else "bye" if session.said_bye else "lost"
+        return end
+
+    def _tell_end(self, record: _Record) -> None:
+        if record.is_open:
+            assert record.principal is not None
+            user_pk, device_pk, session_no = record.principal.user_pk, record.principal.device_pk, record.session_no
+            self._services.metrics.session_ends.count(record.reason)
+            self._services.logger.info(
+                "session_closed", user_pk=user_pk, device_pk=device_pk, session_no=session_no, code=record.reason
+            )
 
     async def _record_end(self, record: _Record) -> None:
         """Let a session's place go, and record its end; without the database the record stays open.
@@ -423,7 +466,7 @@ class Gateway:
             device = session.principal.user_pk, session.principal.device_pk
             if self._by_device.get(device) is session:
                 del self._by_device[device]
-            self._sessions.discard(session)
+            self._sessions.pop(session, None)
             of_user = self._by_user[session.principal.user_pk]
             of_user.remove(session)
             if not of_user:

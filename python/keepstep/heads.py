@@ -39,7 +39,8 @@ class HeadSigner:
         safe_at_ms: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._secret = secret
-        self._keys = (_keepstep.ed25519_public(secret), *predecessors)
+        self._identity = _keepstep.SigningKey(secret)
+        self._keys = (self._identity.public, *predecessors)
         self._clock = clock
         self._epoch = epoch
         self._safe_at_ms = safe_at_ms
@@ -59,7 +60,7 @@ class HeadSigner:
         head = Head(
             user_key=user_key, stream=stream, epoch=self.epoch, seq=seq, chain=chain, time_ms=self._clock.now_ms()
         )
-        return sign_head(_keepstep, self._secret, head)
+        return sign_head(self._identity, head)
 
     def sign_rewind(self, rewind: Rewind) -> SignedRewind:
         """That a restore set a stream back."""

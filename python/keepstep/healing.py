@@ -157,7 +157,7 @@ class Healing:
 
     def is_open(self, user_pk: UserPk) -> bool:
         """Whether a user's devices are known to have nothing to wait for before they publish."""
-        epoch = self._signer.epoch
+        epoch = self._log.epoch()
         return not epoch or (epoch == self._settled_epoch and user_pk in self._settled)
 
     async def wait_ms(self, user_pk: UserPk) -> int | None:

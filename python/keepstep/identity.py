@@ -268,7 +268,7 @@ class Identity:
         self._clock = clock
         self.devices_per_user_max = devices_per_user_max
         self._account_logs: OrderedDict[UserPk, _CachedLog] = OrderedDict()
-        log.subscribe_commits(self._committed)
+        log.subscribe_device_commits(self._committed)
 
     async def register(self, body: bytes, *, address: str, invite: str | None = None) -> Registered:
         """Make an account of a posted genesis; posting it again answers where the event is, and today's head.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from keepstep.errors import KeepstepError
+from keepstep.protocol.results import decode_results
 
 if TYPE_CHECKING:
     import trio
@@ -220,6 +221,12 @@ class EventLog(Protocol):
             Unavailable: the database is needed and away.
         """
 
+    def ends_with(self, stream: str, run: Run) -> bool:
+        """Whether the in-memory tail of a stream ends with ``run``: ``read_in_memory`` gives its events as they are.
+
+        Those that have expired aside (``Run.expires_at_ms``).
+        """
+
     def read_in_memory(
         self, user_pk: UserPk, stream: str, *, after: int, events_max: int, bytes_max: int, now_ms: int
     ) -> Page | None:
@@ -262,8 +269,11 @@ class EventLog(Protocol):
     async def snapshots(self, user_pk: UserPk, stream: str) -> list[SnapshotInfo]:
         """The newest snapshots of a stream, newest first. Raises as ``read``."""
 
-    def subscribe_commits(self, listener: Callable[[Sequence[Run]], None]) -> None:
+    def subscribe_commits(self, listener: Callable[[Sequence[tuple[StreamKey, Run]]], None]) -> None:
         """Call ``listener`` in the Trio thread after each commit with what it added; it must not block or raise."""
+
+    def subscribe_device_commits(self, listener: Callable[[Sequence[Run]], None]) -> None:
+        """As ``subscribe_commits``, with the runs in ``$devices`` of any user, where there were some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,12 +293,20 @@ class Appended:
     """What became of a batch.
 
     Attributes:
-        results: per submission, the answers for ``messages.Accepted``, in order of its events, runs joined.
+        encoded: per submission, the answers for ``messages.Accepted``, in order of its events, runs joined; encoded as
+            in ``protocol.results``, for most of them only travel on.
+        counts: how many events were answered ``accepted``, ``duplicate`` or the code of an error.
         suspects: indices of submissions that held a bad signature.
     """
 
-    results: list[list[Result]]
+    encoded: list[bytes]
+    counts: Mapping[str, int]
     suspects: frozenset[int]
+
+    @property
+    def results(self) -> list[list[Result]]:
+        """The answers, decoded anew each time."""
+        return [decode_results(each) for each in self.encoded]
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +452,7 @@ class ConnectionClosed(KeepstepError):
 class Receiver(Protocol):
     """Who a connection hands over to, once it listens: called in the Trio thread, never while it calls the connection.
 
-    An exception ends the connection and is raised from ``listen``.
+    An exception ends the connection and is raised from ``listen``, or ``over``.
     """
 
     def received(self, opened: Sequence[Opened], record_bytes: int, now_s: float) -> None:
@@ -453,6 +471,13 @@ class Receiver(Protocol):
         """The peer is gone, or broke the protocol in the way named; nothing comes after it. Called once at most."""
 
 
+class RestingReceiver(Receiver, Protocol):
+    """One that has no task while its connection rests."""
+
+    async def resume(self) -> None:
+        """The connection rests no more: await ``over``, then close it. In a task of its own, once."""
+
+
 class Records(NamedTuple):
     """A session's records, while a connection listens.
 
@@ -465,6 +490,23 @@ class Records(NamedTuple):
     sealer: RecordSealer | None = None
 
 
+class Resting(Protocol):
+    """A connection that can listen without a task, so that an idle device costs none."""
+
+    def rest(self, receiver: RestingReceiver, records: Records) -> None:
+        """Listen; whom the connection was given to returns now, and leaves it open. Never raises: ``over`` does.
+
+        ``receiver.resume`` is called in a task once it is over, once the receiver has raised, after ``rouse``, and when
+        the connections are cancelled.
+        """
+
+    def rouse(self) -> None:
+        """Call ``resume`` now, unless it was called."""
+
+    async def over(self) -> None:
+        """Within ``resume``: as ``Connection.listen``, from where ``rest`` is."""
+
+
 class Connection(Protocol):
     """One device's message transport, as ``websocket`` implements it: awaited up to ``listen``, called back within it.
 
@@ -475,6 +517,10 @@ class Connection(Protocol):
 
     address: str
     accepted_at_s: float
+
+    @property
+    def resting(self) -> Resting | None:
+        """How it listens without a task; ``None`` where it cannot."""
 
     @property
     def backlog_bytes(self) -> int:

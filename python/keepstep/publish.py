@@ -6,10 +6,10 @@ for the disk. A pipeline takes whatever waits, without a timer, appends it in on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from msgspec import Struct
@@ -23,6 +23,7 @@ from keepstep.model import Kind, Principal
 from keepstep.protocol.account_payloads import FULL_CAPABILITIES
 from keepstep.protocol.keys import decode_keys
 from keepstep.protocol.messages import ResultError
+from keepstep.protocol.results import count_results, decode_results, encode_results
 from keepstep.publishqueue import PublishQueue
 from keepstep.suspects import Suspects
 
@@ -34,24 +35,39 @@ if TYPE_CHECKING:
     from keepstep.journal import AccountJournal
     from keepstep.model import AccountChange, UserPk
     from keepstep.protocol.messages import Result
-    from keepstep.telemetry import Metrics
-
-EVENT_OVERHEAD_BYTES: Final = 512
-"""Header, signature and framing of an event, counted beside its payload."""
-
-Answer = Callable[["Answered"], None]
+    from keepstep.telemetry import Log, Metrics
 
 
-class Answered(NamedTuple):
-    """What became of a submission.
+class Submitter(Protocol):
+    """Who handed in a submission, and is told what became of it."""
 
-    Attributes:
-        results: for ``messages.Accepted``, in order of its events.
-        suspect: it held a bad signature.
-    """
+    def answered(self, rid: int, results: bytes, *, suspect: bool) -> None:
+        """A submission was decided; neither blocks nor raises.
 
-    results: list[Result]
-    suspect: bool
+        Args:
+            rid: what it was handed in with.
+            results: for ``messages.Accepted``, in order of its events, encoded (``protocol.results``).
+            suspect: it held a bad signature.
+        """
+
+
+class AwaitedAnswer:
+    """A ``Submitter`` that waits for the answer to the one submission it hands in."""
+
+    def __init__(self) -> None:
+        self._results: list[Result] = []
+        self._decided = trio.Event()
+
+    def answered(self, rid: int, results: bytes, *, suspect: bool) -> None:
+        """As ``Submitter.answered``."""
+        del rid, suspect
+        self._results = decode_results(results)
+        self._decided.set()
+
+    async def wait(self) -> list[Result]:
+        """The answers, in order of the events. Cancel-safe."""
+        await self._decided.wait()
+        return self._results
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,8 @@ class PublishLimits:
 
 
 _ESSENTIAL_KINDS: Final = frozenset({Kind.ACCOUNT, Kind.KEYS, Kind.ERASE})
+TOLD_EVERY_S: Final = 60.0
+"""The log has one line in so many seconds that nothing can be stored: devices come again and again meanwhile."""
 _NO_ROOM: Final = ResultError("unavailable", [RETRY_AFTER_MS])
 
 
@@ -82,7 +100,8 @@ class _Waiting(Struct):
 
     principal: Principal
     submission: Submission
-    answer: Answer
+    submitter: Submitter
+    rid: int
     submitted_at_s: float
 
     @property
@@ -127,6 +146,7 @@ class Publisher:
         gate: asked before anything is handed to a pipeline.
         journal: takes the events of ``$devices`` before they are acknowledged.
         room: whether the disks take new events; what revokes or deletes goes on without.
+        logger: told why nothing can be stored.
 
     Attributes:
         suspects: charged with the bad signatures that are found; whoever hands in asks it first.
@@ -143,7 +163,10 @@ class Publisher:
         gate: Gate | None = None,
         journal: AccountJournal = NO_JOURNAL,
         room: Room | None = None,
+        logger: Log | None = None,
     ) -> None:
+        self._logger = logger
+        self._told_at_s = -TOLD_EVERY_S
         self._gate = gate or OpenGate()
         self._journal = journal
         self._room = room or EnoughRoom()
@@ -167,26 +190,26 @@ class Publisher:
         """Whether new events are turned away until a disk has room."""
         return self._room.is_low
 
-    def submit_nowait(self, principal: Principal, submission: Submission, answer: Answer) -> bool:
+    def submit_nowait(
+        self, principal: Principal, submission: Submission, submitter: Submitter, rid: int, now_s: float
+    ) -> bool:
         """Hand in a submission where that takes no waiting; whether it was. Else ``submit`` is the way.
 
-        ``answer`` is called as by ``submit``, never within this call.
+        ``submitter`` is told as by ``submit``, never within this call. ``now_s``: Trio time.
         """
         if not self._gate.is_open(principal.user_pk):
             return False
-        waiting = _Waiting(principal, submission, answer, self._clock.monotonic_s())
-        return self._queue(principal).add_nowait(waiting, submission.payload_bytes)
+        waiting = _Waiting(principal, submission, submitter, rid, now_s)
+        queue = self._queues[principal.user_pk % len(self._queues)]
+        return queue.add_nowait(waiting, submission.weight)
 
-    def _queue(self, principal: Principal) -> PublishQueue[_Waiting]:
-        return self._queues[principal.user_pk % len(self._queues)]
-
-    async def submit(self, principal: Principal, submission: Submission, answer: Answer) -> None:
+    async def submit(self, principal: Principal, submission: Submission, submitter: Submitter, rid: int = 0) -> None:
         """Hand in a submission; waits while the pipeline's queue is full.
 
-        ``answer`` is called exactly once, from a pipeline, in the order of submission for each user; it must neither
-        block nor raise. Cancel-safe: a cancelled call has handed in nothing.
+        ``submitter`` is told exactly once, from a pipeline, in the order of submission for each user. Cancel-safe: a
+        cancelled call has handed in nothing.
         """
-        waiting = _Waiting(principal, submission, answer, self._clock.monotonic_s())
+        waiting = _Waiting(principal, submission, submitter, rid, trio.current_time())
         try:
             wait_ms = await self._gate.wait_ms(principal.user_pk)
         except Unavailable as error:
@@ -195,7 +218,8 @@ class Publisher:
         if wait_ms is not None:
             self._answer(waiting, [ResultError("unavailable", [wait_ms])] * waiting.events, suspect=False)
             return
-        await self._queue(principal).add(waiting, submission.payload_bytes)
+        queue = self._queues[principal.user_pk % len(self._queues)]
+        await queue.add(waiting, submission.weight)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the pipelines until ``close`` and everything handed in is answered."""
@@ -210,60 +234,46 @@ class Publisher:
             queue.close()
 
     async def _pipeline(self, queue: PublishQueue[_Waiting]) -> None:
-        held: _Waiting | None = None
+        events_max, bytes_max = self._limits.batch_events_max, self._limits.batch_bytes_max
         while True:
-            if held is None:
-                try:
-                    held = await queue.take()
-                except trio.EndOfChannel:
-                    return
-            if held.submission.has_reserved:
-                await self._one_by_one(held)
-                held = None
+            try:
+                batch = await queue.take(events_max=events_max, bytes_max=bytes_max)
+            except trio.EndOfChannel:
+                return
+            if batch[0].submission.has_reserved:
+                await self._one_by_one(batch[0])
             else:
-                batch, held = self._take(held, queue)
                 for part in [[one] for one in batch] if self._room.is_low else [batch]:
                     await self._append(part)
-
-    def _take(self, first: _Waiting, queue: PublishQueue[_Waiting]) -> tuple[list[_Waiting], _Waiting | None]:
-        """What waits and fits in one transaction; and the first that does not belong to it."""
-        batch = [first]
-        events_max, bytes_max = self._limits.batch_events_max, self._limits.batch_bytes_max
-        events, size = _weight(first.submission)
-        while True:
-            following = queue.take_nowait()
-            if following is None:
-                return batch, None
-            more_events, more_bytes = _weight(following.submission)
-            events += more_events
-            size += more_bytes
-            if following.submission.has_reserved or events > events_max or size > bytes_max:
-                return batch, following
-            batch.append(following)
 
     async def _append(self, batch: list[_Waiting]) -> None:
         if self._room.is_low and not _goes_on(batch[0].submission.events):
             for waiting in batch:
                 self._answer(waiting, [_NO_ROOM] * waiting.events, suspect=False)
             return
-        started_s = self._clock.monotonic_s()
+        started_s = trio.current_time()
         try:
             appended = await self._log.append([waiting.submission for waiting in batch], now_ms=self._clock.now_ms())
         except Unavailable as error:
+            self._tell(error)
             for waiting in batch:
                 self._answer(waiting, [_refused(error)] * waiting.events, suspect=False)
             return
-        self._metrics.appended(sum(waiting.events for waiting in batch), self._clock.monotonic_s() - started_s)
+        now_s = trio.current_time()
+        self._metrics.appended(sum(appended.counts.values()), now_s - started_s)
+        self._metrics.answered_together([now_s - waiting.submitted_at_s for waiting in batch], appended.counts)
         if appended.suspects:
-            for index, (waiting, results) in enumerate(zip(batch, appended.results, strict=True)):
-                self._answer(waiting, results, suspect=index in appended.suspects)
-            return
-        now_s = self._clock.monotonic_s()
-        self._metrics.answered_together(
-            [now_s - waiting.submitted_at_s for waiting in batch], list(chain.from_iterable(appended.results))
-        )
-        for waiting, results in zip(batch, appended.results, strict=True):
-            waiting.answer(Answered(results, False))
+            for index in appended.suspects:
+                self._blame(batch[index].principal, decode_results(appended.encoded[index]))
+        for index, (waiting, results) in enumerate(zip(batch, appended.encoded, strict=True)):
+            waiting.submitter.answered(waiting.rid, results, suspect=index in appended.suspects)
+
+    def _tell(self, error: Unavailable) -> None:
+        """Devices are not told what is wrong with the server; whoever runs it is."""
+        now_s = trio.current_time()
+        if self._logger is not None and now_s - self._told_at_s >= TOLD_EVERY_S:
+            self._told_at_s = now_s
+            self._logger.warning("publishing_refused", code=error.code, detail=error.detail)
 
     async def _one_by_one(self, waiting: _Waiting) -> None:
         """A submission with account or key events: each of those is decided on what the one before it left."""
@@ -282,7 +292,8 @@ class Publisher:
                     batch = [batch[0].with_capabilities(int(FULL_CAPABILITIES))]
                 appended = await self._log.append(batch, now_ms=now_ms, account_change=change)
                 if group[0].kinds == [Kind.ACCOUNT]:
-                    await keep_published(self._journal, waiting.principal.user_key, batch[0], appended.results[0][0])
+                    result = appended.results[0][0]
+                    await keep_published(self._journal, waiting.principal.user_key, batch[0], result)
             except OutOfOrder as error:
                 results.append(ResultError("out_of_order", [error.last_n, error.last_hash]))
             except ProtocolError as error:
@@ -303,17 +314,16 @@ class Publisher:
         return None
 
     def _answer(self, waiting: _Waiting, results: list[Result], *, suspect: bool) -> None:
-        self._metrics.answered_together([self._clock.monotonic_s() - waiting.submitted_at_s], results)
+        seconds = trio.current_time() - waiting.submitted_at_s
+        self._metrics.answered_together([seconds], count_results(results))
         if suspect:
-            bad = sum(isinstance(each, ResultError) and each.code == "bad_signature" for each in results)
-            self.suspects.blame(waiting.principal, bad)
-        waiting.answer(Answered(results, suspect))
+            self._blame(waiting.principal, results)
+        waiting.submitter.answered(waiting.rid, encode_results(results), suspect=suspect)
 
-
-def _weight(submission: Submission) -> tuple[int, int]:
-    """How many events it has, and about how many bytes they are."""
-    events = len(submission)
-    return events, submission.payload_bytes + events * EVENT_OVERHEAD_BYTES
+    def _blame(self, principal: Principal, results: list[Result]) -> None:
+        """Charge a device with the bad signatures of a submission."""
+        bad = sum(isinstance(each, ResultError) and each.code == "bad_signature" for each in results)
+        self.suspects.blame(principal, bad)
 
 
 def _groups(events: list[Events]) -> Iterator[list[Events]]:

@@ -1,13 +1,20 @@
-"""What waits for a pipeline: a bounded queue with one taker, to which adding costs one call."""
+"""What waits for a pipeline: a bounded queue with one taker, to which adding costs one call, as does a whole batch."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import trio
 
 T = TypeVar("T")
+
+EVENT_OVERHEAD_BYTES: Final = 512
+"""Header, signature and framing of an event, counted in a batch beside its payload."""
+
+
+Weight = tuple[int, int, bool]
+"""Of an item: the bytes of its events' payloads, how many events, and whether nothing else may be taken with it."""
 
 
 class PublishQueue(Generic[T]):
@@ -24,28 +31,32 @@ class PublishQueue(Generic[T]):
         self._length_max = length_max
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._waiting: deque[tuple[T, int]] = deque()
+        self._waiting: deque[tuple[T, Weight]] = deque()
         self._added: trio.Event | None = None
-        self._waits_for_room: dict[trio.lowlevel.Task, tuple[T, int]] = {}
+        self._waits_for_room: dict[trio.lowlevel.Task, tuple[T, Weight]] = {}
         self._closed = False
 
     def __len__(self) -> int:
         """How many wait."""
         return len(self._waiting)
 
-    def add_nowait(self, item: T, size_bytes: int) -> bool:
+    def add_nowait(self, item: T, weight: Weight) -> bool:
         """Add where there is room and nobody waits for it; whether it was. Raises trio.ClosedResourceError."""
         if self._closed:
             raise trio.ClosedResourceError
-        if self._waits_for_room or self._is_full(size_bytes):
+        waiting, size_bytes = self._waiting, self._bytes + weight[0]
+        if self._waits_for_room or (waiting and (len(waiting) >= self._length_max or size_bytes > self._bytes_max)):
             return False
-        self._add(item, size_bytes)
+        waiting.append((item, weight))
+        self._bytes = size_bytes
+        if self._added is not None:
+            self._added.set()
         return True
 
-    async def add(self, item: T, size_bytes: int) -> None:
+    async def add(self, item: T, weight: Weight) -> None:
         """Add; waits for room. Cancel-safe: a cancelled call has added nothing. Raises trio.ClosedResourceError."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self.add_nowait(item, size_bytes):
+        if self.add_nowait(item, weight):
             return
         task, waits = trio.lowlevel.current_task(), self._waits_for_room
 
@@ -54,34 +65,29 @@ class PublishQueue(Generic[T]):
             self._let_in()  # it may have held up a smaller one
             return trio.lowlevel.Abort.SUCCEEDED
 
-        waits[task] = (item, size_bytes)
+        waits[task] = (item, weight)
         await trio.lowlevel.wait_task_rescheduled(abort)
         if waits.pop(task, None) is not None:
             raise trio.ClosedResourceError
 
     def _let_in(self) -> None:
         """Add what waits for room, as far as there is some: in order, so that who comes later overtakes nobody."""
-        while self._waits_for_room and not self._closed:
-            task, (item, size_bytes) = next(iter(self._waits_for_room.items()))
-            if self._is_full(size_bytes):
-                return
-            del self._waits_for_room[task]
-            self._add(item, size_bytes)
+        waits, self._waits_for_room = self._waits_for_room, {}
+        while waits and not self._closed:
+            task, (item, weight) = next(iter(waits.items()))
+            if not self.add_nowait(item, weight):
+                break
+            del waits[task]
             trio.lowlevel.reschedule(task)
+        self._waits_for_room = waits
 
-    def _is_full(self, size_bytes: int) -> bool:
-        """Whether one more item would be too much."""
-        waiting = len(self._waiting)
-        return waiting >= self._length_max or (waiting > 0 and self._bytes + size_bytes > self._bytes_max)
+    async def take(self, *, events_max: int, bytes_max: int) -> list[T]:
+        """What fits in one batch; waits for something. Cancel-safe. Raises trio.EndOfChannel once closed and empty.
 
-    def _add(self, item: T, size_bytes: int) -> None:
-        self._waiting.append((item, size_bytes))
-        self._bytes += size_bytes
-        if self._added is not None:
-            self._added.set()
-
-    async def take(self) -> T:
-        """The next one; waits for it. Cancel-safe. Raises trio.EndOfChannel once it is closed and empty."""
+        Args:
+            events_max: a single item with more still goes.
+            bytes_max: of payloads and ``EVENT_OVERHEAD_BYTES`` for each event; a single item with more still goes.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._waiting:
             if self._closed:
@@ -91,18 +97,27 @@ class PublishQueue(Generic[T]):
                 await self._added.wait()
             finally:
                 self._added = None
-        return self._first()
+        return self.take_nowait(events_max=events_max, bytes_max=bytes_max)
 
-    def take_nowait(self) -> T | None:
-        """The next one, ``None`` where none waits."""
-        return self._first() if self._waiting else None
-
-    def _first(self) -> T:
-        item, size_bytes = self._waiting.popleft()
-        self._bytes -= size_bytes
-        if self._waits_for_room:
-            self._let_in()
-        return item
+    def take_nowait(self, *, events_max: int, bytes_max: int) -> list[T]:
+        """As ``take``; nothing where nothing waits."""
+        waiting = self._waiting
+        taken: list[T] = []
+        events = size_bytes = 0
+        while waiting:
+            item, (item_bytes, item_events, alone) = waiting[0]
+            events += item_events
+            size_bytes += item_bytes
+            if taken and (alone or events > events_max or size_bytes + events * EVENT_OVERHEAD_BYTES > bytes_max):
+                break
+            waiting.popleft()
+            self._bytes -= item_bytes
+            taken.append(item)
+            if self._waits_for_room:
+                self._let_in()
+            if alone:
+                break
+        return taken
 
     def close(self) -> None:
         """Nothing more is added; what waits may still be taken."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from keepstep._keepstep import Run
+    from keepstep.eventlog.store import StreamKey
     from keepstep.interfaces import EventLog
     from keepstep.model import StreamPk
     from keepstep.subscriber import Subscriber
@@ -62,13 +63,13 @@ class Relay:
         if not watchers:
             del self._by_user[subscriber.principal.user_pk]
 
-    def _committed(self, runs: Sequence[Run]) -> None:
-        for run in runs:
+    def _committed(self, runs: Sequence[tuple[StreamKey, Run]]) -> None:
+        for (user_pk, name), run in runs:
             # protocol.md section 0.7: only this user's sessions can ever hear of it
-            watchers = self._by_user.get(run.user_pk)
+            watchers = self._by_user.get(user_pk)
             if watchers is None:
                 continue
-            addition = Addition(run)
+            addition = Addition(name, run)
             for subscriber, watcher in watchers.items():
                 subscriber.committed(addition)
                 if addition.stream_pk == watcher.devices_pk and not subscriber.follows(DEVICES_STREAM):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keepstep import _keepstep
-from keepstep.errors import Pruned
-from keepstep.model import Position
+from keepstep import _keepstep, errors
+from keepstep.model import PREV_BYTES, Position
 from keepstep.protocol.chain import chain_0
+from keepstep.protocol.messages import Pruned, encode
 
 if TYPE_CHECKING:
     from keepstep.interfaces import EventLog, Followed
-    from keepstep.model import Principal, UserPk
+    from keepstep.model import Principal, PrunedPrefix, UserPk
+    from keepstep.protocol.messages import SignedHead, SignedRewind
     from keepstep.subscription import Start
 
 
@@ -55,5 +56,25 @@ async def _chain_left_at(log: EventLog, user_pk: UserPk, name: str, seq: int) ->
     """The chain at a position; ``b""`` where it is gone with the stream's beginning."""
     try:
         return await log.chain_at(user_pk, name, seq)
-    except Pruned:
+    except errors.Pruned:
         return b""
+
+
+def tell_pruned(name: str, after: int, prefix: PrunedPrefix, head: SignedHead) -> bytes:
+    """What stands for the beginning of a stream that is gone beyond ``after``, encoded; ``head`` is where it ends."""
+    message = Pruned(
+        stream=name,
+        after=after,
+        to_seq=prefix.to.seq,
+        chain=prefix.to.chain,
+        authors={device_id: (n, hash_[:PREV_BYTES]) for device_id, (n, hash_) in prefix.authors.items()},
+        kept=[(*row, None) for row in prefix.kept],
+        head=head,
+    )
+    return encode(message)
+
+
+async def no_rewinds(user_pk: UserPk, user_key: bytes, stream: str) -> list[SignedRewind]:
+    """Of a log that no restore set back."""
+    del user_pk, user_key, stream
+    return []

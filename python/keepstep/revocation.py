@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from keepstep.errors import ProtocolError
-from keepstep.eventlog.store import DEVICES_STREAM_PK
 from keepstep.model import DEVICES_STREAM, UserPk
 from keepstep.pages import encode_revoked
 from keepstep.polling import Poll
@@ -66,10 +65,10 @@ class Revocations(Poll):
         self._accounts = accounts
         self._sessions = sessions
         self._told: OrderedDict[tuple[UserPk, bytes], int] = OrderedDict()
-        log.subscribe_commits(self._committed)
+        log.subscribe_device_commits(self._committed)
 
     def _committed(self, runs: Sequence[Run]) -> None:
-        if any(run.stream_pk == DEVICES_STREAM_PK and self._has_sessions(UserPk(run.user_pk)) for run in runs):
+        if any(self._has_sessions(UserPk(run.user_pk)) for run in runs):
             self.look_now()
 
     def _has_sessions(self, user_pk: UserPk) -> bool:

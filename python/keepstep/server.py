@@ -65,7 +65,7 @@ async def run(
     threads: Threads | None = None,
     storage: Storage | None = None,
     listeners: Listeners | None = None,
-    probe: Callable[[str], None] = _ignore,
+    probe: Callable[[str], None] | None = None,
     reload_requests: ReloadRequests | None = None,
     task_status: trio.TaskStatus[Started] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -122,7 +122,7 @@ async def run(
             )
         keys.take_over(settings.data_dir, now_ms=clock.now_ms())
         key = keys.load_or_create(settings.data_dir, randomness)
-        server = await build(settings, key, storage, listeners, clock, randomness, threads, probe)
+        server = await build(settings, key, storage, listeners, clock, randomness, threads, probe or _ignore)
         started = Started(
             rest_url=local_rest_url(settings, listeners.rest),
             device_url=server.info.pinned_url,

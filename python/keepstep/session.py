@@ -16,14 +16,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from keepstep._keepstep import RecordOpener, RecordReader, RecordSealer
 from keepstep.errors import ProtocolError, Unavailable
-from keepstep.interfaces import Records
 from keepstep.lookups import look_up
 from keepstep.protocol.codec import encode
 from keepstep.protocol.messages import (
     SUBSCRIBE_STREAMS_MAX,
-    Accepted,
     Ack,
     Bye,
     ChainAt,
@@ -43,7 +40,8 @@ from keepstep.protocol.messages import (
     decode_from_device,
 )
 from keepstep.protocol.primitives import RECORD_TAG_BYTES
-from keepstep.protocol.session import REKEY_RECORDS
+from keepstep.protocol.results import encode_accepted
+from keepstep.sessionrecords import session_records
 from keepstep.subscriber import Subscriber
 from keepstep.suspects import SUSPECT_INFLIGHT_MAX
 
@@ -51,10 +49,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from keepstep._keepstep import Submission
-    from keepstep.interfaces import Connection, Opened
+    from keepstep.interfaces import Connection, Opened, Resting
     from keepstep.model import Principal
     from keepstep.protocol.session import ServerSession
-    from keepstep.publish import Answered
     from keepstep.sessionservices import SessionLimits, SessionServices
     from keepstep.subscription import SubscriberLimits
 
@@ -74,7 +71,7 @@ RETRY_MS_DEFAULT: Final = 1_000
 
 
 class Session:
-    """A device's session, from ``active`` to its end: an ``interfaces.Receiver``. Live; the gateway runs it once.
+    """A device's session, from ``active`` to its end: an ``interfaces.RestingReceiver``. Live, run once.
 
     Args:
         connection: the device's transport.
@@ -104,6 +101,7 @@ class Session:
         "_reading",
         "_replies",
         "_replies_bytes",
+        "_resting",
         "_scope",
         "_sent_at_s",
         "_services",
@@ -150,61 +148,66 @@ class Session:
         self._listens = False
         self._draining = False
         self._ended = False
-        self._scope = trio.CancelScope()
+        self._resting: Resting | None = None
+        self._scope: trio.CancelScope | None = None
         self._fault: Exception | None = None
         self._heard_at_s = trio.current_time()
         self._sent_at_s = -math.inf
         self.end_reason: ProtocolError | None = None
         self.said_bye = False
+        wake = partial(services.turns.ask, self)  # the same object wherever it is kept
         self.subscriber = Subscriber(
             services.log,
             services.signer,
             services.clock,
             principal=principal,
             limits=subscriber_limits,
-            wake=self._ask_turn,
+            wake=wake,
             relayed=services.metrics.relayed_events,
             rewinds=services.healing.rewinds,
             holds=self._holds,
         )
-        self.live = services.presences.join(principal, wake=self._ask_turn, offer=self._offer)
+        self.live = services.presences.join(principal, wake=wake, offer=self._offer)
 
     # -- life -------------------------------------------------------------------------------------------------------
 
+    def rest(self, resting: Resting) -> None:
+        """Serve without a task until there is an end to see to, where the connection can; then ``run`` does that."""
+        self._resting = resting
+        self._begin()
+        resting.rest(self, session_records(self._protocol, self.principal, self._limits))
+
+    async def resume(self) -> None:
+        """As ``RestingReceiver.resume``."""
+        await self._services.resume(self)
+
     async def run(self) -> None:
         """Serve until the session is over; afterwards ``end_reason`` says why, ``None`` where the device left."""
-        self._listens = True
-        self._heard_at_s = trio.current_time()
-        self._ask_turn()
         try:
-            with self._scope:
-                await self._connection.listen(self, self._records())
+            with self._bounds():
+                if self._resting is not None:
+                    await self._resting.over()
+                else:
+                    self._begin()
+                    await self._connection.listen(self, session_records(self._protocol, self.principal, self._limits))
         finally:
             self._listens = False
             self.end(None)
-            with trio.CancelScope(shield=True):
-                await self._stop_waiting()
+            if self._waiting is not None or self._pulling is not None:
+                with trio.CancelScope(shield=True):
+                    await self._stop_waiting()
         if self._fault is not None:
             raise self._fault
 
-    def _records(self) -> Records:
-        """What opens the device's records, makes submissions of what it publishes, and seals what it is sent."""
-        opener, sealer, principal = self._protocol.opener, self._protocol.sealer, self.principal
-        assert isinstance(opener, RecordOpener), "the extension's"
-        assert isinstance(sealer, RecordSealer), "the extension's"
-        reader = RecordReader(
-            opener,
-            user_pk=principal.user_pk,
-            user_key=principal.user_key,
-            device_pk=principal.device_pk,
-            device_id=principal.device_id,
-            device_key=principal.device_key,
-            capabilities=principal.capabilities,
-            events_max=self._limits.publish_events_max,
-            payload_bytes_max=self._limits.payload_bytes_max,
-            records_max=REKEY_RECORDS,
-        )
-        return Records(reader, sealer)
+    def _begin(self) -> None:
+        self._listens = True
+        self._heard_at_s = trio.current_time()
+        self._ask_turn()
+
+    def _bounds(self) -> trio.CancelScope:
+        """What ends ``run``: made when there is something to end."""
+        self._scope = self._scope or trio.CancelScope()
+        return self._scope
 
     async def _stop_waiting(self) -> None:
         """End what the session waits for, and return when it has ended: what cannot be cancelled is short."""
@@ -223,13 +226,19 @@ class Session:
             self.end_reason = reason
             hurries = reason is not None and reason.code in _HURRIED
             timeout_s = HURRIED_FAREWELL_TIMEOUT_S if hurries else FAREWELL_TIMEOUT_S
-            self._scope.deadline = trio.current_time() + timeout_s
+            self._bounds().deadline = trio.current_time() + timeout_s
             self._ask_turn()
+            self._rouse()
+
+    def _rouse(self) -> None:
+        if self._resting is not None:
+            self._resting.rouse()
 
     def fail(self, error: Exception) -> None:
         """A fault of ours ends the session at once; ``run`` raises it."""
         self._fault = self._fault or error
-        self._scope.cancel()
+        self._bounds().cancel()
+        self._rouse()
 
     @property
     def is_over(self) -> bool:
@@ -304,7 +313,8 @@ class Session:
         """Act on messages in order; hold back those that have to wait for what came before."""
         following = iter(opened)
         publishes = 0
-        crowded = self._crowded()
+        # Otherwise nothing has come to wait since it was last asked.
+        crowded = (self._paused or self._suspect or bool(self._replies)) and self._crowded()
         try:
             self._check_standing()
             for each in following:
@@ -345,8 +355,8 @@ class Session:
         return (
             self._waiting is not None
             or self._inflight >= (SUSPECT_INFLIGHT_MAX if self._suspect else self._limits.inflight_publishes_max)
-            or self._is_full()
-            or self.subscriber.refusals >= SUBSCRIBE_STREAMS_MAX
+            or (bool(self._replies) and self._is_full())
+            or len(self.subscriber.refusals) >= SUBSCRIBE_STREAMS_MAX
         )
 
     def _is_full(self) -> bool:
@@ -355,7 +365,8 @@ class Session:
 
     def _check_standing(self) -> None:
         """The device may go on, and its row numbers mean what they did. Raises ProtocolError."""
-        self.subscriber.check_log()
+        if self._services.log.generation() != self.subscriber.generation:
+            self.subscriber.check_log()
         # Most have no end, and need no look at the clock.
         if self.principal.expires_at_ms is not None and self.principal.is_expired(self._services.clock.now_ms()):
             raise ProtocolError("auth_failed", "the device has expired")
@@ -415,10 +426,10 @@ class Session:
                 self._wait_for(partial(self._publish_later, rid, published))
                 return
         submission = self._admitted(rid, published)
-        if submission is not None:
-            answer = partial(self._answered, rid)
-            if not publisher.submit_nowait(self.principal, submission, answer):
-                self._wait_for(partial(publisher.submit, self.principal, submission, answer))
+        if submission is not None and not publisher.submit_nowait(
+            self.principal, submission, self, rid, self._heard_at_s
+        ):
+            self._wait_for(partial(publisher.submit, self.principal, submission, self, rid))
 
     async def _publish_later(self, rid: int, published: Submission | ProtocolError) -> None:
         """Publish when a device that sent too many bad signatures may have more verified (``suspects``)."""
@@ -426,7 +437,7 @@ class Session:
         await publisher.suspects.wait(self.principal)
         submission = self._admitted(rid, published)
         if submission is not None:
-            await publisher.submit(self.principal, submission, partial(self._answered, rid))
+            await publisher.submit(self.principal, submission, self, rid)
 
     def _admitted(self, rid: int, published: Submission | ProtocolError) -> Submission | None:
         """A publish as the device may send it now, counted as in flight; ``None`` where it is refused."""
@@ -443,12 +454,12 @@ class Session:
         self._inflight += 1
         return published
 
-    def _answered(self, rid: int, answered: Answered) -> None:
-        """A publish was decided."""
+    def answered(self, rid: int, results: bytes, *, suspect: bool) -> None:
+        """As ``Submitter.answered``."""
         self._inflight -= 1
-        self._suspect = self._suspect or answered.suspect
+        self._suspect = self._suspect or suspect
         self._acks = True
-        self._reply(encode(Accepted(rid, answered.results)))
+        self._reply(encode_accepted(rid, results))
 
     # -- what takes a while -----------------------------------------------------------------------------------------
 
@@ -515,7 +526,8 @@ class Session:
 
     def turn(self) -> bool:
         """As ``TakesTurns.turn``: answers, what other devices tell, then pages of the streams the session follows."""
-        if not self._listens or self._connection.blocked:
+        connection = self._connection
+        if not self._listens or connection.blocked:
             return False  # ``run`` and ``writable`` ask again
         if self._reading and not self._ended:
             # What is read says how far the device's own events got: it must not come after the answers to later ones.
@@ -526,11 +538,19 @@ class Session:
             messages[:0], self._pulled = self._pulled, None
         if self.live.marked:
             messages += self.live.pull()
-        more = not self._ended and self.subscriber.is_due and self._pull(messages)
+        subscriber = self.subscriber
+        more = False
+        if (subscriber.ahead or subscriber.is_marked) and not self._ended and self._pulling is None:
+            more = self._pull(messages, subscriber)
         if messages:
-            self._send(messages)
+            services = self._services
+            self._sent_at_s = now_s = services.turns.now_s
+            connection.write(self._protocol.prepare(messages, now_s=now_s))
+            metrics = services.metrics
+            metrics.sent_records.total += len(messages)
+            metrics.sent_bytes.total += sum(map(len, messages)) + RECORD_TAG_BYTES * len(messages)
             if acks:
-                self._services.probe("after_ack")
+                services.probe("after_ack")
         elif self._draining and not self._inflight:
             self.end(None if self.said_bye else ProtocolError("draining"))
         if self._ended:
@@ -539,37 +559,35 @@ class Session:
             self._go_on()
         return more or bool(self.live.marked) or (bool(messages) and self._draining)
 
-    def _pull(self, messages: list[bytes]) -> bool:
+    def _pull(self, messages: list[bytes], subscriber: Subscriber) -> bool:
         """Add what the streams that the session follows have for it; whether there may be more at once."""
-        if self._pulling is not None:
-            return False
-        size = 0
         try:
-            self._check_standing()
-            while size < TURN_BYTES_MAX:
-                page = self.subscriber.pull_nowait()
+            if self._services.log.generation() != subscriber.generation or self.principal.expires_at_ms is not None:
+                self._check_standing()
+            ahead = subscriber.ahead
+            messages += ahead
+            size = sum(map(len, ahead)) if subscriber.is_marked else 0
+            ahead.clear()
+            while subscriber.is_marked:
+                page = subscriber.pull_nowait()
                 if page is None:
                     self._pulling = self._services.turns.wait_for(self, self._pull_stored)
                     return False
                 if not page:
+                    subscriber.is_marked = subscriber.is_due  # something may wait for credit
                     return False
                 messages += page
                 size += sum(map(len, page))
+                if size >= TURN_BYTES_MAX:
+                    return True
         except ProtocolError as error:
             self.end(error)
-        return True
-
-    def _send(self, messages: list[bytes]) -> None:
-        services = self._services
-        self._sent_at_s = now_s = services.turns.now_s
-        self._connection.write(self._protocol.prepare(messages, now_s=now_s))
-        metrics = services.metrics
-        metrics.sent_records.total += len(messages)
-        metrics.sent_bytes.total += sum(map(len, messages)) + RECORD_TAG_BYTES * len(messages)
+            return True
+        return False
 
     def _take_leave(self) -> bool:
         """Stop listening once everything has gone; whether to look again at once."""
         if not self._connection.backlog_bytes:
-            self._scope.cancel()
+            self._bounds().cancel()
             return False
         return not self._connection.blocked

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from keepstep.heads import HeadSigner
     from keepstep.healing import Healing
     from keepstep.interfaces import Clock, EventLog
     from keepstep.presence import Presences
     from keepstep.publish import Publisher
+    from keepstep.session import Session
     from keepstep.telemetry import Metrics
     from keepstep.turns import Turns
 
@@ -54,6 +55,7 @@ class SessionServices:
         metrics: counted into.
         probe: called with ``after_ack`` when acknowledgements have been handed to the socket.
         turns: gives sessions their turns.
+        resume: runs a session that rested to its end.
     """
 
     log: EventLog
@@ -65,3 +67,4 @@ class SessionServices:
     metrics: Metrics
     probe: Callable[[str], None]
     turns: Turns
+    resume: Callable[[Session], Awaitable[None]]

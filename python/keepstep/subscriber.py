@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from keepstep.errors import ArchiveUnavailable, ProtocolError, Pruned, Unavailable
 from keepstep.interfaces import RESUMED_TOGETHER_MAX, Page
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, PREV_BYTES, Capability, Position, inbox_of, is_inbox
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Position, inbox_of, is_inbox
 from keepstep.pages import encode_events
 from keepstep.protocol.messages import CaughtUp, Head, Resumed, Rewound, Subscribe, encode
-from keepstep.protocol.messages import Pruned as PrunedMessage
-from keepstep.resuming import position_of, seq_of
+from keepstep.resuming import no_rewinds, position_of, seq_of, tell_pruned
 from keepstep.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -46,12 +45,6 @@ def reading_refusal(name: str, device_id: bytes) -> Literal["forbidden", "unknow
     return "forbidden" if is_inbox(name) else "unknown_stream"
 
 
-async def no_rewinds(user_pk: UserPk, user_key: bytes, stream: str) -> list[SignedRewind]:
-    """Of a log that no restore set back."""
-    del user_pk, user_key, stream
-    return []
-
-
 class Subscriber:
     """The streams one session follows; live, owned by its session.
 
@@ -67,6 +60,12 @@ class Subscriber:
         relayed: counts the events of each page.
         rewinds: the restores that set a stream of a user back, signed; raises Unavailable.
         holds: whether the writer waits; then no page is made, since what is erased meanwhile must not go any more.
+
+    Attributes:
+        ahead: pages of commits, encoded; the position is moved over them. The writer may take them without ``pull``.
+        is_marked: whether there may be something beside them. Whoever pulls until nothing ``is_due`` may take it back.
+        generation: of the log that the positions are in.
+        refusals: refused subscriptions not yet told.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Subscriber:
         self._rewinds_of, self._holds = rewinds, holds
         self.principal = principal
         self._log = log
-        self._generation = log.generation()
+        self.generation = log.generation()
         self._signer = signer
         self._clock = clock
         self._limits = limits
@@ -93,14 +92,15 @@ class Subscriber:
         self._relayed = relayed
         self._subscriptions: dict[str, Subscription] = {}
         self._by_pk: dict[StreamPk, Subscription] = {}
-        self._absent = 0
         self._sought: dict[str, None] = {}  # to be gone on with from where the device said
+        self._begun: dict[str, None] = {}  # that came into being and are followed
         self._ready: OrderedDict[str, None] = OrderedDict()
-        self._ahead: list[bytes] = []  # pages of commits, the position is moved over them
+        self.ahead: list[bytes] = []
+        self.is_marked = False
         self._asks_database = False
         self._meanwhile: dict[StreamPk, int] | None = None  # what was committed while streams are sought
-        self._refusals: list[tuple[str, _Refusal]] = []
-        self._left: set[str] = set()  # streams that ``all`` does not follow
+        self.refusals: list[tuple[str, _Refusal]] = []
+        self._left: dict[str, None] = {}  # streams that ``all`` does not follow: a set is three times as large
         self._sent_before: dict[str, int] = {}
         self._all = False
         self._list_due = False
@@ -120,7 +120,7 @@ class Subscriber:
         else:
             for name, start in message.streams.items():
                 self._add(name, start if isinstance(start, str) else Position(*start))
-        self._wake()
+        self._call()
 
     def check_log(self) -> None:
         """Its positions are in the log as it is.
@@ -128,16 +128,11 @@ class Subscriber:
         Raises:
             ProtocolError: ``unavailable``: in another one, and the device has to resume in the one that is.
         """
-        if self._log.generation() != self._generation:
+        if self._log.generation() != self.generation:
             raise ProtocolError("unavailable", "the log is another one than this session read")
 
-    @property
-    def refusals(self) -> int:
-        """Refused subscriptions not yet told."""
-        return len(self._refusals)
-
     def _refuse(self, name: str, answer: _Refusal) -> None:
-        self._refusals.append((name, answer))
+        self.refusals.append((name, answer))
 
     async def _refused(self, name: str, answer: _Refusal) -> bytes:
         """The answer to a refused subscription.
@@ -158,9 +153,8 @@ class Subscriber:
             self._refuse(name, refusal)
             return False
         self._remove(name)
-        self._left.discard(name)
+        self._left.pop(name, None)
         self._subscriptions[name] = Subscription(name, start)
-        self._absent += 1
         self._sought[name] = None
         return True
 
@@ -181,7 +175,7 @@ class Subscriber:
         """Stop following streams; under ``all``, until it is asked for again."""
         for name in names:
             if self._all and name in self._subscriptions:
-                self._left.add(name)
+                self._left[name] = None
             self._remove(name)
 
     def _remove(self, name: str) -> None:
@@ -192,9 +186,7 @@ class Subscriber:
             if subscription.at.seq > self._sent_before.get(name, 0):
                 self._sent_before[name] = subscription.at.seq
             self._unacked_bytes -= sum(size for _, _, size in subscription.unacked)
-            if subscription.stream_pk is None:
-                self._absent -= 1
-            else:
+            if subscription.stream_pk is not None:
                 del self._by_pk[subscription.stream_pk]
 
     def acknowledge(self, positions: Mapping[str, tuple[int, bytes]]) -> None:
@@ -225,7 +217,7 @@ class Subscriber:
     @property
     def unsaved_acks(self) -> dict[str, tuple[int, bytes]]:
         """Acknowledged positions that are not saved yet: a copy; none where they are in a log that was."""
-        return self._unsaved_acks.copy() if self._log.generation() == self._generation else {}
+        return self._unsaved_acks.copy() if self._log.generation() == self.generation else {}
 
     def acks_saved(self, acks: Mapping[str, tuple[int, bytes]]) -> None:
         """These are saved now."""
@@ -236,46 +228,49 @@ class Subscriber:
     # -- hints --------------------------------------------------------------------------------------------------
 
     def committed(self, addition: Addition) -> None:
-        """A commit added events to a stream of this user."""
-        subscription = self._by_pk.get(addition.stream_pk)
-        if subscription is not None:
-            if addition.last_seq > subscription.at.seq:
-                if not self._take_ahead(subscription, addition):
-                    self._ready[subscription.name] = None
-                self._wake()
-            return
-        if self._meanwhile is not None:
-            self._meanwhile[addition.stream_pk] = addition.last_seq
-        # One that was not there when it was subscribed to, or that this session does not follow yet. What is left out
-        # on purpose must not have all streams listed at each of its commits.
-        if addition.after == 0 and (self._all or self._absent):
-            self._list_due = True
-            self._wake()
+        """A commit added events to a stream of this user.
 
-    def _take_ahead(self, subscription: Subscription, addition: Addition) -> bool:
-        """Take what was committed as the next page, where nothing else comes first; whether it was.
-
-        The usual case: the session has everything before it, and gets what all other followers get.
+        They are the next page at once where nothing else comes first. The usual case: the session has everything before
+        them, and gets what all other followers get.
         """
-        at = subscription.at
+        subscription = self._by_pk.get(addition.stream_pk)
+        if subscription is None:
+            self._committed_elsewhere(addition)
+            return
+        at, ahead = subscription.at, self.ahead
+        if addition.last_seq <= at.seq:
+            return
         if (
             self._ready
             or at.seq != addition.after
             or at.chain != addition.prev_chain
             or subscription.owes_caught_up
             or self._asks_database  # which may read beyond it
-            or len(self._ahead) >= PAGES_AHEAD_MAX
+            or len(ahead) >= PAGES_AHEAD_MAX
             or self._unacked_bytes >= self._limits.unacked_bytes_max
             or self._holds()
+            or (message := addition.message or addition.encode(self._log, self._clock, self._limits)) is None
         ):
-            return False
-        page = addition.page(subscription, self._page_in_memory)
-        if page is None:
-            return False
-        self._ahead.append(page.message)
-        self._unacked_bytes += subscription.sent(page.at, page.size)
-        self._relayed.total += page.count
-        return True
+            self._ready[subscription.name] = None
+            self._call()
+        else:
+            ahead.append(message)
+            self._unacked_bytes += subscription.sent(addition.at, addition.size)
+            self._relayed.total += addition.count
+            self._wake()
+
+    def _call(self) -> None:
+        """There may be something to pull."""
+        self.is_marked = True
+        self._wake()
+
+    def _committed_elsewhere(self, addition: Addition) -> None:
+        """A commit to a stream that the session does not follow, or that was not there when it was subscribed to."""
+        if self._meanwhile is not None:
+            self._meanwhile[addition.stream_pk] = addition.last_seq
+        if addition.after == 0 and (addition.name in self._subscriptions or self._takes(addition.name)):
+            self._begun[addition.name] = None
+            self._call()
 
     def reread(self, streams: Sequence[StreamInfo]) -> None:
         """All streams of this user as the database has them: finds what a lost hint would have told."""
@@ -287,8 +282,8 @@ class Subscriber:
                 self._sought[info.name] = None
             elif info.head.seq > subscription.at.seq:
                 self._appeared(subscription, info)
-        if self._ready or self._list_due or self._sought:
-            self._wake()
+        if self._ready or self._seeks:
+            self._call()
 
     def _takes(self, name: str) -> bool:
         """Whether ``all`` follows a stream: not what the device left, and no other device's inbox."""
@@ -302,7 +297,7 @@ class Subscriber:
                 subscription.head_due = True
                 self._mark(name)
         if self._ready:
-            self._wake()
+            self._call()
 
     def follows(self, name: str) -> bool:
         """Whether the session is subscribed to the stream."""
@@ -316,17 +311,21 @@ class Subscriber:
     @property
     def is_due(self) -> bool:
         """Whether ``pull`` may have something."""
-        return bool(self._ahead or self._ready or self._refusals or self._list_due or self._sought)
+        return bool(self.ahead or self._ready or self.refusals or self._seeks)
+
+    @property
+    def _seeks(self) -> bool:
+        return bool(self._list_due or self._sought or self._begun)
 
     def pull_nowait(self) -> list[bytes] | None:
         """What ``pull`` would return, as far as memory has it; ``None`` where ``pull`` would ask the database.
 
         Then ``pull`` is what comes next.
         """
-        if self._ahead:
-            ahead, self._ahead = self._ahead, []
+        if self.ahead:
+            ahead, self.ahead = self.ahead, []
             return ahead
-        if self._refusals or self._list_due or self._sought:
+        if self.refusals or self._seeks:
             self._asks_database = True
             return None
         if not self._ready:
@@ -352,8 +351,8 @@ class Subscriber:
         Raises:
             Unavailable: the log cannot be read now; what was ready stays ready.
         """
-        if self._ahead:
-            ahead, self._ahead = self._ahead, []
+        if self.ahead:
+            ahead, self.ahead = self.ahead, []
             return ahead
         self._asks_database = True
         try:
@@ -363,11 +362,11 @@ class Subscriber:
 
     async def _pull(self) -> list[bytes]:
         while True:
-            if self._refusals:
-                refused = [await self._refused(*each) for each in self._refusals.copy()]
-                del self._refusals[: len(refused)]
+            if self.refusals:
+                refused = [await self._refused(*each) for each in self.refusals.copy()]
+                del self.refusals[: len(refused)]
                 return refused
-            while self._list_due or self._sought:
+            while self._seeks:
                 if answers := await self._seek():
                     return answers
             name = self._next()
@@ -407,29 +406,39 @@ class Subscriber:
         """
         self._listing, self._list_due = self._list_due, False  # a commit from here on makes it due again
         sought = self._take_sought()
+        begun = self._take_begun()
         answers: list[bytes] = []
         self._meanwhile = {}
         try:
-            starts = {name: seq_of(each.start) for name, each in sought.items()}
+            starts: dict[str, int | None] = dict.fromkeys(begun)
+            starts |= {name: seq_of(each.start) for name, each in sought.items()}
             known = self._subscriptions.keys() | self._left if self._listing else ()
             answered = await self._log.follow(self.principal, starts, every=self._listing, known=known)
             found = {each.info.name: each for each in answered}
-            if self._listing:
-                self._listing = False
-                for name in self._list(found.values())[:RESUMED_TOGETHER_MAX]:
-                    del self._sought[name]
-                    sought[name] = self._subscriptions[name]
+            new = answered if self._listing else [found[name] for name in begun if name in found]
+            self._listing, begun = False, []
+            for name in self._list(new)[:RESUMED_TOGETHER_MAX]:
+                del self._sought[name]
+                sought[name] = self._subscriptions[name]
             for name in tuple(sought):
                 answers += await self._resume(sought[name], found.get(name))
                 del sought[name]
         except Unavailable:
             self._list_due = self._list_due or self._listing
             self._sought |= {name: None for name, each in sought.items() if self._subscriptions.get(name) is each}
+            self._begun |= dict.fromkeys(begun)
             if not answers:
                 raise
         finally:
             self._meanwhile = None
         return answers
+
+    def _take_begun(self) -> list[str]:
+        """Streams that came into being, as many as are looked up at once: all of them where all streams are listed."""
+        begun = [*islice(self._begun, None if self._listing else RESUMED_TOGETHER_MAX)]
+        for name in begun:
+            del self._begun[name]
+        return begun
 
     def _take_sought(self) -> dict[str, Subscription]:
         """The streams that are sought next: reserved ones first, at most ``RESUMED_TOGETHER_MAX``."""
@@ -454,7 +463,7 @@ class Subscriber:
                 elif self._add(info.name, each.acked_seq):
                     added.append(info.name)
                     continue
-                self._left.add(info.name)
+                self._left[info.name] = None
         return added
 
     async def _resume(self, subscription: Subscription, found: Followed | None) -> list[bytes]:
@@ -500,7 +509,6 @@ class Subscriber:
         """A followed stream is there, perhaps only now."""
         if subscription.stream_pk is None:
             subscription.stream_pk = info.stream_pk
-            self._absent -= 1
             self._by_pk[info.stream_pk] = subscription
         self._mark(info.name)
 
@@ -559,19 +567,11 @@ class Subscriber:
         prefix = await self._log.pruned(self.principal.user_pk, name)
         if prefix is None or self._subscriptions.get(name) is not subscription:
             return []
-        message = PrunedMessage(
-            stream=name,
-            after=subscription.at.seq,
-            to_seq=prefix.to.seq,
-            chain=prefix.to.chain,
-            authors={device_id: (n, hash_[:PREV_BYTES]) for device_id, (n, hash_) in prefix.authors.items()},
-            kept=[(*row, None) for row in prefix.kept],
-            head=self._sign(name, prefix.to),
-        )
+        message = tell_pruned(name, subscription.at.seq, prefix, self._sign(name, prefix.to))
         subscription.at = prefix.to
         subscription.owes_caught_up = subscription.moved = True
         self._mark(name)
-        return [encode(message)]
+        return [message]
 
     async def _read(self, subscription: Subscription) -> Page:
         """A page that continues the position, from whichever source answers."""
@@ -592,7 +592,7 @@ class Subscriber:
         """The log no longer holds a followed stream's position: say so instead of guessing."""
         if self._subscriptions.get(subscription.name) is subscription:
             self._remove(subscription.name)
-            self._left.add(subscription.name)
+            self._left[subscription.name] = None
             self._refuse(subscription.name, "unknown_stream" if error.code == "unknown_stream" else "unknown_position")
 
     def _sign(self, name: str, head: Position) -> SignedHead:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from keepstep.model import Position, StreamPk
-from keepstep.pages import encode_events
+from keepstep.model import Position, has_expired
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from keepstep._keepstep import Run
-    from keepstep.interfaces import Page
+    from keepstep.interfaces import Clock, EventLog, Page
+    from keepstep.model import StreamPk
 
 Start = Position | int | Literal["start", "end"]
 """Where a device wants to go on from; an ``int`` is a position whose chain the device is trusted not to know."""
@@ -21,6 +19,9 @@ UNACKED_PAGES_MAX: Final = 256
 """Boundaries of unacknowledged pages remembered per stream; beyond it the newest ones are joined."""
 PAGE_AHEAD_BYTES_MAX: Final = 32 * 1024
 """Largest page that is handed to followers as it is committed."""
+
+
+_NOWHERE: Final = Position(0, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Subscription:
 
     name: str
     start: Start | None
-    at: Position = field(default_factory=lambda: Position(0, b""))
+    at: Position = _NOWHERE
     stream_pk: StreamPk | None = None
     owes_caught_up: bool = True
     moved: bool = False
@@ -80,55 +81,68 @@ class Subscription:
         return page.after == self.at.seq and page.last_seq == page.after + page.count
 
 
-class CommittedPage:
-    """A page that ends at its stream's head, as every follower is sent it.
-
-    Attributes:
-        message: ``messages.Events``, encoded.
-        at: the position behind it.
-        count: events in it.
-        size: their bytes.
-    """
-
-    __slots__ = ("at", "count", "message", "size")
-
-    def __init__(self, stream: str, page: Page) -> None:
-        self.message = encode_events(stream, page)
-        self.at = Position(page.last_seq, page.chain)
-        self.count = page.count
-        self.size = len(page.rows)
-
-
 class Addition:
-    """What one commit added to one stream: read and encoded once, by the first follower that is exactly before it.
+    """What one commit added to one stream: encoded once, for the first follower that is exactly before it.
 
     Attributes:
+        name: the stream's.
+        run: it.
         stream_pk: the stream's row number.
         after: the seq before its first event.
         last_seq: of its last event.
         prev_chain: the chain at ``after``.
+        message: ``messages.Events`` of all of it, encoded, once it was asked for and may go; else ``None``.
+        at: the position behind it, where there is a message.
+        count: events in it.
+        size: their bytes.
     """
 
-    __slots__ = ("_is_read", "_page", "after", "last_seq", "prev_chain", "stream_pk")
+    __slots__ = (
+        "_is_asked",
+        "after",
+        "at",
+        "count",
+        "last_seq",
+        "message",
+        "name",
+        "prev_chain",
+        "run",
+        "size",
+        "stream_pk",
+    )
 
-    def __init__(self, run: Run) -> None:
-        self.stream_pk = StreamPk(run.stream_pk)
+    def __init__(self, name: str, run: Run) -> None:
+        self.name = name
+        self.run = run
+        self.stream_pk: StreamPk = run.stream_pk  # type: ignore[assignment]  # a call for each commit otherwise
         self.after = run.first_seq - 1
         self.last_seq = run.last_seq
         self.prev_chain = run.prev_chain
-        self._is_read = False
-        self._page: CommittedPage | None = None
+        self.count = run.count
+        self.size = run.rows_bytes
+        self.at = _NOWHERE
+        self.message: bytes | None = None
+        self._is_asked = False
 
-    def page(self, subscription: Subscription, read: Callable[[Subscription], Page | None]) -> CommittedPage | None:
-        """The page behind ``after``; ``None`` where memory does not have it up to the head, or it is a large one.
+    def encode(self, log: EventLog, clock: Clock, limits: SubscriberLimits) -> bytes | None:
+        """``message``; ``None`` where it is a large page, or the log's memory does not serve it as it was stored.
+
+        What is served is the log's to say: payloads are erased by the very batch, or expire. It is asked once.
 
         Args:
-            subscription: of a follower that is at ``after``.
-            read: gives the page from memory, as far as it has it.
+            log: which committed it.
+            clock: the one payloads expire by.
+            limits: of a page; the same for all followers.
         """
-        if not self._is_read:
-            self._is_read = True
-            page = read(subscription)
-            if page is not None and page.last_seq == page.head_seq and len(page.rows) <= PAGE_AHEAD_BYTES_MAX:
-                self._page = CommittedPage(subscription.name, page)
-        return self._page
+        if not self._is_asked:
+            self._is_asked = True
+            run = self.run
+            if (
+                self.count <= limits.page_events_max
+                and self.size <= PAGE_AHEAD_BYTES_MAX
+                and (run.expires_at_ms is None or not has_expired(run.expires_at_ms, clock.now_ms()))
+                and log.ends_with(self.name, run)
+            ):
+                self.message = run.message(self.name)
+                self.at = Position(self.last_seq, run.chain)
+        return self.message

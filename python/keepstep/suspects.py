@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 DEVICE_BURST: Final = 64.0
 """Bad signatures that a device may send before it waits."""
-DEVICE_PER_S: Final = 8.0
-"""Bad signatures of a device in a second from then on: what it signed is verified apart, 30 µs each at most."""
+DEVICE_PER_S: Final = 1.0
+"""Bad signatures of a device in a second from then on. What counts is the message more than its verification (30 µs):
+one by itself takes a wake-up, a batch and a question to the database, 5 ms in all on an idle server."""
 USER_BURST: Final = 256.0
 """Bad signatures of all devices of a user before those that send them wait."""
-USER_PER_S: Final = 32.0
+USER_PER_S: Final = 4.0
 """Those in a second from then on."""
 WAIT_MAX_S: Final = 20.0
 """The longest wait, seconds: below the time within which a device gives up a connection that takes nothing."""

@@ -57,15 +57,18 @@ class Tail:
 
     def append(self, key: tuple[int, str], run: Run) -> None:
         """Take in what a commit added to the stream ``key`` = (user_pk, name)."""
-        tail = self._streams.setdefault(key, _StreamTail())
-        if tail.runs:
-            last = tail.runs[-1]
-            if run.first_seq != last.last_seq + 1 or run.prev_chain != last.chain:
+        tail = self._streams.get(key)
+        if tail is None:
+            tail = self._streams[key] = _StreamTail()
+        else:
+            if not run.continues(tail.runs[-1]):
                 # Another node wrote in between, or an outcome was learned late: a hole is never bridged.
                 self._trim(tail, len(tail.runs))
+            self._streams.move_to_end(key)
         tail.runs.append(run)
-        self._grow(tail, run.size_bytes)
-        self._streams.move_to_end(key)
+        size_bytes = run.size_bytes
+        tail.size_bytes += size_bytes
+        self._size_bytes += size_bytes
         if tail.size_bytes > self._stream_bytes_max:
             self._shorten(tail)
         while self._size_bytes > self._bytes_max:
@@ -104,6 +107,11 @@ class Tail:
         if not parts:
             return None
         return Page(after, b"".join(parts), count, last_seq, chain, tail.runs[-1].last_seq)
+
+    def ends_with(self, key: tuple[int, str], run: Run) -> bool:
+        """Whether ``run`` is the newest of a stream's tail: its payloads are served from memory."""
+        tail = self._streams.get(key)
+        return tail is not None and tail.runs[-1] is run
 
     def last_seq(self, key: tuple[int, str]) -> int:
         """Seq up to which this node knows the stream to be committed, 0 where it has no tail."""

@@ -6,7 +6,7 @@ These belong to the event loop's thread: a step is one addition, and whoever has
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -135,10 +135,15 @@ class Distribution(Collector):
         registry.register(self)
 
     def observe_all(self, values: Sequence[float]) -> None:
-        """Count values."""
-        for value in values:
-            self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += sum(values)
+        """Count values: a step for each bucket, however many they are."""
+        ordered = sorted(values)
+        below = 0
+        for bucket, bound in enumerate(self._bounds):
+            up_to = bisect_right(ordered, bound, below)
+            self._counts[bucket] += up_to - below
+            below = up_to
+        self._counts[-1] += len(ordered) - below
+        self._sum += sum(ordered)
 
     def collect(self) -> Iterator[Metric]:
         """As ``Collector.collect``."""

@@ -17,13 +17,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from keepstep.errors import KeepstepError
-from keepstep.protocol.messages import ResultAccepted, ResultDuplicate
 from keepstep.tallies import Distribution, LabelledTally, Lookups, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
-    from keepstep.protocol.messages import Result
 
 Log = structlog.typing.FilteringBoundLogger
 
@@ -130,14 +128,17 @@ class Metrics:
         """Handshakes and sessions."""
         self.sessions = self._gauge("sessions", "Authenticated device sessions.")
         self.session_users = self._gauge("session_users", "Users with at least one session.")
-        self.handshakes = self._counter(
-            "handshakes", "Handshakes by how they ended: ready, or an error code.", ["result"]
+        self.handshakes = LabelledTally(
+            "keepstep_handshakes", "Handshakes by how they ended: ready, or an error code.", "result", self.registry
         )
-        self.handshake_seconds = self._histogram(
-            "handshake_seconds", "From the accepted socket to Ready, seconds.", _SECONDS
+        self.handshake_seconds = Distribution(
+            "keepstep_handshake_seconds", "From the accepted socket to Ready, seconds.", _SECONDS, self.registry
         )
-        self.session_ends = self._counter(
-            "session_ends", "Sessions by how they ended: bye, lost, stopped, fault, or an error code.", ["reason"]
+        self.session_ends = LabelledTally(
+            "keepstep_session_ends",
+            "Sessions by how they ended: bye, lost, stopped, fault, or an error code.",
+            "reason",
+            self.registry,
         )
         self.messages_received = LabelledTally(
             "keepstep_messages_received", "Messages received in sessions, by type.", "type", self.registry
@@ -307,19 +308,11 @@ class Metrics:
         self.batch_events.observe(events)
         self.append_seconds.observe(seconds)
 
-    def answered_together(self, seconds: Sequence[float], results: Sequence[Result]) -> None:
-        """Submissions were answered: after so long each, and with these results all of them."""
+    def answered_together(self, seconds: Sequence[float], counts: Mapping[str, int]) -> None:
+        """Submissions were answered: after so long each, and so many of their events by result."""
         self.ack_seconds.observe_all(seconds)
-        accepted = 0
-        for result in results:
-            if isinstance(result, ResultAccepted):
-                accepted += result.count
-            elif isinstance(result, ResultDuplicate):
-                self.events.count("duplicate")
-            else:
-                self.events.count(result.code)
-        if accepted:
-            self.events.count("accepted", accepted)
+        for result, events in counts.items():
+            self.events.count(result, events)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""

@@ -19,7 +19,6 @@ import trio
 from keepstep import _keepstep, accesstokens
 from keepstep.accesstokens import TOKEN_ID_BYTES, AccessToken
 from keepstep.errors import ProtocolError, StartupError
-from keepstep.eventlog.store import DEVICES_STREAM_PK
 from keepstep.protocol.challenge import NONCE_BYTES, Purpose, Statement, verify_statement
 from keepstep.telemetry import describe
 from keepstep.tokenstore import Challenge
@@ -169,7 +168,7 @@ class Tokens:
         self._limiter = trio.CapacityLimiter(1)
         self.server_key = server_key
         self.origin = origin
-        log.subscribe_commits(self._committed)
+        log.subscribe_device_commits(self._committed)
 
     # -- challenges -----------------------------------------------------------------------------------------------
 
@@ -411,9 +410,8 @@ class Tokens:
 
     def _committed(self, runs: Sequence[Run]) -> None:
         """Ask again about every token of users whose devices may have changed."""
-        users = {run.user_pk for run in runs if run.stream_pk == DEVICES_STREAM_PK}
-        if users:
-            self._forget(lambda check: check.principal is not None and check.principal.user_pk in users)
+        users = {run.user_pk for run in runs}
+        self._forget(lambda check: check.principal is not None and check.principal.user_pk in users)
 
     def _forget(self, is_stale: Callable[[_Check], bool]) -> None:
         self._forgettings += 1

@@ -81,14 +81,11 @@ class Turns:
                 asked, self._asked = self._asked, {}
                 self.now_s = trio.current_time()
                 for number, session in enumerate(asked, 1):
-                    self._give(session)
+                    try:
+                        if session.turn():
+                            self.ask(session)
+                    except Exception as error:  # a fault of ours ends this session, not the server
+                        session.fail(error)
                     if number % TURNS_AT_ONCE == 0:
                         await trio.lowlevel.checkpoint()
                 await trio.lowlevel.checkpoint()
-
-    def _give(self, session: TakesTurns) -> None:
-        try:
-            if session.turn():
-                self.ask(session)
-        except Exception as error:  # a fault of ours ends this session, not the server
-            session.fail(error)

@@ -1,4 +1,6 @@
-"""One device's connection after its upgrade: frames over a Trio stream, or in the hands of the hub (RFC 6455).
+"""One device's connection after its upgrade: frames over a Trio stream (RFC 6455).
+
+``websocket_hub`` has those on plain sockets.
 
 What a peer may make it hold is bounded by the frame reader: one message of at most the limit in force, control frames
 and fragments by number. One chunk of a socket's bytes comes on top.
@@ -70,34 +72,6 @@ class Place(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
 
-class Channel(Protocol):
-    """How a listening connection's bytes move; all of it as in ``interfaces.Connection``."""
-
-    blocked: bool
-
-    @property
-    def backlog_bytes(self) -> int:
-        """Of what has not gone."""
-
-    def write(self, messages: Sequence[bytes | None]) -> None:
-        """Send them in this turn."""
-
-    def pause(self) -> None:
-        """Take nothing more."""
-
-    def resume(self) -> None:
-        """Take again."""
-
-
-class Hub(Protocol):
-    """What moves many sockets' bytes at once, as ``websocket_hub.Hub`` does."""
-
-    async def listen(
-        self, connection: WebSocketConnection, stream: trio.SocketStream, receiver: Receiver, records: Records
-    ) -> None:
-        """As ``interfaces.Connection.listen``. Keeps ``connection.stream``, ``channel``, ``end`` and ``torn`` right."""
-
-
 def reason_of(end: End) -> ProtocolError | None:
     """What the peer is told by our own codes; ``None`` where WebSocket's say all."""
     return ProtocolError(end, _REASONS[end]) if end in _REASONS else None
@@ -113,24 +87,24 @@ class WebSocketConnection:
         place: told when the device is authenticated.
         address: the client's IP address.
         accepted_at_s: Trio time.
-        hub: takes plain sockets while the connection listens, where there is one.
 
     Attributes:
-        stream: the bytes; while the hub has the socket, a stream that is closed.
+        stream: the bytes.
         reader: the peer's frames.
         channel: how what is written goes, while it listens.
+        blocked: see ``interfaces.Connection``; an attribute, for it is asked with every message.
         end: why no more messages come.
         torn: a send was cut off; nothing may follow it.
     """
 
     __slots__ = (
-        "_hub",
         "_limits",
         "_messages",
         "_place",
         "_send_lock",
         "accepted_at_s",
         "address",
+        "blocked",
         "channel",
         "chunk_bytes",
         "end",
@@ -148,19 +122,18 @@ class WebSocketConnection:
         received: bytes,
         address: str,
         accepted_at_s: float,
-        hub: Hub | None = None,
     ) -> None:
         self.address = address
         self.accepted_at_s = accepted_at_s
         self.stream = stream
         self.reader = FrameReader(limits.unauthenticated_message_bytes_max)
-        self.channel: Channel | None = None
+        self.channel: _StreamChannel | None = None
+        self.blocked = False
         self.end: End | None = None
         self.torn = False
         self.chunk_bytes = CHUNK_BYTES_UNAUTHENTICATED
         self._limits = limits
         self._place = place
-        self._hub = hub
         self._send_lock: trio.Lock | None = None
         self._messages: list[bytes] = []  # the next one last
         if received:
@@ -172,6 +145,10 @@ class WebSocketConnection:
         self._place.authenticated()
         self.reader.limit(self._limits.message_bytes_max)
         self.chunk_bytes = CHUNK_BYTES
+
+    @property
+    def resting(self) -> None:
+        """A stream is waited for in a task."""
 
     # -- awaited ------------------------------------------------------------------------------------------------
 
@@ -243,6 +220,11 @@ class WebSocketConnection:
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self.stream)
 
+    def leave(self) -> None:
+        """Whoever served it is done: leave the place. The stream is whose it was."""
+        with self._place:
+            self.torn = True
+
     async def _drain(self) -> None:
         """Take what still comes, up to the answer: closing with data unread would destroy what was sent last."""
         if self.end is not None:  # there is no answer any more that could be read: the peer's end stands for it
@@ -262,11 +244,6 @@ class WebSocketConnection:
         """See ``interfaces.Connection``."""
         return 0 if self.channel is None else self.channel.backlog_bytes
 
-    @property
-    def blocked(self) -> bool:
-        """See ``interfaces.Connection``."""
-        return self.channel is not None and self.channel.blocked
-
     def write(self, messages: Sequence[bytes | None]) -> None:
         """See ``interfaces.Connection``."""
         if self.channel is not None:
@@ -284,11 +261,7 @@ class WebSocketConnection:
 
     async def listen(self, receiver: Receiver, records: Records) -> None:
         """Hand all that comes over; see ``interfaces.Connection``."""
-        if self._hub is not None and isinstance(self.stream, trio.SocketStream):
-            self._send_lock = None  # it costs as much as the rest of an idle connection here
-            await self._hub.listen(self, self.stream, receiver, records)
-        else:
-            await _StreamChannel(self, receiver, records).run()
+        await _StreamChannel(self, receiver, records).run()
 
     def hand_over(self, receiver: Receiver, records: Records) -> None:
         """Give the receiver what came before it listened."""
@@ -316,7 +289,6 @@ class _StreamChannel:
         self._news = trio.Event()
         self._resumed: trio.Event | None = None
         self.backlog_bytes = 0
-        self.blocked = False
 
     async def run(self) -> None:
         """Until the connection is over."""
@@ -332,6 +304,7 @@ class _StreamChannel:
                 nursery.cancel_scope.cancel()
         finally:
             connection.channel = None
+            connection.blocked = False
 
     async def _receive(self) -> None:
         connection = self._connection
@@ -354,14 +327,14 @@ class _StreamChannel:
             frames = frame_many(self._outgoing, self._sealer)
             self._outgoing.clear()
             self.backlog_bytes = len(frames)
-            self.blocked = True
+            self._connection.blocked = True
             try:
                 await self._connection.send_frames(frames)
             except OVER:
                 return  # the receiving side meets the same, and says so
             self.backlog_bytes -= len(frames)
             if not self._outgoing:
-                self.blocked = False
+                self._connection.blocked = False
                 self._receiver.writable()
 
     def write(self, messages: Sequence[bytes | None]) -> None:

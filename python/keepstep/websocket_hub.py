@@ -1,78 +1,95 @@
-"""Many listening connections over one epoll descriptor: Linux, plain sockets.
+"""Many connections over one epoll descriptor: Linux, plain sockets.
 
 One task waits for the descriptor; one call of the extension then takes what all ready sockets have, unframes it, opens
-its records and parses what is published, without the GIL; one sends what all connections wrote in a turn. A connection
-that listens has neither task nor buffer nor Trio stream of its own: its own task is parked, and its socket is the
-extension's until it stops listening.
+its records and parses what is published, without the GIL; one sends what all connections wrote in a turn. A socket is
+the extension's from its upgrade to its end, and a connection has neither Trio stream nor buffer of its own. Its task is
+parked while it waits for the peer; before it has said anything it has none (``websocket_lobby``).
 """
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING
 
 import trio
 
-from keepstep._keepstep import SocketHub
-from keepstep.websocket_connection import reason_of
+from keepstep._keepstep import SocketHub, frame_close
+from keepstep.interfaces import ConnectionClosed
+from keepstep.websocket_connection import CLOSE_TIMEOUT_S, hand_in, reason_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
 
-    from keepstep.interfaces import Opened, Receiver, Records
-    from keepstep.websocket_connection import End, WebSocketConnection
+    from keepstep.interfaces import Opened, Receiver, Records, RestingReceiver
+    from keepstep.websocket_connection import End, Limits, Place
+
+    class Host(Protocol):
+        """Who looks after a connection that has no task yet."""
+
+        def turn(self, connection: HubConnection, said: Sequence[Opened], end: End | None) -> None:
+            """It said something, or is over."""
 
 
 class Hub:
-    """The sockets of one server's connections. Live; its tasks run while anybody listens.
+    """The sockets of one server's connections. Live; its tasks run while there are any.
 
     Args:
         nursery: where they run; that of the connections.
+        on_fault: told of an exception that should not have been, which has ended one connection, and of its IP address.
+
+    Attributes:
+        sockets: the extension's, by the tokens of the connections.
+        outgoing: what connections wrote since the last sending, by token; who adds the first of it calls ``written``.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, on_fault: Callable[[Exception, str], None]) -> None:
         self._nursery = nursery
-        self._sockets = SocketHub()
-        self._channels: dict[int, HubChannel] = {}
-        self._outgoing: dict[int, Sequence[bytes | None]] = {}
+        self._on_fault = on_fault
+        self.sockets = SocketHub()
+        self._connections: dict[int, HubConnection] = {}
+        self.outgoing: dict[int, Sequence[bytes | None]] = {}
         self._while_used = trio.CancelScope()
         self._runs = False
         self._in_turn = False
         self._sender: trio.lowlevel.Task | None = None
 
-    async def listen(
-        self, connection: WebSocketConnection, stream: trio.SocketStream, receiver: Receiver, records: Records
-    ) -> None:
-        """As ``interfaces.Connection.listen``. Keeps ``connection.stream``, ``channel``, ``end`` and ``torn`` right."""
-        connection.hand_over(receiver, records)
-        if connection.end is not None:
-            return
-        token = self._sockets.add(stream.socket.detach(), connection.reader, records.reader, records.sealer)
-        channel = HubChannel(self, token, receiver)
-        self._channels[token] = connection.channel = channel
+    def welcome(
+        self,
+        descriptor: int,
+        limits: Limits,
+        place: Place,
+        *,
+        address: str,
+        accepted_at_s: float,
+        host: Host | None = None,
+    ) -> HubConnection:
+        """A connection on a socket that is the hub's from now on; ``upgraded`` begins its frames. Raises OSError.
+
+        Args:
+            descriptor: of a connected socket that does not block.
+            limits: see ``Limits``.
+            place: told when the device is authenticated.
+            address: the client's IP address.
+            accepted_at_s: Trio time.
+            host: is told what it says instead of its task, until ``host`` is taken away.
+        """
+        token = self.sockets.welcome(descriptor)
+        connection = HubConnection(self, token, limits, place, address=address, accepted_at_s=accepted_at_s, host=host)
+        self._connections[token] = connection
         if not self._runs:
             self._runs = True
             self._nursery.start_soon(self._run)
-        try:
-            await channel.over()
-            if channel.fault is not None:
-                raise channel.fault
-        finally:
-            connection.channel = None
-            connection.end = channel.end
-            del self._channels[token]
-            waiting = self._outgoing.pop(token, None)
-            descriptor, unsent = self._sockets.remove(token)
-            connection.torn = unsent > 0 or waiting is not None
-            ours = trio.socket.from_stdlib_socket(socket.socket(fileno=descriptor))
-            connection.stream = trio.SocketStream(ours)
-            if not self._channels:
-                self._while_used.cancel()
+        return connection
+
+    def forget(self, token: int) -> None:
+        """A connection is over, and its socket closed or somebody else's."""
+        if self._connections.pop(token, None) is not None and not self._connections:
+            self._while_used.cancel()
 
     async def _run(self) -> None:
-        """Move bytes until nobody listens any more."""
+        """Move bytes until there is nobody any more."""
         try:
-            while self._channels:  # somebody may have come while the last one left
+            while self._connections:  # somebody may have come while the last one left
                 self._while_used = trio.CancelScope()
                 with self._while_used:
                     async with trio.open_nursery() as nursery:
@@ -80,17 +97,32 @@ class Hub:
                         await self._receive()
         finally:
             self._runs = False
+            for connection in tuple(self._connections.values()):  # cancelled: so are they, each in a task of its own
+                connection.rouse()
+
+    def resume(self, connection: HubConnection, receiver: RestingReceiver) -> None:
+        """Have a connection that rested seen to its end."""
+        self._nursery.start_soon(self._resume, connection, receiver)
+
+    async def _resume(self, connection: HubConnection, receiver: RestingReceiver) -> None:
+        connection.is_kept = False
+        try:
+            await receiver.resume()
+        except Exception as error:  # it ends one connection, not the server
+            self._on_fault(error, connection.address)
+        finally:
+            connection.leave()
 
     async def _receive(self) -> None:
         while True:
-            await trio.lowlevel.wait_readable(self._sockets)
+            await trio.lowlevel.wait_readable(self.sockets)
             self._in_turn = True
-            ready = self._sockets.receive()
+            ready = self.sockets.receive()
             now_s = trio.current_time()
             for token, opened, record_bytes, end, writable in ready:
-                channel = self._channels.get(token)
-                if channel is not None:
-                    channel.turn(opened, record_bytes, now_s, end, writable=writable)
+                connection = self._connections.get(token)
+                if connection is not None:
+                    connection.turn(opened, record_bytes, now_s, end, writable=writable)
             self._in_turn = False
             self._send()
 
@@ -106,93 +138,304 @@ class Hub:
 
     def backlog_bytes(self, token: int) -> int:
         """Of what a connection wrote and was not sent yet."""
-        return sum(map(len, filter(None, self._outgoing.get(token, ()))))
+        return sum(map(len, filter(None, self.outgoing.get(token, ()))))
 
-    def written(self, token: int, messages: Sequence[bytes | None]) -> None:
-        """A connection wrote; it goes in this turn of the hub, or in the next pass of the scheduler."""
-        outgoing = self._outgoing
-        if token in outgoing:
-            outgoing[token] = [*outgoing[token], *messages]
-            return
-        outgoing[token] = messages
+    def written(self) -> None:
+        """Connections wrote; it goes in this turn of the hub, or in the next pass of the scheduler."""
         if self._sender is not None and not self._in_turn:
             sender, self._sender = self._sender, None
             trio.lowlevel.reschedule(sender)
 
     def _send(self) -> None:
         """Send what was written, as much as the sockets take."""
-        if not self._outgoing:
+        if not self.outgoing:
             return
-        outgoing, self._outgoing = self._outgoing, {}
-        for token, unsent, gone in self._sockets.send(list(outgoing.items())):
-            channel = self._channels[token]
-            channel.unsent_bytes = unsent
-            channel.blocked = True
+        outgoing, self.outgoing = self.outgoing, {}
+        for token, unsent, gone in self.sockets.send(list(outgoing.items())):
+            connection = self._connections[token]
+            connection.unsent_bytes = unsent
+            connection.blocked = True
             if gone:
-                channel.turn([], 0, trio.current_time(), "gone", writable=False)
-
-    def pause(self, token: int, *, paused: bool) -> None:
-        """Whether to take nothing from a connection's socket."""
-        self._sockets.pause(token, paused)
+                connection.turn([], 0, trio.current_time(), "gone", writable=False)
 
 
-class HubChannel:
-    """One listening connection of the hub's."""
+class HubConnection:
+    """``interfaces.Connection`` on a socket of the hub's.
 
-    __slots__ = ("_hub", "_receiver", "_task", "_token", "blocked", "end", "fault", "unsent_bytes")
+    Args:
+        hub: whose.
+        token: names the socket.
+        limits: see ``Limits``.
+        place: told when the device is authenticated.
+        address: the client's IP address.
+        accepted_at_s: Trio time.
+        host: see ``Hub.welcome``.
 
-    def __init__(self, hub: Hub, token: int, receiver: Receiver) -> None:
-        self._hub = hub
-        self._token = token
-        self._receiver = receiver
-        self._task: trio.lowlevel.Task | None = None
+    Attributes:
+        host: who looks after it until it has a task.
+        is_kept: it rests, or is about to be seen to its end: who it was given to leaves it open.
+        end: why no more messages come.
+        torn: a send was cut off; nothing may follow it.
+        unsent_bytes: what was sent and the socket has not taken.
+        blocked: see ``interfaces.Connection``; an attribute, for it is asked with every message.
+    """
+
+    __slots__ = (
+        "_fault",
+        "_has_begun",
+        "_hub",
+        "_limits",
+        "_messages",
+        "_place",
+        "_receiver",
+        "_rests",
+        "_task",
+        "_token",
+        "accepted_at_s",
+        "address",
+        "blocked",
+        "end",
+        "host",
+        "is_kept",
+        "torn",
+        "unsent_bytes",
+    )
+
+    def __init__(
+        self,
+        hub: Hub,
+        token: int,
+        limits: Limits,
+        place: Place,
+        *,
+        address: str,
+        accepted_at_s: float,
+        host: Host | None,
+    ) -> None:
+        self.address = address
+        self.accepted_at_s = accepted_at_s
+        self.host = host
+        self.end: End | None = None
+        self.torn = False
         self.unsent_bytes = 0
         self.blocked = False
-        self.end: End | None = None
-        self.fault: Exception | None = None
+        self._hub = hub
+        self._token = token
+        self._limits = limits
+        self._place = place
+        self._messages: list[bytes] = []  # the next one last
+        self._receiver: Receiver | None = None
+        self._rests: RestingReceiver | None = None
+        self._has_begun = False
+        self.is_kept = False
+        self._task: trio.lowlevel.Task | None = None
+        self._fault: Exception | None = None
 
-    @property
-    def backlog_bytes(self) -> int:
-        """See ``interfaces.Connection``."""
-        return self.unsent_bytes + self._hub.backlog_bytes(self._token)
+    def upgraded(self, answer: bytes, rest: bytes) -> None:
+        """Accept the upgrade in the answer's bytes; ``rest`` came behind the request, frames already."""
+        said, end = self._hub.sockets.upgraded(
+            self._token, answer, rest, self._limits.unauthenticated_message_bytes_max
+        )
+        if said or end is not None:
+            self.hear(said, end)
 
-    async def over(self) -> None:
-        """Wait until it is, or until the receiver has raised ``fault``."""
+    def authenticated(self) -> None:
+        """From now on the limits of an authenticated device apply: once it listens, nothing is taken before."""
+        self._place.authenticated()
+
+    # -- awaited ------------------------------------------------------------------------------------------------
+
+    async def _parked(self) -> None:
+        """Wait for a turn: for what was asked for, or the end."""
 
         def abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            self._task = None
+            self._task = self._receiver = None
             return trio.lowlevel.Abort.SUCCEEDED
 
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(abort)
 
+    def _wake(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    async def receive(self) -> bytes:
+        """The next binary message; see ``interfaces.Connection``."""
+        while not self._messages:
+            if self.end is not None:
+                raise reason_of(self.end) or ConnectionClosed
+            self._hub.sockets.listen(self._token)
+            await self._parked()
+        return self._messages.pop()
+
+    async def send(self, messages: Sequence[bytes]) -> None:
+        """Send messages in order, in one write; see ``interfaces.Connection``."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # nothing is torn yet
+        if self.end is not None:
+            raise ConnectionClosed
+        for _, unsent_bytes, gone in self._hub.sockets.send([(self._token, messages)]):
+            if gone:
+                self.end = "gone"
+            else:
+                self.unsent_bytes, self.blocked = unsent_bytes, True
+        self.torn = self.blocked
+        while self.blocked and self.end is None:
+            await self._parked()
+        if self.end is not None:
+            raise ConnectionClosed
+        self.torn = False
+
+    async def listen(self, receiver: Receiver, records: Records) -> None:
+        """Hand all that comes over; see ``interfaces.Connection``."""
+        self._begin(receiver, records)
+        await self.over()
+
+    async def over(self) -> None:
+        """See ``interfaces.Resting``."""
+        try:
+            if self._receiver is not None:
+                await self._parked()
+            if self._fault is not None:
+                raise self._fault
+        finally:
+            if self._has_begun:
+                self._stop()
+
+    def _begin(self, receiver: Receiver, records: Records) -> None:
+        """From now on all that comes is handed over. What is raised meanwhile, ``over`` raises."""
+        try:
+            self._hand_over(receiver, records)
+        except Exception as fault:
+            self._fault, self._receiver = fault, None
+
+    def _hand_over(self, receiver: Receiver, records: Records) -> None:
+        messages, self._messages = self._messages[::-1], []
+        if messages:
+            hand_in(messages, receiver, records)
+        if self.end is not None:
+            receiver.lost(reason_of(self.end))
+            return
+        self._receiver, self._has_begun = receiver, True
+        self._hub.sockets.begin(self._token, records.reader, records.sealer, self._limits.message_bytes_max)
+
+    def _stop(self) -> None:
+        """What comes from now on stays where it is; what has not gone is lost."""
+        sockets, token = self._hub.sockets, self._token
+        self._receiver = None
+        sockets.pause(token, paused=True)
+        waiting = self._hub.outgoing.pop(token, None)
+        self.torn = waiting is not None or sockets.unsent(token) > 0
+        self.unsent_bytes, self.blocked = 0, False
+
+    async def close(self, code: int, reason: str) -> None:
+        """Tell the peer why and close; see ``interfaces.Connection``."""
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            if not self.torn and self.end != "gone":
+                frame = b"" if self.end in ("closed", "broken") else frame_close(code, reason)  # it may have been told
+                ended, self.end = self.end is not None, None
+                if self._hub.sockets.farewell(self._token, frame, ended):
+                    while self.end is None:
+                        await self._parked()
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the socket at once, without a word; nothing where it is closed."""
+        self.end, self.torn = "gone", True
+        self._hub.sockets.discard(self._token)
+        self._hub.forget(self._token)
+
+    def leave(self) -> None:
+        """Whoever served it is done: close the socket and leave the place, unless it is kept."""
+        if not self.is_kept:
+            with self._place:
+                self.drop()
+
+    def take_away(self) -> int:
+        """The socket's descriptor, which is the caller's: the connection is none any more."""
+        descriptor, _ = self._hub.sockets.remove(self._token)
+        self._hub.forget(self._token)
+        return descriptor
+
+    # -- at rest ------------------------------------------------------------------------------------------------
+
+    @property
+    def resting(self) -> HubConnection:
+        """See ``interfaces.Connection``."""
+        return self
+
+    def rest(self, receiver: RestingReceiver, records: Records) -> None:
+        """See ``interfaces.Resting``."""
+        self._rests, self.is_kept = receiver, True
+        self._begin(receiver, records)
+        if self._receiver is None:
+            self.rouse()
+
+    def rouse(self) -> None:
+        """See ``interfaces.Resting``."""
+        receiver, self._rests = self._rests, None
+        if receiver is not None:
+            self._hub.resume(self, receiver)
+
+    # -- called back --------------------------------------------------------------------------------------------
+
     def turn(self, opened: list[Opened], record_bytes: int, now_s: float, end: End | None, *, writable: bool) -> None:
         """Hand over what a turn found; its end, or a fault of the receiver's, ends the listening."""
-        if self._task is None:
+        receiver = self._receiver
+        if writable:
+            self.unsent_bytes, self.blocked = 0, False
+        if receiver is None:
+            self.hear(opened, end)
             return
         try:
             if opened:
-                self._receiver.received(opened, record_bytes, now_s)
+                receiver.received(opened, record_bytes, now_s)
             if writable:
-                self.unsent_bytes, self.blocked = 0, False
-                self._receiver.writable()
+                receiver.writable()
             if end is None:
                 return
             self.end = end
-            self._receiver.lost(reason_of(end))
+            receiver.lost(reason_of(end))
         except Exception as fault:  # of one connection: it ends that one, from ``listen``
-            self.fault = fault
-        task, self._task = self._task, None
-        trio.lowlevel.reschedule(task)
+            self._fault = fault
+        self._receiver = None
+        self._wake()
+        self.rouse()
+
+    def hear(self, said: Sequence[Opened], end: End | None) -> None:
+        """What came for whoever awaits it."""
+        if self.host is not None:
+            self.host.turn(self, said, end)
+            return
+        for message in said:
+            assert isinstance(message, bytes), "in clear"
+            self._messages.insert(0, message)
+        self.end = end or self.end
+        self._wake()
+
+    @property
+    def backlog_bytes(self) -> int:
+        """See ``interfaces.Connection``."""
+        return 0 if self._receiver is None else self.unsent_bytes + self._hub.backlog_bytes(self._token)
 
     def write(self, messages: Sequence[bytes | None]) -> None:
         """See ``interfaces.Connection``."""
-        self._hub.written(self._token, messages)
+        if self._receiver is None:
+            return
+        outgoing, token = self._hub.outgoing, self._token
+        if token in outgoing:
+            outgoing[token] = [*outgoing[token], *messages]
+            return
+        outgoing[token] = messages
+        if len(outgoing) == 1:
+            self._hub.written()
 
     def pause(self) -> None:
         """See ``interfaces.Connection``."""
-        self._hub.pause(self._token, paused=True)
+        if self._receiver is not None:
+            self._hub.sockets.pause(self._token, paused=True)
 
     def resume(self) -> None:
         """See ``interfaces.Connection``."""
-        self._hub.pause(self._token, paused=False)
+        if self._receiver is not None:
+            self._hub.sockets.pause(self._token, paused=False)

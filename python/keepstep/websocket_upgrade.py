@@ -72,8 +72,13 @@ class Client:
         return True
 
 
-async def upgrade(stream: trio.abc.Stream, client: Client) -> bytes | None:
+async def upgrade(stream: trio.abc.Stream, client: Client, came: bytes = b"") -> bytes | None:
     """Receive one upgrade request and answer it. The caller sets the deadline and closes the stream.
+
+    Args:
+        stream: from which the request comes.
+        client: whose it is.
+        came: a whole request, or nothing, with what came behind it.
 
     Returns:
         What came after the request, frames already; ``None`` where it was no upgrade to our protocol, which the peer
@@ -83,7 +88,7 @@ async def upgrade(stream: trio.abc.Stream, client: Client) -> bytes | None:
         trio.BrokenResourceError: the peer is gone.
         trio.ClosedResourceError: the stream was closed meanwhile.
     """
-    received = await _receive_head(stream)
+    received = await _receive_head(stream, came)
     if received is None:
         return None
     head, rest = received
@@ -112,11 +117,11 @@ async def upgrade(stream: trio.abc.Stream, client: Client) -> bytes | None:
     return rest if isinstance(answers[0], AcceptConnection) else None
 
 
-async def _receive_head(stream: trio.abc.ReceiveStream) -> tuple[bytes, bytes] | None:
+async def _receive_head(stream: trio.abc.ReceiveStream, came: bytes) -> tuple[bytes, bytes] | None:
     """A request's head and what came after it; ``None`` where it ends within, or is too long."""
     received = bytearray()
     while len(received) <= UPGRADE_BYTES_MAX:
-        data = await stream.receive_some(CHUNK_BYTES)
+        data, came = came or await stream.receive_some(CHUNK_BYTES), b""
         if not data:
             return None
         start = max(0, len(received) - 3)

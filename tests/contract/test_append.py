@@ -375,7 +375,7 @@ async def test_listeners_hear_of_each_commit(place: Place) -> None:
     log = place.node()
     device = DeviceFixture(ADA, "phone")
     heard: list[list[tuple[int, int]]] = []
-    log.subscribe_commits(lambda runs: heard.append([(run.stream_pk, run.last_seq) for run in runs]))
+    log.subscribe_commits(lambda runs: heard.append([(run.stream_pk, run.last_seq) for _, run in runs]))
     principal = await create_account(place, log, device)
     events = [device.event("a"), device.event("b"), device.event("a")]
 

@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from bench import __main__ as command_line
-from bench import backup, enumeration, growth, retention, revocation, server
+from bench import backup, enumeration, growth, retention, revocation, runner, server
 from bench.generator import Generator
 from bench.runner import Bench, run_scenario
 from bench.scenario import Load, Scenario
+from keepstep.postgres.cluster import ADMIN_ROLE
 from tests.support.observed_run import ObservedRun
 
 GENERATOR = """#!{python}
@@ -69,6 +71,49 @@ def test_the_results_name_commit_machine_durability_and_costs(
     assert report["arguments"][report["arguments"].index("--rate") + 1] == "40"
     printed = " ".join(capsys.readouterr().out.split())
     assert "fsync on, full_page_writes on, synchronous_commit on" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pretending")
+def test_a_server_is_measured_that_has_its_wal_files(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there before the first load, to be used again: a new server would make them while it is measured."""
+    ahead: list[int] = []
+
+    def counted(measured: server.Server) -> None:
+        server.use_wal_files(measured)
+        with psycopg.connect(server.database_url(measured, ADMIN_ROLE), autocommit=True) as connection:
+            later = "SELECT count(*) FROM pg_ls_waldir() WHERE name > pg_walfile_name(pg_current_wal_lsn())"
+            ahead.extend(count for (count,) in connection.execute(later).fetchall())
+
+    monkeypatch.setattr(runner, "use_wal_files", counted)
+    load = Load(name="one", workload="relay", connections=6, events_per_frame=1)
+    bench = Bench(Generator(data_dir / "generator"), data_dir, lambda _line: None)
+    run_scenario("ready", Scenario(title="t", loads=(load,), repetitions=1), bench)
+    (count,) = ahead
+    assert count >= server.WAL_FILES // 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pretending")
+def test_loads_that_are_compared_begin_after_a_checkpoint(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second would be in the one that the first has caused, and take it for what it is compared by."""
+    seen: list[tuple[object, object]] = []
+
+    def watched(measured: server.Server) -> None:
+        with psycopg.connect(server.database_url(measured), autocommit=True) as connection:
+            latest = "SELECT checkpoint_lsn FROM pg_control_checkpoint()"
+            before = connection.execute(latest).fetchone()
+            server.checkpoint(measured)
+            seen.append((before, connection.execute(latest).fetchone()))
+
+    monkeypatch.setattr(runner, "checkpoint", watched)
+    names = ("one", "other")
+    loads = tuple(Load(name=name, workload="relay", connections=6, events_per_frame=1) for name in names)
+    bench = Bench(Generator(data_dir / "generator"), data_dir, lambda _line: None)
+    results = run_scenario("pair", Scenario(title="t", loads=loads, repetitions=1, alternate=True), bench)
+    assert list(results["loads"]) == list(names)
+    assert len(seen) == len(names)
+    assert all(before != after for before, after in seen)
 
 
 @pytest.mark.slow

@@ -6,17 +6,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from keepstep._keepstep import StreamHead
-from keepstep.eventlog.append import Appending
+from keepstep.eventlog.append import STREAM_AHEAD_MS_MAX, Appending
 from keepstep.eventlog.devices import DeviceCache
 from keepstep.eventlog.heads import HeadCache
+from keepstep.eventlog.known import append_known
 from keepstep.eventlog.rooms import ByteRooms
 from keepstep.eventlog.store import LiveDevices
 from keepstep.model import UserPk
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture, submission
+from tests.support.flying import CommittingServer, Flying
 from tests.support.ingesting import principal
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Ingested, Submission
+    from keepstep.eventlog.answers import Outcome
 
 USERS: Final = 40
 
@@ -26,28 +29,18 @@ class ShortWay:
 
     Attributes:
         chains: the positions of ``$devices``.
-        taken: what it took.
-        fault: raised instead of taking something, where there is one.
     """
 
     def __init__(self) -> None:
         self.chains: dict[tuple[int, int], bytes] = {}
-        self.taken: list[Ingested] = []
-        self.fault: Exception | None = None
 
     def generation(self) -> int:
         """Always the same."""
         return 0
 
-    def has_short_way(self) -> bool:
-        """Always."""
-        return True
-
     def append(self, ingested: Ingested) -> bool:
         """All of it."""
-        if self.fault is not None:
-            raise self.fault
-        self.taken.append(ingested)
+        del ingested
         return True
 
     def device_chains(self, places: set[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
@@ -56,10 +49,15 @@ class ShortWay:
 
 
 class Corridor:
-    """Devices of as many users, with one stream each, all of them remembered."""
+    """Devices of as many users, with one stream each, all of them remembered.
 
-    def __init__(self) -> None:
+    Args:
+        server: commits the batches of what is remembered.
+    """
+
+    def __init__(self, server: CommittingServer) -> None:
         self.store = ShortWay()
+        self.backend = Flying(server)
         self.heads = HeadCache(streams_max=USERS)
         self.devices = DeviceCache()
         self.rooms = ByteRooms()
@@ -80,9 +78,22 @@ class Corridor:
         self.store.chains |= {(each.user_pk, seq): chain for each in batch for seq, chain in each.events.devices_seen}
         return batch
 
-    def appending(self, batch: list[Submission], *, now_ms: int = NOW_MS) -> Appending:
-        """The batch on its way."""
-        return Appending(
+    async def append_known(self, batch: list[Submission], *, generation: int = 0) -> Outcome | None:
+        """The batch, where all that deciding it takes is remembered."""
+        return await append_known(
+            cast("Any", self.backend),
+            batch,
+            heads=self.heads,
+            devices=self.devices,
+            rooms=self.rooms,
+            now_ms=NOW_MS,
+            received_at_ms_max=NOW_MS + STREAM_AHEAD_MS_MAX,
+            generation=generation,
+        )
+
+    def warm(self) -> None:
+        """The first batch looks up the positions that the others remember."""
+        Appending(
             store=cast("Any", self.store),
             generation=0,
             heads=self.heads,
@@ -90,11 +101,8 @@ class Corridor:
             rooms=self.rooms,
             streams_per_user_max=100,
             bytes_per_user_max=None,
-            batch=batch,
-            now_ms=now_ms,
+            batch=self.batch(1),
+            now_ms=NOW_MS,
             change=None,
-        )
-
-    def warm(self) -> None:
-        """The first batch looks up the positions that the others remember."""
-        self.appending(self.batch(1)).run()
+            is_short=True,
+        ).run()

@@ -151,7 +151,7 @@ class DeviceServer:
         head = StreamHead(
             user_key=self.user_key, stream=name, epoch=self.epoch, seq=seq, chain=chain, time_ms=self.now_ms
         )
-        return sign_head(crypto, self.server_secret, head)
+        return sign_head(crypto.SigningKey(self.server_secret), head)
 
     def register(self, store: Store) -> None:
         """Take the genesis that a store holds, and give the store the answer."""
@@ -356,7 +356,7 @@ class ServerEnd:
         server = self._server
         handshake = ServerHandshake(
             crypto,
-            server_secret=server.server_secret,
+            identity=crypto.SigningKey(server.server_secret),
             ephemeral_secret=server.environment.random_bytes(32),
             nonce=server.environment.random_bytes(32),
             server_time_ms=server.now_ms,

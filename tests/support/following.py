@@ -51,10 +51,11 @@ class Following:
         """The subscriber's."""
         self.wakes += 1
 
-    def committed(self, stream_pk: StreamPk, first_seq: int, last_seq: int) -> None:
+    def committed(self, stream_pk: StreamPk, first_seq: int, last_seq: int, *, name: str = "notes") -> None:
         """A hint that came late, or of another node's commit: with nothing to take as it is."""
-        run = SimpleNamespace(stream_pk=stream_pk, first_seq=first_seq, last_seq=last_seq, prev_chain=b"")
-        self.subscriber.committed(Addition(cast("Run", run)))
+        sizes = {"count": last_seq - first_seq + 1, "rows_bytes": 0}
+        run = SimpleNamespace(stream_pk=stream_pk, first_seq=first_seq, last_seq=last_seq, prev_chain=b"", **sizes)
+        self.subscriber.committed(Addition(name, cast("Run", run)))
 
     @property
     def events(self) -> int:

@@ -28,7 +28,7 @@ READY: Final = Ready(seed("session id")[:16], 1, {"message_bytes": 1024}, [], []
 def make_server(primitives: Primitives = EXTENSION, **changes: Any) -> ServerHandshake:
     """The server's side; ``changes`` replace arguments."""
     arguments: dict[str, Any] = {
-        "server_secret": SERVER_SECRET,
+        "identity": crypto.SigningKey(SERVER_SECRET),
         "ephemeral_secret": seed("server ephemeral"),
         "nonce": seed("server nonce"),
         "server_time_ms": 1_750_000_000_000,

@@ -103,6 +103,7 @@ class Parts:
 
     Attributes:
         alice: a user with the devices ``phone`` and ``laptop``.
+        rests: connections of idle devices have no task.
         probed: what the probe was called with.
     """
 
@@ -114,6 +115,7 @@ class Parts:
     publish_limits: PublishLimits = PUBLISH_LIMITS
     log_arguments: dict[str, Any] = field(default_factory=dict)
     devices_per_user_max: int = 64
+    rests: bool = True
     probed: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -227,7 +229,7 @@ class Parts:
 
     def serve(self, nursery: trio.Nursery) -> MemoryConnection:
         """A new connection that the gateway handles."""
-        connection = MemoryConnection()
+        connection = MemoryConnection(nursery=nursery if self.rests else None)
         nursery.start_soon(self.gateway.handle, connection)
         return connection
 

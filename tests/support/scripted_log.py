@@ -103,7 +103,7 @@ class ScriptedStream(StreamLog):
             "chain": self.chains[at],
             "time_ms": NOW_MS + 1000,
         }
-        return sign_head(crypto, self.user.server_secret, Head(**(fields | changes)))
+        return sign_head(crypto.SigningKey(self.user.server_secret), Head(**(fields | changes)))
 
 
 class ScriptedUser:

@@ -26,7 +26,7 @@ from keepstep.websocket_connection import hand_in
 from tests.support.events import DeviceFixture, SignedEvent, seed, wire_events
 
 if TYPE_CHECKING:
-    from keepstep.interfaces import Receiver, Records
+    from keepstep.interfaces import Receiver, Records, RestingReceiver
     from keepstep.protocol.handshake import Resume
     from keepstep.protocol.messages import FromServer
     from keepstep.protocol.primitives import Sealer
@@ -81,14 +81,19 @@ class DeviceEnd(Protocol):
 class MemoryConnection:
     """Both ends of a connection in memory: ``interfaces.Connection`` for the server, ``DeviceEnd`` for the device.
 
+    Args:
+        address: the device's.
+        nursery: where it rests; ``None``: it cannot.
+
     Attributes:
         stuck: while set, what the server sends stays where it is, as to a device that takes nothing.
         backlog_bytes: of what stays.
         closed: (code, reason) once the server closed it.
     """
 
-    def __init__(self, address: str = "192.0.2.1") -> None:
+    def __init__(self, address: str = "192.0.2.1", *, nursery: trio.Nursery | None = None) -> None:
         self.address = address
+        self._nursery = nursery
         self.accepted_at_s = trio.current_time()
         self.stuck = False
         self.closed: tuple[int, str] | None = None
@@ -100,6 +105,10 @@ class MemoryConnection:
         self._listens = False
         self._resumed: trio.Event | None = None
         self._sealer: Sealer | None = None
+        self._rests: RestingReceiver | None = None
+        self._pump = trio.CancelScope()
+        self._over = trio.Event()
+        self._fault: Exception | None = None
 
     def authenticated(self) -> None:
         """As ``Connection.authenticated``."""
@@ -158,6 +167,44 @@ class MemoryConnection:
                 hand_in(messages, receiver, records)
         finally:
             self._listens = False
+
+    @property
+    def resting(self) -> MemoryConnection | None:
+        """As ``Connection.resting``."""
+        return None if self._nursery is None else self
+
+    def rest(self, receiver: RestingReceiver, records: Records) -> None:
+        """As ``Resting.rest``; a task of the test's is what moves the bytes."""
+        assert self._nursery is not None
+        self._rests, self._sealer, self._listens = receiver, records.sealer, True
+        self._nursery.start_soon(self._listen_at_rest, receiver, records)
+
+    async def _listen_at_rest(self, receiver: Receiver, records: Records) -> None:
+        try:
+            with self._pump:
+                await self.listen(receiver, records)
+        except Exception as fault:
+            self._fault = fault
+        finally:
+            self._over.set()
+            self.rouse()
+
+    def rouse(self) -> None:
+        """As ``Resting.rouse``."""
+        receiver, self._rests = self._rests, None
+        if receiver is not None:
+            assert self._nursery is not None
+            self._nursery.start_soon(receiver.resume)
+
+    async def over(self) -> None:
+        """As ``Resting.over``."""
+        try:
+            await self._over.wait()
+        finally:
+            self._listens = False
+            self._pump.cancel()
+        if self._fault is not None:
+            raise self._fault
 
     def pause(self) -> None:
         """As ``Connection.pause``."""

@@ -19,7 +19,18 @@ FUNCTION_LINES_MAX: Final = 70
 LAYERS: Final = (
     (
         "leaves",
-        ("_keepstep", "certificates", "config", "errors", "garbage", "model", "proxies", "settings", "validation"),
+        (
+            "_keepstep",
+            "allocator",
+            "certificates",
+            "config",
+            "errors",
+            "garbage",
+            "model",
+            "proxies",
+            "settings",
+            "validation",
+        ),
     ),
     ("protocol", ("protocol",)),
     (
@@ -52,6 +63,7 @@ LAYERS: Final = (
                 "runtime",
                 "safety",
                 "session",
+                "sessionrecords",
                 "sessionservices",
                 "subscriber",
                 "subscription",
@@ -80,7 +92,14 @@ LAYERS: Final = (
                 "rest",
             ),
             *("entrance", "proxyheader", "journal_spool", "resources", "restoring", "tls", "tokenkeys"),
-            *("websocket", "websocket_connection", "websocket_hub", "websocket_request", "websocket_upgrade"),
+            *(
+                "websocket",
+                "websocket_connection",
+                "websocket_hub",
+                "websocket_lobby",
+                "websocket_request",
+                "websocket_upgrade",
+            ),
         ),
     ),
     ("server", ("composition", "config_check", "edge", "limits", "server", "upkeep")),

@@ -93,6 +93,17 @@ async def test_a_full_disk_of_backups_is_told_and_stops_nothing() -> None:
     assert [(line["event"], line["place"]) for line in lines] == [("disk_low", "backups"), ("disk_has_room", "backups")]
 
 
+async def test_whoever_runs_the_server_is_told_what_stops_and_which_setting_says_when() -> None:
+    """The first thing that a newcomer on a small disk meets; devices are told only to come again."""
+    disks = Disks()
+    disks.free[DATA] = 1
+    with structlog.testing.capture_logs() as lines:
+        await disks.space().look()
+    (line,) = lines
+    assert line["setting"] == "KEEPSTEP_DISK_FREE_BYTES_MIN"
+    assert "new events and accounts are refused" in line["detail"]
+
+
 async def test_a_threshold_of_0_never_stops() -> None:
     """Whoever watches their disks otherwise."""
     disks = Disks()

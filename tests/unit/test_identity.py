@@ -457,8 +457,8 @@ def test_identity_listens_to_commits_from_the_start() -> None:
     class Log:
         """Remembers its listeners."""
 
-        def subscribe_commits(self, listener: object) -> None:
-            """As ``EventLog.subscribe_commits``."""
+        def subscribe_device_commits(self, listener: object) -> None:
+            """As ``EventLog.subscribe_device_commits``."""
             heard.append(listener)
 
     identity = Identity(Log(), None, registrations(), TestClock(), devices_per_user_max=1)  # type: ignore[arg-type]

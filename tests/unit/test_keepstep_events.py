@@ -10,6 +10,7 @@ import pytest
 
 from keepstep import _keepstep
 from keepstep.errors import ProtocolError
+from keepstep.model import Kind
 from keepstep.protocol.event import NO_PREV, TTL_S_MAX
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, UserFixture, parse, submission, wire_events
 from tests.support.ingesting import copied_rows, ingest, new_head, principal
@@ -247,3 +248,11 @@ def test_a_submission_with_an_id_of_another_length_is_the_callers_mistake(
     assert _keepstep.Submission(**named).device_pk == 1
     with pytest.raises(ValueError, match="bytes, not"):
         _keepstep.Submission(**{**named, name: bytes(size)})
+
+
+def test_a_submission_knows_its_weight(device: DeviceFixture) -> None:
+    """Bytes of payloads, events, and whether one of them lives in a reserved stream: what a queue asks of each."""
+    plain = submission(principal(device), device.event("notes", bytes(70)), device.event("notes", bytes(30)))
+    assert plain.weight == (plain.payload_bytes, len(plain), plain.has_reserved) == (100, 2, False)
+    keys = submission(principal(device), device.event("$keys", bytes(5), kind=Kind.KEYS))
+    assert keys.weight == (5, 1, True)

@@ -11,15 +11,10 @@ import pytest
 from keepstep._keepstep import Flight, Ingested
 from keepstep.postgres.arrays import bigints, byteas
 from tests.support.events import DeviceFixture, UserFixture, submission
+from tests.support.flying import COPIED, IDLE, MOVED, ROW, message
 from tests.support.ingesting import ingest, new_head, principal
 
 ADA: Final = UserFixture("ada")
-XID: Final = b"771"
-
-
-def message(kind: bytes, body: bytes = b"") -> bytes:
-    """A message of PostgreSQL's protocol."""
-    return kind + (len(body) + 4).to_bytes(4, "big") + body
 
 
 def fields(**values: str) -> bytes:
@@ -27,11 +22,6 @@ def fields(**values: str) -> bytes:
     return b"".join(code.encode() + value.encode() + b"\0" for code, value in values.items()) + b"\0"
 
 
-BOUND: Final = message(b"2")
-ROW: Final = message(b"D", b"\0\1" + len(XID).to_bytes(4, "big") + XID)
-MOVED: Final = BOUND + ROW + message(b"C", b"SELECT 1\0")
-COPIED: Final = BOUND + message(b"G", b"\1\0\0") + message(b"C", b"COPY 3\0")
-IDLE: Final = message(b"Z", b"I")
 WARNING: Final = message(b"N", fields(S="WARNING", V="WARNING", C="01000", M="canceling wait"))
 
 

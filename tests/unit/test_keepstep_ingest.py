@@ -13,9 +13,13 @@ import pytest
 from keepstep import _keepstep
 from keepstep.client import crypto
 from keepstep.errors import ProtocolError
+from keepstep.interfaces import Page
 from keepstep.model import Capability, RetentionClass
+from keepstep.pages import encode_events
 from keepstep.protocol.chain import chain_next, event_hash
 from keepstep.protocol.event import NO_PREV
+from keepstep.protocol.messages import ResultAccepted, ResultDuplicate, ResultError
+from keepstep.protocol.results import decode_results
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture, parse, submission
 from tests.support.ingesting import copied_rows, ingest, new_head, principal
 
@@ -164,6 +168,59 @@ def test_refusals_carry_what_is_needed_to_recover(user: UserFixture, device: Dev
     ]
     assert (ingested.moved, ingested.runs, ingested.retention_classes) == ([], [], [])
     assert copied_rows(ingested.copy_bytes(1)) == []
+
+
+def test_answers_are_encoded_as_messages_say_them(user: UserFixture, device: DeviceFixture) -> None:
+    """The same as ``results``, and counted; what only the database knows cannot be said."""
+    first, second, third = device.events("notes", 3)
+    head = ingest(submission(principal(device), first, second), heads=[new_head(user, "notes")]).moved[0][1]
+    forged = replace(third, sig=bytes(64))
+    gap = device.sign("notes", n=9, prev=third.hash[:16])
+    reused = device.sign("notes", b"another", n=2, prev=first.hash[:16])
+    ingested = ingest(submission(principal(device), second, forged, gap, reused, third), heads=[head])
+    assert [decode_results(each) for each in ingested.encoded_answers()] == [
+        [
+            ResultDuplicate(2, head.chain, NOW_MS),
+            ResultError("bad_signature", []),
+            ResultError("out_of_order", [2, second.hash]),
+            ResultError("id_reused", [2, second.hash]),
+            ResultAccepted(1, 3, NOW_MS, ingested.moved[0][1].chain),
+        ]
+    ]
+    counts = {"accepted": 1, "bad_signature": 1, "duplicate": 1, "id_reused": 1, "out_of_order": 1}
+    assert ingested.counts() == counts
+    unknown = ingest(submission(principal(device), first), heads=[head])
+    with pytest.raises(ValueError, match="stored"):
+        unknown.encoded_answers()
+    with pytest.raises(ValueError, match="stored"):
+        unknown.counts()
+
+
+@pytest.mark.parametrize("count", [1, 15, 16])
+def test_a_run_is_the_message_of_its_page(user: UserFixture, device: DeviceFixture, count: int) -> None:
+    """Byte for byte, also where an array's length is written in another way."""
+    stream = "notes-of-a-long-afternoon-in-may-and-june"
+    ingested = ingest(submission(principal(device), *device.events(stream, count)), heads=[new_head(user, stream)])
+    (run,) = ingested.runs
+    rows, _, last_seq, chain = run.page(0, events_max=count, bytes_max=1 << 20)
+    assert (run.count, run.rows_bytes) == (count, len(rows))
+    assert run.message(stream) == encode_events(stream, Page(0, rows, count, last_seq, chain, last_seq))
+
+
+def test_a_run_continues_the_one_before_it(user: UserFixture, device: DeviceFixture) -> None:
+    """By number and chain: neither itself, nor one behind a gap, nor one of another history."""
+    head, runs = new_head(user, "notes"), []
+    for _ in range(3):
+        ingested = ingest(submission(principal(device), device.event("notes")), heads=[head])
+        ((_, head),) = ingested.moved
+        runs += ingested.runs
+    first, second, third = runs
+    stranger = DeviceFixture(user, "stranger")
+    (other,) = ingest(submission(principal(stranger), stranger.event("notes")), heads=[new_head(user, "notes")]).runs
+    assert second.continues(first)
+    assert not first.continues(first)
+    assert not third.continues(first)
+    assert not second.continues(other)
 
 
 def test_a_duplicate_behind_the_head_has_no_chain_to_show(user: UserFixture, device: DeviceFixture) -> None:

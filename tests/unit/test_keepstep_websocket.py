@@ -80,7 +80,16 @@ if sys.platform == "linux":
         """A socket in the hub's hands, and its peer."""
         ours, peer = socket.socketpair()
         ours.setblocking(False)
-        return hub.add(ours.detach(), FrameReader(1_000_000), record_reader(), sealer), peer
+        return joined(hub, ours.detach(), 1_000_000, sealer), peer
+
+    def joined(
+        hub: _keepstep.SocketHub, descriptor: int, bytes_max: int = 10, sealer: _keepstep.RecordSealer | None = None
+    ) -> int:
+        """The token of a socket that is a session's at once."""
+        token = hub.welcome(descriptor)
+        assert hub.upgraded(token, b"", b"", bytes_max) == ([], None)
+        hub.begin(token, record_reader(), sealer, bytes_max)
+        return token
 
     def test_a_hub_seals_for_each_with_its_own_sealer() -> None:
         """In order over several calls; who has none gets the messages as they are."""
@@ -130,7 +139,7 @@ if sys.platform == "linux":
         number = ours.fileno()
         ours.setblocking(False)
         other, other_peer = pair(hub)
-        token = hub.add(ours.detach(), FrameReader(10), record_reader())
+        token = joined(hub, ours.detach())
         with peer, other_peer:
             held, held_peer = full(number)
             with held, held_peer:
@@ -146,7 +155,7 @@ if sys.platform == "linux":
         number = ours.fileno()
         ours.setblocking(False)
         watched = ours.dup()  # the kernel goes on telling of it
-        token = hub.add(ours.detach(), FrameReader(10), record_reader())
+        token = joined(hub, ours.detach())
         other, other_peer = pair(hub)
         with peer, watched, other_peer:
             other_peer.sendall(Sealing().frames(b"two"))
@@ -212,6 +221,6 @@ if sys.platform == "linux":
         hub = _keepstep.SocketHub()
         descriptor = os.open("/dev/null", os.O_RDONLY)
         with pytest.raises(PermissionError):
-            hub.add(descriptor, FrameReader(1), record_reader())
+            hub.welcome(descriptor)
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(descriptor)

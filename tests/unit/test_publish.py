@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -17,7 +18,8 @@ from keepstep.interfaces import Appended
 from keepstep.model import AccountChange, Capability, Kind, Principal
 from keepstep.protocol.account_payloads import encode_enrol
 from keepstep.protocol.messages import ResultAccepted, ResultDuplicate, ResultError
-from keepstep.publish import Answered
+from keepstep.protocol.results import decode_results
+from keepstep.publish import TOLD_EVERY_S, Publisher
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, submission
 from tests.support.parts import PUBLISH_LIMITS, Parts
 
@@ -43,6 +45,13 @@ class GatedLog:
         return await self._append(batch, now_ms=now_ms, account_change=account_change)
 
 
+class Answered(NamedTuple):
+    """One answer: what became of the events, and whether it held a bad signature."""
+
+    results: list[Any]
+    suspect: bool
+
+
 class Author:
     """A device that hands submissions to the publisher and collects the answers in the order they come."""
 
@@ -55,7 +64,12 @@ class Author:
     async def submit(self, *events: SignedEvent, suspect: bool = False) -> None:
         """Hand in one submission."""
         handed_in = submission(self.principal, *events, suspect=suspect)
-        await self.parts.publisher.submit(self.principal, handed_in, self.answers.append)
+        await self.parts.publisher.submit(self.principal, handed_in, self)
+
+    def answered(self, rid: int, results: bytes, *, suspect: bool) -> None:
+        """As ``Submitter.answered``."""
+        del rid
+        self.answers.append(Answered(decode_results(results), suspect))
 
     async def publish(self, *events: SignedEvent) -> list[Any]:
         """Hand in one submission and wait for its answer."""
@@ -103,7 +117,7 @@ async def test_what_waits_is_appended_in_one_transaction() -> None:
         gate.open.set()
         await trio.testing.wait_all_tasks_blocked()
     assert gate.batches == [[1], [1, 2, 3]]
-    assert [answered.results[0].first_seq for answered in alice.answers] == [1, 2, 3, 5]  # type: ignore[union-attr]
+    assert [answered.results[0].first_seq for answered in alice.answers] == [1, 2, 3, 5]
 
 
 async def test_a_batch_holds_so_many_events() -> None:
@@ -187,6 +201,29 @@ async def test_every_event_is_answered_while_the_database_is_away() -> None:
         assert all(isinstance(one.detail[0], int) for one in results)
         parts.database.away = False
         assert [one.count for one in await alice.publish(*events)] == [3]
+
+
+async def test_why_nothing_can_be_stored_is_logged_once_a_minute(autojump_clock: trio.testing.MockClock) -> None:
+    """Devices are answered ``unavailable`` and come again and again; the reason is for whoever runs the server."""
+    parts = Parts()
+    parts.publisher = Publisher(
+        parts.log,
+        parts.identity,
+        parts.clock,
+        limits=parts.publish_limits,
+        metrics=parts.metrics,
+        logger=structlog.get_logger(),
+    )
+    alice = await author(parts)
+    parts.database.away = True
+    with structlog.testing.capture_logs() as lines:
+        async with parts.running():
+            for _ in range(3):
+                assert codes(await alice.publish(alice.device.event("notes"))) == ["unavailable"]
+            await trio.sleep(TOLD_EVERY_S)
+            assert codes(await alice.publish(alice.device.event("notes"))) == ["unavailable"]
+    told = [line for line in lines if line["event"] == "publishing_refused"]
+    assert [(line["log_level"], line["code"]) for line in told] == [("warning", "unavailable")] * 2
 
 
 async def test_a_bad_signature_is_refused_and_makes_its_sender_suspect() -> None:

@@ -28,6 +28,7 @@ from keepstep.protocol.messages import (
     Revoked,
     Subscribe,
 )
+from keepstep.publish import AwaitedAnswer
 from tests.support.events import NOW_MS, DeviceFixture, submission
 from tests.support.parts import SERVER_KEY, Parts
 from tests.support.scripted_log import account_event
@@ -201,10 +202,9 @@ async def test_a_revoked_devices_account_events_are_forbidden(autojump_clock: tr
         on_phone = await parts.connect(nursery, phone)
         await on_phone.publish(phone.revoke(laptop)[0])
         for event in (laptop.revoke(phone)[0], laptop.event("notes")):
-            await parts.publisher.submit(
-                principal, submission(principal, event), lambda answered: answers.extend(answered.results)
-            )
-        await trio.testing.wait_all_tasks_blocked()
+            answer = AwaitedAnswer()
+            await parts.publisher.submit(principal, submission(principal, event), answer)
+            answers += await answer.wait()
     assert answers == [ResultError("forbidden", [])] * 2
 
 

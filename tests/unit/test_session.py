@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,12 +28,15 @@ from keepstep.protocol.messages import (
     Rekey,
     Resumed,
 )
-from keepstep.publish import Answered
+from keepstep.protocol.results import encode_results
+from keepstep.publish import Submitter
 from keepstep.session import FAREWELL_TIMEOUT_S
 from tests.support.alice import Alice
 from tests.support.events import DeviceFixture, wire_events
 from tests.support.parts import Parts
 from tests.support.wire import Closed, closing_reason
+
+NO_RESULTS = encode_results([])
 
 # -- messages -------------------------------------------------------------------------------------------------------
 
@@ -133,8 +137,8 @@ async def test_a_device_that_said_bye_is_not_told_that_the_server_drains() -> No
     alice = Alice()
     submitted: list[Any] = []
 
-    def hold(_principal: object, _submission: object, answer: Any) -> bool:
-        submitted.append(answer)
+    def hold(_principal: object, _submission: object, submitter: Submitter, rid: int, _now_s: float) -> bool:
+        submitted.append(partial(submitter.answered, rid, NO_RESULTS, suspect=False))
         return True
 
     alice.parts.publisher.submit_nowait = hold  # type: ignore[method-assign,assignment]
@@ -145,7 +149,7 @@ async def test_a_device_that_said_bye_is_not_told_that_the_server_drains() -> No
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(alice.parts.gateway.drain)
         await trio.testing.wait_all_tasks_blocked()
-        submitted[0](Answered([], suspect=False))
+        submitted[0]()
         assert isinstance(await session.receive(), Accepted)
         assert await closing_reason(session.receive) == ""
 
@@ -266,8 +270,8 @@ async def test_so_many_publishes_are_under_way_at_most() -> None:
     alice = Alice(inflight_publishes_max=2)
     submitted: list[Any] = []
 
-    def hold(_principal: object, _submission: object, answer: Any) -> bool:
-        submitted.append(answer)
+    def hold(_principal: object, _submission: object, submitter: Submitter, rid: int, _now_s: float) -> bool:
+        submitted.append(partial(submitter.answered, rid, NO_RESULTS, suspect=False))
         return True
 
     alice.parts.publisher.submit_nowait = hold  # type: ignore[method-assign,assignment]
@@ -277,7 +281,7 @@ async def test_so_many_publishes_are_under_way_at_most() -> None:
             await session.start_publish(event)
         await trio.testing.wait_all_tasks_blocked()
         assert len(submitted) == 2
-        submitted[0](Answered([], suspect=False))
+        submitted[0]()
         await session.expect(Accepted)
         await trio.testing.wait_all_tasks_blocked()
         assert len(submitted) == 3
@@ -360,11 +364,11 @@ async def test_a_sender_of_bad_signatures_is_verified_apart_from_then_on() -> No
     suspicions: list[bool] = []
     submit = alice.parts.publisher.submit_nowait
 
-    def watched(principal: Any, submission: Any, answer: Any) -> bool:
-        suspicions.append(alice.parts.gateway._sessions.copy().pop()._suspect)
-        return submit(principal, submission, answer)
+    def watched(*handed_in: Any) -> bool:
+        suspicions.append(next(iter(alice.parts.gateway._sessions))._suspect)
+        return submit(*handed_in)
 
-    alice.parts.publisher.submit_nowait = watched  # type: ignore[method-assign]
+    alice.parts.publisher.submit_nowait = watched  # type: ignore[method-assign,assignment]
     async with alice.parts.running() as nursery:
         session = await alice.connect(nursery)
         await session.publish(alice.phone.event("notes"))
@@ -390,8 +394,8 @@ async def test_a_draining_session_takes_nothing_new() -> None:
     alice = Alice()
     submitted: list[Any] = []
 
-    def hold(_principal: object, _submission: object, answer: Any) -> bool:
-        submitted.append(answer)
+    def hold(_principal: object, _submission: object, submitter: Submitter, rid: int, _now_s: float) -> bool:
+        submitted.append(partial(submitter.answered, rid, NO_RESULTS, suspect=False))
         return True
 
     alice.parts.publisher.submit_nowait = hold  # type: ignore[method-assign,assignment]

@@ -152,7 +152,7 @@ async def test_so_many_streams_are_followed_at_a_time() -> None:
     bench.subscribe({"b": "start"})
     answers = [(one.stream, one.answer) for one in await bench.pull_all()]
     assert answers == [("c", "limit_exceeded"), ("a", "contiguous"), ("b", "contiguous")]
-    assert bench.subscriber.refusals == 0
+    assert not bench.subscriber.refusals
 
 
 async def test_subscribing_again_starts_anew() -> None:
@@ -333,7 +333,7 @@ async def test_a_commit_in_a_stream_that_is_not_followed_wakes_nobody() -> None:
     await bench.pull_all()
     await bench.publish("other")
     wakes = bench.wakes
-    bench.committed(await bench.pk("other"), 1, 1)
+    bench.committed(await bench.pk("other"), 1, 1, name="other")
     assert bench.wakes == wakes
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from keepstep._keepstep import Run
 from keepstep.errors import ProtocolError
 from keepstep.model import DEVICES_STREAM, Kind
 from keepstep.protocol.messages import Events, Head, Subscribe, decode_from_server
@@ -81,22 +82,22 @@ async def start() -> Follower:
 
 
 async def test_all_followers_get_one_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bytes, read from memory once, and counted for each."""
+    """The same bytes, made once, and counted for each."""
     follower = await start()
     parts = follower.parts
     others = [await Follower.start(parts, follower.device) for _ in range(2)]
     relayed = parts.metrics.relayed_events.total
-    reads: list[int] = []
-    read = parts.log.read_in_memory
+    asked: list[int] = []
+    ends_with = parts.log.ends_with
 
-    def counted(*arguments: Any, **limits: Any) -> Any:
-        reads.append(limits["after"])
-        return read(*arguments, **limits)
+    def counted(stream: str, run: Run) -> bool:
+        asked.append(run.first_seq)
+        return ends_with(stream, run)
 
-    monkeypatch.setattr(parts.log, "read_in_memory", counted)
+    monkeypatch.setattr(parts.log, "ends_with", counted)
     await follower.publish(*follower.device.events("notes", 2))
     pages = [each.subscriber.pull_nowait() for each in (follower, *others)]
-    assert reads == [1]
+    assert asked == [2]
     assert [each.wakes for each in (follower, *others)] == [1, 1, 1]
     first = pages[0]
     assert first is not None
@@ -124,6 +125,17 @@ async def test_a_large_page_is_read_in_its_turn() -> None:
     follower = await start()
     await follower.publish(follower.device.event("notes", bytes(PAGE_AHEAD_BYTES_MAX)))
     await follower.publish()
+    assert seqs(await follower.take()) == [2, 3]
+
+
+async def test_what_expires_goes_ahead_until_it_has() -> None:
+    """From then on the log is asked in the session's turn, and has no payload of it."""
+    follower = await start()
+    await follower.publish(follower.device.event("notes", b"brief", ttl_s=60))
+    assert len(follower.subscriber.ahead) == 1
+    follower.parts.clock.at_ms += 60_000
+    await follower.publish(follower.device.event("notes", b"too late", ttl_s=60))
+    assert len(follower.subscriber.ahead) == 1
     assert seqs(await follower.take()) == [2, 3]
 
 

@@ -16,7 +16,7 @@ from tests.support.following import Following, seqs
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Run
-    from keepstep.eventlog.store import StreamRow
+    from keepstep.eventlog.store import StreamKey, StreamRow
 
 
 async def test_what_is_committed_while_a_stream_is_looked_for_is_not_missed() -> None:
@@ -24,8 +24,8 @@ async def test_what_is_committed_while_a_stream_is_looked_for_is_not_missed() ->
     bench = await Following.start()
     await bench.publish("notes", 2)
 
-    def hint(runs: Sequence[Run]) -> None:
-        for run in runs:
+    def hint(runs: Sequence[tuple[StreamKey, Run]]) -> None:
+        for _, run in runs:
             bench.committed(StreamPk(run.stream_pk), run.first_seq, run.last_seq)
 
     bench.parts.log.subscribe_commits(hint)
@@ -152,7 +152,7 @@ async def test_listing_again_looks_up_no_chain_of_what_is_followed_or_left(monke
     bench.subscriber.unsubscribe(["s000"])
     bench.subscriber.reread(await bench.parts.log.streams(bench.principal.user_pk))
     await bench.publish("new")
-    bench.committed(await bench.pk("new"), 1, 1)
+    bench.committed(await bench.pk("new"), 1, 1, name="new")
     assert {one.stream for one in await bench.pull_all()} == {"new"}
     assert looked_up == []
     bench.subscribe("all")
@@ -199,3 +199,53 @@ async def test_the_list_that_could_not_be_read_is_read_when_the_log_is_back() ->
         await bench.pull()
     bench.parts.log.follow = ask  # type: ignore[method-assign]
     assert [one.stream for one in await bench.pull_all() if isinstance(one, Resumed)] == ["$devices", "$keys"]
+
+
+@pytest.mark.parametrize("followed", ["all", {"new": "start", "later": "start"}])
+async def test_a_stream_that_begins_is_looked_up_alone(followed: Any) -> None:
+    """With it those that began meanwhile; the others are not listed, however many there are, and nothing is twice."""
+    bench = await Following.start()
+    await bench.publish("notes")
+    bench.subscribe(followed)
+    await bench.pull_all()
+    questions: list[Any] = []
+    ask = bench.parts.log.follow
+
+    async def counted(principal: Any, starts: Any, *, every: bool, known: Any = ()) -> Any:
+        questions.append((dict(starts), every))
+        return await ask(principal, starts, every=every, known=known)
+
+    bench.parts.log.follow = counted  # type: ignore[method-assign]
+    for name in ("new", "later"):
+        await bench.publish(name)
+        bench.committed(await bench.pk(name), 1, 1, name=name)
+
+    messages = await bench.pull_all()
+
+    assert questions == [({"new": None, "later": None}, False)]
+    assert [one.stream for one in messages if isinstance(one, Events)] == ["new", "later"]
+    assert await bench.pull_all() == []
+    await bench.publish("new")
+    bench.committed(await bench.pk("new"), 2, 2, name="new")
+    assert seqs(await bench.pull_all(), "new") == [2]
+    assert len(questions) == 1
+
+
+async def test_a_stream_that_begins_while_the_log_is_away_is_looked_up_later() -> None:
+    """It is not forgotten."""
+    bench = await Following.start()
+    bench.subscribe("all")
+    await bench.pull_all()
+    ask = bench.parts.log.follow
+
+    async def away(*_arguments: Any, **_options: Any) -> Any:
+        raise Unavailable("away", retry_after_ms=1)
+
+    bench.parts.log.follow = away  # type: ignore[method-assign]
+    await bench.publish("new")
+    bench.committed(await bench.pk("new"), 1, 1, name="new")
+    with pytest.raises(Unavailable):
+        await bench.subscriber.pull()
+    bench.parts.log.follow = ask  # type: ignore[method-assign]
+
+    assert {one.stream for one in await bench.pull_all()} == {"new"}

@@ -220,3 +220,13 @@ def test_what_is_gone_from_its_stream_is_forgotten() -> None:
     tail.drop_before(NOTES, 6)
     assert (tail.stream_count, tail.size_bytes) == (0, 0)
     tail.drop_before(NOTES, 6)
+
+
+def test_a_tail_ends_with_what_was_added_last() -> None:
+    """Until it is gone from memory; nothing of another stream's."""
+    first, second = runs(2, 1)
+    tail = filled(first, second)
+    assert [tail.ends_with(NOTES, each) for each in (first, second)] == [False, True]
+    assert not tail.ends_with((1, "other"), second)
+    tail.drop(NOTES)
+    assert not tail.ends_with(NOTES, second)

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from keepstep.errors import KeepstepError, ProtocolError
 from keepstep.hits import Hits
 from keepstep.protocol.messages import Result, ResultAccepted, ResultDuplicate, ResultError
+from keepstep.protocol.results import count_results
 from keepstep.telemetry import FRAMES_MAX, LOG_FIELDS, BoundedLines, Metrics, configure_logging, describe
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
@@ -75,7 +76,7 @@ def test_answers_are_counted_by_what_became_of_the_events() -> None:
         ResultError("out_of_order", [0, bytes(32)]),
         ResultAccepted(2, 6, 1_000, bytes(32)),
     ]
-    metrics.answered_together([0.003], results)
+    metrics.answered_together([0.003], count_results(results))
     value = metrics.registry.get_sample_value
     assert value("keepstep_events_total", {"result": "accepted"}) == 7
     assert value("keepstep_events_total", {"result": "duplicate"}) == 1

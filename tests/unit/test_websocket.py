@@ -21,7 +21,6 @@ from keepstep.runtime import SystemClock, WorkerThreads
 from keepstep.telemetry import Metrics
 from keepstep.tls import ServerCertificate
 from keepstep.websocket import REFUSAL_TIMEOUT_S, _serve_socket, serve
-from keepstep.websocket_connection import WebSocketConnection
 from keepstep.websocket_upgrade import UPGRADE_BYTES_MAX
 from tests.support.certificates import Authority
 from tests.support.websocket import (
@@ -45,7 +44,7 @@ async def test_messages_go_both_ways() -> None:
     seen: list[Any] = []
     async with serving() as server:
 
-        async def handler(connection: WebSocketConnection) -> None:
+        async def handler(connection: Any) -> None:
             seen.append((connection.address, connection.accepted_at_s))
             await server.echo(connection)
 
@@ -230,7 +229,7 @@ async def test_an_authenticated_devices_message_is_bounded(size: int, fits: bool
     """By the wider limit; and its place is told."""
     async with serving() as server:
 
-        async def handler(connection: WebSocketConnection) -> None:
+        async def handler(connection: Any) -> None:
             connection.authenticated()
             await server.echo(connection)
 
@@ -277,7 +276,7 @@ async def test_a_flood_while_nobody_receives_shows_at_the_next_receive(
     go_on = trio.Event()
     async with serving() as server:
 
-        async def handler(connection: WebSocketConnection) -> None:
+        async def handler(connection: Any) -> None:
             await go_on.wait()
             await server.echo(connection)
 
@@ -387,7 +386,7 @@ async def test_a_trusted_proxys_upgrade_names_the_client() -> None:
     """The connection is the client's: in logs, in limits, from then on."""
     seen: list[str] = []
 
-    async def handler(connection: WebSocketConnection) -> None:
+    async def handler(connection: Any) -> None:
         await trio.lowlevel.checkpoint()
         seen.append(connection.address)
 

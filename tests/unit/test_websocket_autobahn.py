@@ -20,12 +20,12 @@ from keepstep.entrance import Entrance
 from keepstep.errors import ProtocolError
 from keepstep.interfaces import ConnectionClosed
 from keepstep.websocket import serve_stream
-from keepstep.websocket_connection import Limits, WebSocketConnection
+from keepstep.websocket_connection import Limits
 from tests.support.records import OVERHEAD, Sealing
 from tests.support.websocket import UPGRADE, Place, frame, read_all
 
 if TYPE_CHECKING:
-    from keepstep.interfaces import Opened
+    from keepstep.interfaces import Connection, Opened
 
 LIMITS: Final = Limits(upgrade_timeout_s=10, unauthenticated_message_bytes_max=100_000, message_bytes_max=100_000)
 BINARY, PING, PONG, CLOSE = 2, 9, 10, 8
@@ -34,7 +34,7 @@ BINARY, PING, PONG, CLOSE = 2, 9, 10, 8
 class Echo:
     """Sends every message back, by callbacks."""
 
-    def __init__(self, connection: WebSocketConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.reason: ProtocolError | None = None
 
@@ -51,7 +51,7 @@ class Echo:
         self.reason = reason
 
 
-async def by_callbacks(connection: WebSocketConnection) -> None:
+async def by_callbacks(connection: Connection) -> None:
     """Echo as a session listens."""
     echo = Echo(connection)
     await connection.listen(echo, Sealing().records)
@@ -59,7 +59,7 @@ async def by_callbacks(connection: WebSocketConnection) -> None:
     await connection.close(*((1000, "") if reason is None else (reason.row.close_code, reason.code)))
 
 
-async def by_awaiting(connection: WebSocketConnection) -> None:
+async def by_awaiting(connection: Connection) -> None:
     """Echo as the handshake receives and sends."""
     try:
         while True:
@@ -78,7 +78,7 @@ async def peer(way: str) -> AsyncIterator[trio.SocketStream]:
         if way == "hub":
             from keepstep.websocket_hub import Hub
 
-            hub = Hub(nursery)
+            hub = Hub(nursery, lambda error, _address: pytest.fail(repr(error)))
         listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
         client = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
         async with listener, client:

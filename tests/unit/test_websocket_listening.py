@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,18 +19,18 @@ from keepstep._keepstep import RecordSealer, frame_many
 from keepstep.entrance import Entrance
 from keepstep.errors import ProtocolError
 from keepstep.websocket import serve_stream
-from keepstep.websocket_connection import WebSocketConnection
 from tests.support.records import OVERHEAD, Sealing
 from tests.support.websocket import LIMITS, UPGRADE, Place, frame, read_all
 
 if TYPE_CHECKING:
     from keepstep.interfaces import Opened
 
-WAYS = ["stream", "hub"] if sys.platform == "linux" else ["stream"]
+WAYS = ["stream", "hub", "at rest"] if sys.platform == "linux" else ["stream"]
+"""``at rest``: by the hub, without a task until there is an end to see to."""
 EACH_WAY = pytest.mark.parametrize("way", WAYS)
 PATIENCE_S = 60
 """Bound on every wait here, seconds; they take milliseconds."""
-BY_HUB = pytest.mark.parametrize("way", [way for way in WAYS if way == "hub"])
+BY_HUB = pytest.mark.parametrize("way", [way for way in WAYS if way != "stream"])
 
 
 def descriptors() -> int:
@@ -47,6 +47,7 @@ class Receiver:
         self.writable_calls = 0
         self.ends: list[ProtocolError | None] = []
         self.on_received: Callable[[], None] = lambda: None
+        self.resumed: Callable[[], Awaitable[None]] | None = None
         self._news = trio.Event()
 
     def received(self, opened: Sequence[Opened], record_bytes: int, now_s: float) -> None:
@@ -70,6 +71,11 @@ class Receiver:
         self.ends.append(reason)
         self._tell()
 
+    async def resume(self) -> None:
+        """As ``interfaces.RestingReceiver``."""
+        assert self.resumed is not None
+        await self.resumed()
+
     def _tell(self) -> None:
         self._news.set()
         self._news = trio.Event()
@@ -90,7 +96,7 @@ def has(receiver: Receiver, count: int) -> bool:
 class Listening:
     """A connection that listens, until it is cancelled or over, and the peer's raw stream."""
 
-    connection: WebSocketConnection
+    connection: Any
     peer: trio.SocketStream
     scope: trio.CancelScope
     sealing: Sealing
@@ -98,6 +104,13 @@ class Listening:
     over: trio.Event = field(default_factory=trio.Event)
     fault: Exception | None = None
     closing: tuple[int, str] = (4104, "draining")
+
+    def cancel(self) -> None:
+        """End it from outside."""
+        self.scope.cancel()
+        resting = self.connection.resting
+        if resting is not None:
+            resting.rouse()
 
     async def peer_says(self, *messages: bytes) -> None:
         """Each a record in a frame."""
@@ -111,17 +124,29 @@ class Listening:
         return data
 
 
+async def until_over(listening: Listening, listen: Callable[[], Awaitable[None]]) -> None:
+    """Listen, then close."""
+    try:
+        with listening.scope:
+            await listen()
+    except* ArithmeticError as group:
+        listening.fault = group
+    listening.over.set()
+    await listening.connection.close(*listening.closing)
+
+
 class Bench:
     """Makes connections that listen, over one hub or none."""
 
     def __init__(self, nursery: trio.Nursery, way: str) -> None:
         self._nursery = nursery
+        self._rests = way == "at rest"
         self._peers: list[trio.SocketStream] = []
         self.hub: Any = None
-        if way == "hub":
+        if way != "stream":
             from keepstep.websocket_hub import Hub
 
-            self.hub = Hub(nursery)
+            self.hub = Hub(nursery, lambda error, _address: pytest.fail(repr(error)))
 
     async def open(
         self, *, early: bytes = b"", receiver: Receiver | None = None, sealing: Sealing | None = None
@@ -135,18 +160,17 @@ class Bench:
         made: list[Listening] = []
         ready = trio.Event()
 
-        async def handler(connection: WebSocketConnection) -> None:
+        async def handler(connection: Any) -> None:
             connection.authenticated()
             listening = Listening(connection, peer, trio.CancelScope(), sealing or Sealing(), receiver or Receiver())
             made.append(listening)
             ready.set()
-            try:
-                with listening.scope:
-                    await connection.listen(listening.receiver, listening.sealing.records)
-            except* ArithmeticError as group:
-                listening.fault = group
-            listening.over.set()
-            await connection.close(*listening.closing)
+            receiver_, records = listening.receiver, listening.sealing.records
+            if not self._rests:
+                await until_over(listening, partial(connection.listen, receiver_, records))
+                return
+            receiver_.resumed = partial(until_over, listening, connection.over)
+            connection.rest(receiver_, records)
 
         self._nursery.start_soon(
             partial(
@@ -360,7 +384,7 @@ async def test_cancelling_it_leaves_the_connection_to_be_closed(way: str) -> Non
     """With a code, for nothing is torn; the receiver, whose owner did it, is not told."""
     async with bench(way) as each:
         listening = await each.open()
-        listening.scope.cancel()
+        listening.cancel()
         await listening.over.wait()
         assert await listening.peer_receives(12) == b"\x88\x0a" + struct.pack("!H", 4104) + b"draining"
         await listening.peer.send_all(frame(8, struct.pack("!H", 4104)))
@@ -376,7 +400,7 @@ async def test_a_backlog_that_is_cancelled_is_torn(way: str, autojump_clock: tri
         while not listening.connection.blocked:
             listening.connection.write([bytes(65_536)])
             await trio.testing.wait_all_tasks_blocked()
-        listening.scope.cancel()
+        listening.cancel()
         await listening.over.wait()
         assert listening.connection.torn
         assert b"draining" not in await read_all(listening.peer)
@@ -468,8 +492,8 @@ async def test_somebody_who_comes_while_the_last_one_leaves_is_served(way: str) 
     async with bench(way) as each:
         first = await each.open()
         second = await each.open()
-        first.scope.cancel()
-        second.scope.cancel()
+        first.cancel()
+        second.cancel()
         third = await each.open()
         await third.peer_says(b"one")
         await third.receiver.until(lambda: third.receiver.messages == [b"one"])
@@ -494,3 +518,68 @@ async def test_a_peer_that_takes_no_pongs_cannot_make_the_server_hold_more(way: 
         await trio.testing.wait_all_tasks_blocked()
         # Less where the system has taken more of it meanwhile.
         assert listening.connection.backlog_bytes <= backlog_bytes + 3
+
+
+AT_REST = pytest.mark.parametrize("way", [way for way in WAYS if way == "at rest"])
+
+
+@AT_REST
+async def test_a_connection_at_rest_has_no_task(way: str) -> None:
+    """Whatever comes and goes; it gets one when there is an end to see to."""
+    async with trio.open_nursery() as nursery:
+        each = Bench(nursery, way)
+        first = await each.open()
+        tasks = len(nursery.child_tasks)
+        second = await each.open()
+        await second.peer_says(b"one")
+        await second.receiver.until(lambda: second.receiver.messages == [b"one"])
+        second.connection.write([b"two"])
+        assert await second.peer_receives(5) == b"\x82\x03two"
+        assert len(nursery.child_tasks) == tasks
+        second.connection.rouse()
+        second.connection.rouse()
+        assert len(nursery.child_tasks) == tasks + 1
+        await second.peer_says(b"three")
+        await second.receiver.until(lambda: second.receiver.messages == [b"one", b"three"])
+        assert not second.over.is_set()
+        each.leave()
+        with trio.fail_after(PATIENCE_S):
+            await first.over.wait()
+            await second.over.wait()
+    assert Place.inside == 0
+
+
+@AT_REST
+async def test_cancelling_the_connections_ends_those_at_rest(way: str) -> None:
+    """Each in a task of its own, with what its owner does at the end; the sockets are closed."""
+    before = descriptors()
+    async with trio.open_nursery() as connections:
+        each = Bench(connections, way)
+        peers = [(await each.open()).peer for _ in range(3)]
+        assert Place.inside == 3
+        connections.cancel_scope.cancel()
+    assert Place.inside == 0
+    for peer in peers:
+        assert await read_all(peer) == b""
+        await peer.aclose()
+    del each
+    assert descriptors() <= before + 1  # the hub's own
+
+
+@AT_REST
+async def test_a_fault_of_who_sees_to_the_end_ends_that_connection(way: str) -> None:
+    """It is told, and the place is left."""
+    faults: list[Exception] = []
+
+    async def fail() -> None:
+        raise ArithmeticError("a bug")
+
+    async with bench(way) as each:
+        each.hub._on_fault = lambda error, _address: faults.append(error)
+        faulty, other = await each.open(), await each.open()
+        faulty.receiver.resumed = fail
+        faulty.connection.rouse()
+        assert await read_all(faulty.peer) == b""
+        assert [type(fault) for fault in faults] == [ArithmeticError]
+        await other.peer_says(b"one")
+        await other.receiver.until(lambda: other.receiver.messages == [b"one"])

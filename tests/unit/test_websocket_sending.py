@@ -29,7 +29,7 @@ async def one_connection() -> AsyncIterator[tuple[WebSocketConnection, CountedSt
         counted = CountedStream(theirs)
         handed, finished = trio.open_memory_channel[WebSocketConnection](1), trio.Event()
 
-        async def handler(connection: WebSocketConnection) -> None:
+        async def handler(connection: Any) -> None:
             await handed[0].send(connection)
             await finished.wait()
 
@@ -140,7 +140,7 @@ async def test_closing_waits_a_little_for_the_peers_answer(autojump_clock: trio.
     """A peer that does not answer is cut off; and a cancelled caller closes all the same."""
     async with serving() as server:
 
-        async def handler(connection: WebSocketConnection) -> None:
+        async def handler(connection: Any) -> None:
             with trio.CancelScope() as scope:
                 scope.cancel()
                 await connection.close(4104, "draining")
@@ -157,7 +157,7 @@ async def test_a_peer_that_pings_while_we_close_does_no_harm() -> None:
     """trio-websocket would try to answer on a connection that is closing."""
     async with serving() as server:
 
-        async def handler(connection: WebSocketConnection) -> None:
+        async def handler(connection: Any) -> None:
             await connection.receive()
             await connection.close(4104, "draining")
 
@@ -173,7 +173,7 @@ async def test_a_handler_that_returns_closes_the_stream() -> None:
     """Whether it said goodbye or not."""
     async with serving() as server:
 
-        async def handler(_connection: WebSocketConnection) -> None:
+        async def handler(_connection: Any) -> None:
             await trio.lowlevel.checkpoint()
 
         server.handler = handler

@@ -338,10 +338,18 @@ async def _publish(path: Path, stream: str, text: str) -> int:
                     receipt = await _accepted(opened, publication)
                     click.echo(f"{stream} #{receipt.seq}")
         if patience.cancelled_caught:
-            waits = "the server was restored and waits for your other devices" if opened.is_healing else "no answer"
-            click.echo(f"keepstep: not sent yet ({opened.last_problem or waits}); it is in the outbox", err=True)
+            click.echo(f"keepstep: not sent yet ({_reason(opened)}); it is in the outbox", err=True)
             return EXIT_WAITING
     return 0
+
+
+def _reason(opened: Device) -> str:
+    """Why what is in the outbox has no answer yet."""
+    if opened.last_problem:
+        return opened.last_problem
+    if opened.is_healing:
+        return "the server was restored and waits for your other devices"
+    return opened.postponed or "no answer"
 
 
 async def _accepted(opened: Device, publication: Publication) -> Receipt:

@@ -61,14 +61,24 @@ def ed25519_generate(seed: Buffer) -> tuple[bytes, bytes]:
 
 def ed25519_public(secret: Buffer) -> bytes:
     """Public key of a secret seed. Raises malformed."""
-    public, _ = _sodium.crypto_sign_seed_keypair(_exactly(secret, KEY_BYTES, "an Ed25519 secret"))
-    return bytes(public)
+    return SigningKey(secret).public
 
 
 def ed25519_sign(secret: Buffer, message: Buffer) -> bytes:
     """64-byte signature (RFC 8032 section 5.1.6). Raises malformed."""
-    _, expanded = _sodium.crypto_sign_seed_keypair(_exactly(secret, KEY_BYTES, "an Ed25519 secret"))
-    return bytes(_sodium.crypto_sign(bytes(message), expanded)[:SIGNATURE_BYTES])
+    return SigningKey(secret).sign(message)
+
+
+class SigningKey:
+    """A secret key that signs often, as ``primitives.Signing``. Raises malformed."""
+
+    def __init__(self, secret: Buffer) -> None:
+        public, self._expanded = _sodium.crypto_sign_seed_keypair(_exactly(secret, KEY_BYTES, "an Ed25519 secret"))
+        self.public = bytes(public)
+
+    def sign(self, message: Buffer, /) -> bytes:
+        """Signature (RFC 8032 section 5.1.6)."""
+        return bytes(_sodium.crypto_sign(bytes(message), self._expanded)[:SIGNATURE_BYTES])
 
 
 def ed25519_verify(public: Buffer, message: Buffer, signature: Buffer) -> None:

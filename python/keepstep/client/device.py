@@ -176,6 +176,11 @@ class Device(EnrolCalls, HealCalls, LiveCalls, SnapshotCalls):
         return self._link.last_problem
 
     @property
+    def postponed(self) -> str:
+        """Why the server last asked for an event again later, in plain words; empty where it never did."""
+        return self._publisher.postponed
+
+    @property
     def waiting(self) -> int:
         """Events in the outbox that the server has not acknowledged."""
         return self._publisher.waiting

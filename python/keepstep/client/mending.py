@@ -50,6 +50,9 @@ class Mender:
         done: called with an entry that has left the outbox, and what became of it.
         rewinds: what restores of the server explain.
         queued: told how many events entered the outbox again.
+
+    Attributes:
+        postponed: why the server last asked for something again later, in plain words; empty where it never did.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Mender:
         rewinds: Rewinds,
         queued: Callable[[int], None],
     ) -> None:
+        self.postponed = ""
         self._rewinds = rewinds
         self._queued = queued
         self._store = store
@@ -132,6 +136,7 @@ class Mender:
             self._done(entry, ProtocolError(row.code, f"event {entry.n} of {stream} was refused"))
             held.until_s = 0
         else:
+            self.postponed = row.meaning
             held.until_s = trio.current_time() + self._pause_s(session, stream, trouble)
 
     def _asks_for_rewind(self, stream: str, last_n: int) -> bool:

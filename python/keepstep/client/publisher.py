@@ -92,6 +92,11 @@ class Publisher:
         """Events in the outbox."""
         return self._waiting
 
+    @property
+    def postponed(self) -> str:
+        """As ``Mender.postponed``."""
+        return self._mender.postponed
+
     # -- into the outbox ------------------------------------------------------------------------------------------
 
     async def publish(self, drafts: Sequence[Draft]) -> Sequence[Publication]:

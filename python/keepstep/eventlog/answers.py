@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keepstep import _keepstep
 from keepstep.errors import ERRORS, Retry
+from keepstep.interfaces import Appended
 from keepstep.protocol.chain import event_hash
 from keepstep.protocol.messages import Result, ResultAccepted, ResultDuplicate, ResultError
 
@@ -47,11 +48,9 @@ class _Open:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Appended):
     """What became of a batch, what it added to which stream, in the order of the commits, and where payloads went."""
 
-    results: list[list[Result]]
-    suspects: frozenset[int]
     runs: list[tuple[StreamKey, Run]]
     erased: frozenset[StreamKey]
 

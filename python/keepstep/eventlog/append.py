@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import compress, groupby
+from itertools import chain, compress, groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, cast
 
@@ -18,7 +18,6 @@ from keepstep._keepstep import StreamHead, ingest
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.eventlog.answers import DUPLICATE, LOOK_UP, NEW, REFUSED, AnswerRun, Answers, Outcome, Place, refusal
 from keepstep.eventlog.apart import Apart
-from keepstep.eventlog.known import append_known
 from keepstep.eventlog.part import RETRY_AFTER_MS, Part
 from keepstep.eventlog.store import (
     Contended,
@@ -30,6 +29,7 @@ from keepstep.eventlog.store import (
     TryAgain,
 )
 from keepstep.model import RetentionClass
+from keepstep.protocol.results import count_results, encode_results
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Ingested, Run, Submission
@@ -81,7 +81,7 @@ class Appending:
         batch: the events, in order.
         now_ms: unix milliseconds, as the database's clock has it.
         change: what the only event of the batch does to the device table.
-        is_short: whether the store's shorter way is taken; not after a head was found to have moved.
+        is_short: whether the store's shorter way is taken; not where a head was found to have moved.
     """
 
     store: Store
@@ -94,7 +94,7 @@ class Appending:
     batch: Sequence[Submission]
     now_ms: int
     change: AccountChange | None
-    is_short: bool = field(default=True, init=False)
+    is_short: bool
     answers: Answers = field(init=False)
     runs: list[tuple[StreamKey, Run]] = field(default_factory=list)
     erased: set[StreamKey] = field(default_factory=set)
@@ -110,42 +110,8 @@ class Appending:
             Unavailable: nothing of it was stored; or what is stored cannot be confirmed now, and the same events sent
                 again are answered as duplicates once it can.
         """
-        try:
-            known = self._append_known()
-        except Unavailable:
-            self._forget(self._whole())
-            raise
-        return known if known is not None else self._run_in_parts()
-
-    def _append_known(self) -> Outcome | None:
-        """The whole batch at once, where all that it takes is remembered; ``None`` where nothing of it was stored."""
-        if self.change is not None or self.bytes_per_user_max is not None:
-            return None
-        if self.store.generation() != self.generation:
-            return None
-        try:
-            return append_known(
-                store=self.store,
-                heads=self.heads,
-                devices=self.devices,
-                rooms=self.rooms,
-                batch=self.batch,
-                now_ms=self.now_ms,
-                received_at_ms_max=self.now_ms + STREAM_AHEAD_MS_MAX,
-                generation=self.generation,
-            )
-        except Contended:
-            self.is_short = False
-            return None
-        except (TryAgain, DataFault):
-            return None
-
-    def _whole(self) -> Part:
-        return Part(self.batch, [(index, 0) for index in range(len(self.batch))])
-
-    def _run_in_parts(self) -> Outcome:
         self.answers = Answers(self.batch)
-        part = self._whole()
+        part = Part(self.batch, [(index, 0) for index in range(len(self.batch))])
         part = replace(part, locked=self.change is not None or self.heads.takes_the_lane(part.keys))
         parts = deque(self._parts(part))
         try:
@@ -159,7 +125,9 @@ class Appending:
             self.answers.give_up(refusal("unavailable", error.retry_after_ms))
         if self.answers.name_stored:
             self.store.confirm()
-        return Outcome(self.answers.results(), self.answers.suspects(), self.runs, frozenset(self.erased))
+        results = self.answers.results()
+        encoded, counts = list(map(encode_results, results)), count_results(chain.from_iterable(results))
+        return Outcome(encoded, counts, self.answers.suspects(), self.runs, frozenset(self.erased))
 
     def _forget(self, part: Part) -> None:
         """What was remembered of a part is in doubt."""

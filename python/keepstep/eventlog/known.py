@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keepstep._keepstep import ingest_remembered
+from keepstep.errors import Unavailable
 from keepstep.eventlog.answers import Outcome
-from keepstep.eventlog.store import Contended
-from keepstep.protocol.messages import ResultAccepted, ResultError
+from keepstep.eventlog.part import Part
+from keepstep.eventlog.store import DataFault, KnownBatch, TryAgain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,54 +20,51 @@ if TYPE_CHECKING:
     from keepstep.eventlog.devices import DeviceCache
     from keepstep.eventlog.heads import HeadCache
     from keepstep.eventlog.rooms import ByteRooms
-    from keepstep.eventlog.store import Store
-    from keepstep.protocol.messages import Result
+    from keepstep.eventlog.store import Backend
 
 
-def append_known(
+async def append_known(
+    backend: Backend,
+    submissions: Sequence[Submission],
     *,
-    store: Store,
     heads: HeadCache,
     devices: DeviceCache,
     rooms: ByteRooms,
-    batch: Sequence[Submission],
     now_ms: int,
     received_at_ms_max: int,
     generation: int,
 ) -> Outcome | None:
     """Decide and store a batch of known streams and devices; ``None`` where it does not go this way.
 
+    A cancellation waits for the outcome.
+
     Args:
-        store: where it goes, of ``generation``.
+        backend: where it goes, of ``generation``.
+        submissions: the events, in order.
         heads: the heads that this node remembers.
         devices: the live devices that it remembers.
         rooms: counts what is stored for accounts that have had a quota.
-        batch: the events, in order.
         now_ms: unix milliseconds.
         received_at_ms_max: heads that were received later are not believed.
         generation: of what is remembered.
 
     Raises:
-        Contended: nothing was stored: a head had moved, or there is no shorter way any more.
-        TryAgain, DataFault: nothing was stored; as ``Store.append``.
-        Unavailable, OutcomeUnknown: as ``Store.append``.
+        Contended: nothing was stored: a head had moved.
+        Unavailable, OutcomeUnknown: as ``Store.append``; what was remembered of its streams is forgotten.
     """
-    if not store.has_short_way():
-        return None
-    ingested = ingest_remembered(
-        batch,
-        heads.memory,
-        devices.memory,
-        now_ms=now_ms,
-        received_at_ms_max=received_at_ms_max,
-        generation=generation,
-    )
+    batch = KnownBatch(submissions, heads.memory, devices.memory, now_ms, received_at_ms_max, generation)
+    try:
+        ingested = await backend.append_known(batch)
+    except (TryAgain, DataFault):
+        return None  # in parts it shows what is at fault
+    except Unavailable:
+        in_doubt = Part(submissions, ())
+        heads.drop(in_doubt.keys)
+        rooms.drop(in_doubt.users)
+        raise
     if ingested is None:
         return None
-    if not store.append(ingested):
-        raise Contended
-    heads.memory.keep(ingested, generation=generation)
     if rooms.has_grants:
         rooms.take_moved(ingested.moved)
-    results: list[list[Result]] = ingested.answers(accepted=ResultAccepted, refused=ResultError)
-    return Outcome(results, frozenset(ingested.suspects), ingested.runs_by_stream, frozenset())
+    answers, suspects = ingested.encoded_answers(), frozenset(ingested.suspects)
+    return Outcome(answers, ingested.counts(), suspects, ingested.runs_by_stream, frozenset())

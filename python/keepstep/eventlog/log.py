@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Final
 
 from keepstep import _keepstep
 from keepstep.errors import ProtocolError, Pruned
-from keepstep.eventlog.append import Appending
+from keepstep.eventlog.append import STREAM_AHEAD_MS_MAX, Appending
 from keepstep.eventlog.beginning import begin_after
 from keepstep.eventlog.devices import DeviceCache
 from keepstep.eventlog.genesis import create_account
 from keepstep.eventlog.heads import HeadCache
 from keepstep.eventlog.healing import Bounds, heal
+from keepstep.eventlog.known import append_known
 from keepstep.eventlog.rooms import ByteRooms
 from keepstep.eventlog.rotation import append_rotation
-from keepstep.eventlog.store import SNAPSHOTS_MAX
+from keepstep.eventlog.store import SNAPSHOTS_MAX, Contended
 from keepstep.hits import Hits
-from keepstep.interfaces import RESUMED_TOGETHER_MAX, Appended, Followed, Page, StreamInfo
+from keepstep.interfaces import RESUMED_TOGETHER_MAX, Followed, Page, StreamInfo
 from keepstep.model import DEVICES_STREAM, KEY_BYTES, Position, is_inbox
 from keepstep.protocol.chain import chain_0
 from keepstep.tail import Tail
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from keepstep._keepstep import Run, Submission
+    from keepstep.eventlog.answers import Outcome
     from keepstep.eventlog.healing import LostEvents
     from keepstep.eventlog.store import Backend, FollowedRow, Past, Reader, Store, StreamKey, StreamRow
-    from keepstep.interfaces import Genesis, SnapshotInfo
+    from keepstep.interfaces import Appended, Genesis, SnapshotInfo
     from keepstep.model import AccountChange, DevicePk, Principal, PrunedPrefix, Rotation, UserPk
     from keepstep.protocol.messages import Result
 
@@ -51,6 +53,9 @@ class StoredLog:
         tail_stream_bytes_max: the share of one stream, bytes.
 
     Attributes:
+        generation: changes when the log turns out to be another one than it was. The backend's own, as is ``epoch``:
+            both are asked with every message.
+        epoch: unix milliseconds of the latest restore, 0 where there was none.
         past: where events below the tails of their streams are; ``None`` where they are gone.
     """
 
@@ -64,6 +69,8 @@ class StoredLog:
         tail_stream_bytes_max: int = TAIL_STREAM_BYTES_MAX,
     ) -> None:
         self._backend = backend
+        self.generation = backend.generation
+        self.epoch = backend.epoch
         self._streams_per_user_max = streams_per_user_max
         self._heads = HeadCache(streams_max=REMEMBERED_HEADS_MAX)
         self._bytes_per_user_max = bytes_per_user_max
@@ -71,25 +78,22 @@ class StoredLog:
         self._rooms = ByteRooms()
         self._generation = backend.generation()
         self._pages = Hits()
-        self._listeners: list[Callable[[Sequence[Run]], None]] = []
+        self._listeners: list[Callable[[Sequence[tuple[StreamKey, Run]]], None]] = []
+        self._devices_listeners: list[Callable[[Sequence[Run]], None]] = []
         self.past: Past | None = None
         self.tail = Tail(bytes_max=tail_bytes_max, stream_bytes_max=tail_stream_bytes_max)
-
-    def generation(self) -> int:
-        """Changes when the log turns out to be another one than it was."""
-        return self._backend.generation()
-
-    def epoch(self) -> int:
-        """The log's epoch: unix milliseconds of the latest restore, 0 where there was none."""
-        return self._backend.epoch()
 
     def cache_hits(self) -> Mapping[str, Hits]:
         """What the caches had: heads and users' devices that batches need, and pages with events, of the tail."""
         return {"heads": self._heads.hits, "devices": self._devices.hits, "tail": self._pages}
 
-    def subscribe_commits(self, listener: Callable[[Sequence[Run]], None]) -> None:
-        """Call ``listener`` in the Trio thread after each commit with what it added; it must not block or raise."""
+    def subscribe_commits(self, listener: Callable[[Sequence[tuple[StreamKey, Run]]], None]) -> None:
+        """As ``EventLog.subscribe_commits``."""
         self._listeners.append(listener)
+
+    def subscribe_device_commits(self, listener: Callable[[Sequence[Run]], None]) -> None:
+        """As ``EventLog.subscribe_device_commits``."""
+        self._devices_listeners.append(listener)
 
     async def create_account(self, genesis: Genesis, *, now_ms: int, invite_hash: bytes | None = None) -> Result:
         """Create user, first device, ``$devices``, ``$keys`` and append the genesis event, in one transaction.
@@ -134,8 +138,23 @@ class StoredLog:
                 the same events sent again are stored or answered as duplicates, whichever is right.
         """
         generation = self._backend.generation()
+        outcome, is_short = None, True
+        if account_change is None and self._bytes_per_user_max is None:
+            try:
+                outcome = await append_known(
+                    self._backend,
+                    batch,
+                    heads=self._heads,
+                    devices=self._devices,
+                    rooms=self._rooms,
+                    now_ms=now_ms,
+                    received_at_ms_max=now_ms + STREAM_AHEAD_MS_MAX,
+                    generation=generation,
+                )
+            except Contended:
+                is_short = False
 
-        def work(store: Store) -> Appending:
+        def append(store: Store) -> Outcome:
             return Appending(
                 store=store,
                 generation=generation,
@@ -147,11 +166,13 @@ class StoredLog:
                 batch=batch,
                 now_ms=now_ms,
                 change=account_change,
-            )
+                is_short=is_short,
+            ).run()
 
-        outcome = await self._backend.write(lambda store: work(store).run())
+        if outcome is None:
+            outcome = await self._backend.write(append)
         self._announce(outcome.runs, generation, outcome.erased)
-        return Appended(outcome.results, outcome.suspects)
+        return outcome
 
     async def heal(self, key: StreamKey, before: Position, lost: Sequence[LostEvents], *, is_proven: bool) -> None:
         """As ``EventLog.heal``."""
@@ -215,6 +236,12 @@ class StoredLog:
         page = self.tail.page((int(user_pk), stream), after, **limits)
         self._pages.found += page is not None
         return page
+
+    def ends_with(self, stream: str, run: Run) -> bool:
+        """As ``EventLog.ends_with``."""
+        ends = self.tail.ends_with((run.user_pk, stream), run)
+        self._pages.found += ends
+        return ends
 
     def _as_of_now(self, key: StreamKey, page: Page) -> Page:
         """A page that was read just now. Raises Unavailable."""
@@ -341,14 +368,16 @@ class StoredLog:
         if generation == self._generation:  # else it may have been committed to the log that was
             for key, run in runs:
                 # Any node may drop an inbox's payloads, as its device acknowledges them: none remembers them.
-                if not is_inbox(key[1]):
+                if key[1][0] != "$" or not is_inbox(key[1]):
                     self.tail.append(key, run)
         for key in erased:
             self.tail.drop(key)
         if runs:
-            added = [run for _, run in runs]
             for listener in self._listeners:
-                listener(added)
+                listener(runs)
+            devices = [run for (_, name), run in runs if name == DEVICES_STREAM]
+            for devices_listener in self._devices_listeners if devices else ():
+                devices_listener(devices)
 
     def _check_generation(self) -> None:
         """Forget what was remembered of a database that is not the one it was."""

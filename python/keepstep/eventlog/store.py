@@ -16,7 +16,7 @@ from keepstep.model import DevicePk, Policy, RetentionClass, StreamPk, UserPk, h
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from keepstep._keepstep import Ingested, StreamHead
+    from keepstep._keepstep import Ingested, RememberedAccounts, RememberedHeads, StreamHead, Submission
     from keepstep.eventlog.retention import TailAuthors
     from keepstep.interfaces import Genesis, Page, SnapshotInfo
     from keepstep.model import AccountChange, DeviceEntry, Position, Principal, PrunedPrefix
@@ -323,9 +323,6 @@ class Store(Protocol):
     def load(self, keys: Collection[StreamKey]) -> Loaded:
         """Heads as of one snapshot, without locks. Raises TryAgain when the generation has changed."""
 
-    def has_short_way(self) -> bool:
-        """Whether ``append`` may do it now. Raises TryAgain when the generation has changed, Unavailable."""
-
     def append(self, ingested: Ingested) -> bool:
         """Move heads, store the events of what moves and make it durable, by a shorter way than a transaction.
 
@@ -420,6 +417,27 @@ class Past(Protocol):
         """The chain at a position below the tail; ``None`` where that is gone for good. Raises Unavailable."""
 
 
+@dataclass(frozen=True, slots=True)
+class KnownBatch:
+    """A batch that may be decided upon what is remembered.
+
+    Attributes:
+        submissions: the events, in order.
+        heads: of streams.
+        accounts: their live devices, and positions that there are.
+        now_ms: unix milliseconds.
+        received_at_ms_max: heads that were received later are not believed.
+        generation: of what is remembered.
+    """
+
+    submissions: Sequence[Submission]
+    heads: RememberedHeads
+    accounts: RememberedAccounts
+    now_ms: int
+    received_at_ms_max: int
+    generation: int
+
+
 class Backend(Protocol):
     """Where the log is kept: gets work on a store into a thread and back."""
 
@@ -428,6 +446,17 @@ class Backend(Protocol):
 
     def epoch(self) -> int:
         """As ``EventLog.epoch``."""
+
+    async def append_known(self, batch: KnownBatch) -> Ingested | None:
+        """Decide a batch and make it durable, where all that this takes is remembered; a cancellation waits for it.
+
+        Returns:
+            What was committed; ``None`` where it does not go this way, and nothing was stored.
+
+        Raises:
+            Contended: nothing was stored: another transaction had moved a head.
+            TryAgain, DataFault, Unavailable, OutcomeUnknown: as ``Store.append``.
+        """
 
     async def write(self, work: Callable[[Store], T]) -> T:
         """Run ``work`` with a store. A cancellation waits for its end. Raises Unavailable while the store is away."""

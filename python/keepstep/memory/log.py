@@ -12,7 +12,8 @@ from keepstep.memory.reader import MemoryReader
 from keepstep.memory.store import MemoryStore
 
 if TYPE_CHECKING:
-    from keepstep.eventlog.store import Reader, Store
+    from keepstep._keepstep import Ingested
+    from keepstep.eventlog.store import KnownBatch, Reader, Store
     from keepstep.memory.database import MemoryDatabase
     from keepstep.model import UserPk
 
@@ -34,6 +35,11 @@ class MemoryBackend:
     def epoch(self) -> int:
         """As ``Backend.epoch``."""
         return self._database.epoch
+
+    async def append_known(self, batch: KnownBatch) -> Ingested | None:
+        """As ``Backend.append_known``: nothing goes this way."""
+        del batch
+        return None
 
     async def write(self, work: Callable[[Store], T]) -> T:
         """As ``Backend.write``. A checkpoint comes first; after it the work is done without another."""

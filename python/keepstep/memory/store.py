@@ -64,10 +64,6 @@ class MemoryStore:
         self._database.check_here()
         return _load(self._database, keys)
 
-    def has_short_way(self) -> bool:
-        """As ``Store.has_short_way``: there is none."""
-        return False
-
     def append(self, ingested: Ingested) -> bool:
         """As ``Store.append``: there is no shorter way."""
         del ingested

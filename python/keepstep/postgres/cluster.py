@@ -64,6 +64,7 @@ max_connections = {CONNECTIONS_MAX}
 shared_buffers = 128MB                    # modest: the newest events come from keepstep's own memory
 wal_compression = on                      # index pages in the WAL shrink well; the payloads in it cannot
 max_wal_size = 1GB                        # bounds the disk it takes and the time to recover after a crash
+min_wal_size = 256MB                      # used again: while a new file of 16 MB is made, nothing commits
 max_slot_wal_keep_size = 4GB              # a backup that takes nothing any more must not fill the disk
 checkpoint_timeout = 15min                # each checkpoint makes the next change of every page a whole page of WAL
 random_page_cost = 1.1                    # solid state

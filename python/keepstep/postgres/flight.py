@@ -89,9 +89,13 @@ class Flights:
         """
         copies = {retention_class: COPIES[retention_class] for retention_class in ingested.retention_classes}
         flight = _keepstep.Flight(ingested, move_heads=MOVE_HEADS, copies=copies)
+        return self.land(connection, flight, remaining_s=timeout_s, timeout_s=timeout_s)
+
+    def land(self, connection: Connection, flight: Flight, *, remaining_s: float, timeout_s: float) -> Flown:
+        """As ``fly``, with a flight that may have begun, and has so many seconds left. Blocks."""
         failure: psycopg.Error | None = None
         try:
-            if not flight.fly(connection.pgconn.socket, timeout_s):
+            if not flight.fly(connection.pgconn.socket, remaining_s):
                 connection.cancel_safe(timeout=timeout_s)
                 flight.fly(connection.pgconn.socket, None)  # it answers now
         except ConnectionError as error:

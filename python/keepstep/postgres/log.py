@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from keepstep.eventlog.log import STREAMS_PER_USER_MAX, TAIL_BYTES_MAX, TAIL_STREAM_BYTES_MAX, StoredLog
+from keepstep.postgres.commits import Commits
 from keepstep.postgres.reader import PostgresReader
 from keepstep.postgres.store import PostgresStore
 
 if TYPE_CHECKING:
-    from keepstep.eventlog.store import Reader, Store
+    from keepstep._keepstep import Ingested
+    from keepstep.eventlog.store import KnownBatch, Reader, Store
     from keepstep.model import UserPk
     from keepstep.postgres.pool import Database, Lease
 
@@ -32,10 +34,16 @@ class PostgresBackend:
         pause: waits that many seconds in a worker thread.
     """
 
-    def __init__(self, database: Database, *, probe: Callable[[str], None], pause: Callable[[float], None]) -> None:
+    def __init__(
+        self, database: Database, *, probe: Callable[[str], None] | None, pause: Callable[[float], None]
+    ) -> None:
         self._database = database
-        self._probe = probe
+        self._probe = probe or ignore_probe
         self._pause = pause
+        self._commits = Commits(database, store=self._store, probe=probe)
+
+    def _store(self, lease: Lease) -> PostgresStore:
+        return PostgresStore(self._database, lease, probe=self._probe, pause=self._pause)
 
     def generation(self) -> int:
         """As ``Backend.generation``."""
@@ -45,13 +53,13 @@ class PostgresBackend:
         """As ``Backend.epoch``."""
         return self._database.epoch
 
+    async def append_known(self, batch: KnownBatch) -> Ingested | None:
+        """As ``Backend.append_known``."""
+        return await self._commits.append(batch)
+
     async def write(self, work: Callable[[Store], T]) -> T:
         """As ``Backend.write``: one hop to a thread, whatever the batch takes."""
-
-        def run(lease: Lease) -> T:
-            return work(PostgresStore(self._database, lease, probe=self._probe, pause=self._pause))
-
-        return await self._database.append.run(run)
+        return await self._database.append.run(lambda lease: work(self._store(lease)))
 
     async def read(self, user_pk: UserPk, work: Callable[[Reader], T]) -> T:
         """As ``Backend.read``."""
@@ -67,7 +75,7 @@ class PostgresLog(StoredLog):
         bytes_per_user_max: what a user without a quota of its own may store outside those two, bytes; ``None`` for all.
         tail_bytes_max: memory for the newest events of all streams, bytes.
         tail_stream_bytes_max: the share of one stream, bytes.
-        probe: called in the worker thread with "before_commit" immediately before COMMIT is sent, and with
+        probe: called in the thread that commits with "before_commit" immediately before COMMIT is sent, and with
             "after_commit" when it has succeeded; for tests that end the process there.
         pause: waits that many seconds in a worker thread, between two looks at a transaction whose outcome is unknown.
     """
@@ -80,7 +88,7 @@ class PostgresLog(StoredLog):
         bytes_per_user_max: int | None = None,
         tail_bytes_max: int = TAIL_BYTES_MAX,
         tail_stream_bytes_max: int = TAIL_STREAM_BYTES_MAX,
-        probe: Callable[[str], None] = ignore_probe,
+        probe: Callable[[str], None] | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(

@@ -80,7 +80,7 @@ class Opened:
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, *, clock: Clock, threads: Threads, probe: Callable[[str], None]
+    settings: Settings, *, clock: Clock, threads: Threads, probe: Callable[[str], None] | None
 ) -> AsyncIterator[Opened]:
     """The database for as long as the block runs.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -99,9 +99,12 @@ class Database:
 
     Attributes:
         breaker: its ``state`` is a metric.
+        threads: the hop to worker threads.
         append: for appending: one connection for each pipeline and one for new accounts.
         read: for reading what belongs to one user, see ``read_as``.
         accounts: for everything else.
+        generation: goes up when a new connection shows another system, timeline or epoch than the one before.
+        epoch: the epoch that the newest connection showed; 0 before the first.
     """
 
     def __init__(self, conninfo: str, *, threads: Threads, clock: Clock, limits: Limits | None = None) -> None:
@@ -109,9 +112,11 @@ class Database:
         self._conninfo = conninfo
         self._limits = limits
         self._identity: Identity | None = None
-        self._generation = 0
+        self.epoch = 0
+        self.generation = 0
         self._identity_lock = Lock()
         self.breaker = Breaker(clock)
+        self.threads = threads
         self.append = Pool(self, threads, name="append", size=limits.pipelines + 1, settings=_KEYED_SETTINGS)
         self.read = Pool(
             self,
@@ -124,16 +129,6 @@ class Database:
         self.accounts = Pool(
             self, threads, name="accounts", size=ACCOUNT_CONNECTIONS, settings=_KEYED_SETTINGS | _LOCAL_SETTINGS
         )
-
-    @property
-    def generation(self) -> int:
-        """Goes up when a new connection shows another system, timeline or epoch than the one before."""
-        return self._generation
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the newest connection showed; 0 before the first."""
-        return self._identity.epoch if self._identity is not None else 0
 
     @property
     def statement_timeout_s(self) -> float:
@@ -198,8 +193,9 @@ class Database:
         # The generation first: who reads a new epoch and the old generation after it would not notice the change.
         with self._identity_lock:
             if self._identity is not None and identity != self._identity:
-                self._generation += 1
+                self.generation += 1
             self._identity = identity
+            self.epoch = identity.epoch
 
 
 class Lease:
@@ -215,6 +211,11 @@ class Lease:
         self._connection: Connection | None = pool.take()
         self.fresh = False
         self.lost = False
+
+    @property
+    def held(self) -> Connection | None:
+        """The connection, ``None`` where it is still to be opened."""
+        return self._connection
 
     @property
     def connection(self) -> Connection:
@@ -263,6 +264,20 @@ class Lease:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._pool.put(connection)
+
+
+class LentFlights(NamedTuple):
+    """A connection that takes flights, in nobody's thread.
+
+    Attributes:
+        lease: holds it.
+        connection: it.
+        flights: prepared on it.
+    """
+
+    lease: Lease
+    connection: Connection
+    flights: Flights
 
 
 class Pool:
@@ -341,6 +356,23 @@ class Pool:
     def forget_flights(self, connection: Connection) -> None:
         """As ``Lease.forget_flights``."""
         self._flights.pop(connection, None)
+
+    def lend_nowait(self) -> LentFlights | None:
+        """An idle connection that is prepared for flights, lent to the caller; ``None`` where that takes a thread."""
+        lease = Lease(self)
+        connection = lease.held
+        flights = None if connection is None else self._flights.get(connection)
+        if connection is not None and flights is not None:
+            with suppress(trio.WouldBlock):
+                self.limiter.acquire_on_behalf_of_nowait(lease)
+                return LentFlights(lease, connection, flights)
+        lease.give_back()
+        return None
+
+    def take_back(self, lent: LentFlights) -> None:
+        """What ``lend_nowait`` lent."""
+        lent.lease.give_back()
+        self.limiter.release_on_behalf_of(lent.lease)
 
     def take(self) -> Connection | None:
         """An idle connection, the one used last; it may have died since."""

@@ -454,7 +454,8 @@ FROM asked a LEFT JOIN opened o ON o.session_id = a.session_id
 ORDER BY a.place
 
 -- close_sessions --
--- In the order of their keys, sessions and then devices, as everybody does.
+-- In the order of their keys, sessions and then devices, as everybody does. A device whose row somebody else has locked
+-- was seen when its session began, or was last kept: nobody waits with it.
 WITH closed AS (
     UPDATE sessions s SET closed_at = c.closed_at, close_reason = c.reason
     FROM unnest(%(user_pks)s::bigint[], %(device_pks)s::bigint[], %(session_nos)s::bigint[], %(closed_ats)s::bigint[],
@@ -468,7 +469,7 @@ WITH closed AS (
     SELECT d.user_pk, d.device_pk, l.closed_at
     FROM latest l JOIN devices d ON d.user_pk = l.user_pk AND d.device_pk = l.device_pk
     ORDER BY d.user_pk, d.device_pk
-    FOR NO KEY UPDATE OF d
+    FOR NO KEY UPDATE OF d SKIP LOCKED
 )
 UPDATE devices d SET last_seen_at = greatest(d.last_seen_at, s.closed_at)
 FROM seen s WHERE d.user_pk = s.user_pk AND d.device_pk = s.device_pk
@@ -482,14 +483,14 @@ WHERE s.user_pk = o.user_pk AND s.device_pk = o.device_pk AND s.session_no = o.s
   AND (s.closed_at IS NULL OR s.close_reason = %(lost)s)
 
 -- see_devices --
--- In the order of their keys: another node may see some of them at the same moment.
+-- In the order of their keys: another node may see some of them at the same moment. Who is locked is seen the next time.
 WITH seen AS (
     SELECT d.user_pk, d.device_pk
     FROM devices d
     JOIN unnest(%(user_pks)s::bigint[], %(device_pks)s::bigint[]) AS o (user_pk, device_pk)
       ON d.user_pk = o.user_pk AND d.device_pk = o.device_pk
     ORDER BY d.user_pk, d.device_pk
-    FOR NO KEY UPDATE OF d
+    FOR NO KEY UPDATE OF d SKIP LOCKED
 )
 UPDATE devices d SET last_seen_at = greatest(d.last_seen_at, %(now_ms)s)
 FROM seen WHERE d.user_pk = seen.user_pk AND d.device_pk = seen.device_pk

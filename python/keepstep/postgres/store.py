@@ -22,10 +22,10 @@ from keepstep.postgres.queries import query
 from keepstep.postgres.transaction import PostgresTransaction
 
 if TYPE_CHECKING:
-    from keepstep._keepstep import Ingested, StreamHead
+    from keepstep._keepstep import Flight, Ingested, StreamHead
     from keepstep.errors import KeepstepError
     from keepstep.eventlog.store import LiveDevices
-    from keepstep.postgres.flight import Flights
+    from keepstep.postgres.flight import Flights, Flown
     from keepstep.postgres.pool import Connection, Database, Lease
 
 T = TypeVar("T")
@@ -88,18 +88,23 @@ class PostgresStore:
         finally:
             transaction.roll_back()
 
-    def has_short_way(self) -> bool:
-        """As ``Store.has_short_way``: where the connection takes flights."""
-        return self._ask(self._flights) is not None
-
     def append(self, ingested: Ingested) -> bool:
         """As ``Store.append``: in one flight, where the connection takes one."""
         flights = self._ask(self._flights)
         if flights is None:
             return False
-        heads = [new for _, new in ingested.moved]
         self._probe("before_commit")
         flown = flights.fly(self._lease.connection, ingested, timeout_s=self._database.statement_timeout_s)
+        return self._conclude(flights, flown, ingested)
+
+    def conclude(self, flights: Flights, flight: Flight, ingested: Ingested) -> bool:
+        """As ``append``, with a flight that has begun and is late, or did not end as they do in general."""
+        timeout_s = self._database.statement_timeout_s
+        flown = flights.land(self._lease.connection, flight, remaining_s=0.0, timeout_s=timeout_s)
+        return self._conclude(flights, flown, ingested)
+
+    def _conclude(self, flights: Flights, flown: Flown, ingested: Ingested) -> bool:
+        heads = [new for _, new in ingested.moved]
         if flown.error is None:
             if flown.warned:
                 pass_barrier(self._lease)

@@ -15,7 +15,7 @@ from keepstep.protocol.codec import decode_strict, encode
 from keepstep.protocol.messages import HEAD_BYTES_MAX, U64, Bytes32, StreamName
 
 if TYPE_CHECKING:
-    from keepstep.protocol.primitives import Primitives
+    from keepstep.protocol.primitives import Primitives, Signing
 
 EVENT_HASH_CONTEXT: Final = "keepstep/v1/event-hash"
 CHAIN_0_CONTEXT: Final = "keepstep/v1/chain-0"
@@ -87,10 +87,10 @@ def head_signing_input(data: bytes) -> bytes:
     return HEAD_PREFIX + data
 
 
-def sign_head(primitives: Primitives, server_secret: bytes, head: Head) -> tuple[bytes, bytes]:
-    """A ``messages.SignedHead``."""
+def sign_head(identity: Signing, head: Head) -> tuple[bytes, bytes]:
+    """A ``messages.SignedHead``, by the server's identity key."""
     data = encode_head(head)
-    return data, primitives.ed25519_sign(server_secret, head_signing_input(data))
+    return data, identity.sign(head_signing_input(data))
 
 
 def verify_head(primitives: Primitives, server_key: bytes, signed: tuple[bytes, bytes]) -> Head:

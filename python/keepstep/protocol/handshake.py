@@ -40,7 +40,7 @@ from keepstep.validation import parse_size
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from keepstep.protocol.primitives import Primitives
+    from keepstep.protocol.primitives import Primitives, Signing
 
 Resume = Literal["all", "none"] | tuple[tuple[int, bytes]]
 """``"all"``, ``"none"``, or a 1-tuple with the position in ``$devices``."""
@@ -79,7 +79,7 @@ class ServerHandshake(_Handshake):
 
     Args:
         primitives: the cryptography.
-        server_secret: the server identity key's 32-byte seed.
+        identity: the server's identity key.
         ephemeral_secret: 32 random bytes, used for this handshake only.
         nonce: 32 random bytes, used for this handshake only.
         server_time_ms: unix milliseconds, for the device's information.
@@ -91,7 +91,7 @@ class ServerHandshake(_Handshake):
         self,
         primitives: Primitives,
         *,
-        server_secret: bytes,
+        identity: Signing,
         ephemeral_secret: bytes,
         nonce: bytes,
         server_time_ms: int,
@@ -101,7 +101,7 @@ class ServerHandshake(_Handshake):
         super().__init__(primitives)
         assert suites
         assert nonce != _ZEROS
-        self._server_secret = server_secret
+        self._identity = identity
         self._ephemeral_secret = ephemeral_secret
         self._nonce = nonce
         self._server_time_ms = server_time_ms
@@ -149,13 +149,13 @@ class ServerHandshake(_Handshake):
                 suite=self._suite,
                 ephemeral=primitives.x25519_public(self._ephemeral_secret),
                 nonce=self._nonce,
-                server_key=primitives.ed25519_public(self._server_secret),
+                server_key=self._identity.public,
                 server_time_ms=self._server_time_ms,
                 epoch=self._epoch,
             )
         )
         self._th1 = transcript.th1(primitives, data, core)
-        self._signature = primitives.ed25519_sign(self._server_secret, transcript.SERVER_AUTH_PREFIX + self._th1)
+        self._signature = self._identity.sign(transcript.SERVER_AUTH_PREFIX + self._th1)
         return encode(ServerHello(core=core, signature=self._signature))
 
     def receive_auth(self, data: bytes) -> ClientAuthCore:

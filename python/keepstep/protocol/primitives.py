@@ -23,6 +23,17 @@ RECORD_TAG_BYTES: Final = 16
 """What a record is longer than its plaintext, bytes; the same in every suite."""
 
 
+class Signing(Protocol):
+    """A secret key that signs often: what depends on the key alone is computed once."""
+
+    @property
+    def public(self) -> bytes:
+        """Public key, 32 bytes (RFC 8032 section 5.1.5)."""
+
+    def sign(self, message: Buffer, /) -> bytes:
+        """Signature, 64 bytes (RFC 8032 section 5.1.6)."""
+
+
 class Sealer(Protocol):
     """One direction's sealing key and counter (protocol.md section 2, Records)."""
 
@@ -95,6 +106,10 @@ class Primitives(Protocol):
 
     def constant_time_equal(self, a: Buffer, b: Buffer, /) -> bool:
         """Whether two values are equal, in time that depends on their lengths only."""
+
+    @property
+    def SigningKey(self) -> Callable[[bytes], Signing]:  # noqa: N802 - a class of the module handed in
+        """``SigningKey(secret)`` of a 32-byte secret seed."""
 
     @property
     def RecordSealer(self) -> Callable[[int, bytes, bytes], Sealer]:  # noqa: N802 - a class of the module handed in

@@ -120,9 +120,9 @@ class _Session(abc.ABC, Generic[Received]):
         """
         if self._state is State.CLOSED:
             advance(self._state, Step.MESSAGE)
-        largest = max(map(len, messages), default=0)
-        if largest > MESSAGE_BYTES_MAX:
-            parse_size(largest, bytes_max=MESSAGE_BYTES_MAX, what="a message")
+        for message in messages:  # there are one or two: gathering their sizes would cost more
+            if len(message) > MESSAGE_BYTES_MAX:
+                parse_size(len(message), bytes_max=MESSAGE_BYTES_MAX, what="a message")
         count = self._sent + len(messages)
         if count < REKEY_RECORDS - 1 and now_s - self._rekeyed_at_s < REKEY_INTERVAL_S:
             self._sent = count

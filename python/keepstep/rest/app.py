@@ -90,6 +90,7 @@ def _add_requests(app: QuartTrio, services: RestServices, routes: Mapping[str, s
         g.started_s = services.clock.monotonic_s()
         g.rate = None
         g.is_proven = False
+        g.refusal = None
         if _is_preflight() and services.policy.cors_origins:
             response = Response(b"", status=204)
             del response.headers["content-type"]
@@ -133,6 +134,7 @@ def _report(services: RestServices, strangers: BoundedLines, route: str, status:
         method=method,
         route=route,
         status=status,
+        **({} if g.refusal is None else {"code": g.refusal.code, "detail": g.refusal.detail or None}),
         duration_ms=round(seconds * 1000, 3),
     )
 
@@ -140,6 +142,7 @@ def _report(services: RestServices, strangers: BoundedLines, route: str, status:
 def _add_errors(app: QuartTrio, services: RestServices) -> None:
     @app.errorhandler(ProtocolError)
     async def of_the_protocol(error: ProtocolError) -> Response:
+        g.refusal = error
         return _response(problem(error, g.request_id))
 
     @app.errorhandler(UnsupportedMediaType)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-import trio
 from msgspec import Meta, Struct
 
 from keepstep._keepstep import DeviceKey, Events, Submission
 from keepstep.errors import ProtocolError
 from keepstep.protocol.messages import PUBLISH_BYTES_MAX, PUBLISH_EVENTS_MAX, ResultAccepted, ResultDuplicate
+from keepstep.publish import AwaitedAnswer
 from keepstep.rest.account import EXAMPLE_KEY
 from keepstep.rest.endpoints import (
     MSGPACK,
@@ -32,7 +32,6 @@ from keepstep.validation import parse_base64url, parse_size
 
 if TYPE_CHECKING:
     from keepstep.protocol.messages import Result
-    from keepstep.publish import Answered
 
 BODY_BYTES_MAX: Final = PUBLISH_BYTES_MAX * 3 // 2
 """A publish of 1 MiB as base64, and what JSON adds to it."""
@@ -158,16 +157,9 @@ async def _publish(call: Call[NoParameters, NoParameters, PublishRequest | bytes
         # Apart from the merged batch of everybody: a client of REST has no session that could be known for bad ones.
         suspect=True,
     )
-    done = trio.Event()
-    answers: list[Answered] = []
-
-    def answer(answered: Answered) -> None:
-        answers.append(answered)
-        done.set()
-
+    answer = AwaitedAnswer()
     await services.publisher.submit(principal, submission, answer)
-    await done.wait()
-    return Reply(PublishAnswer(results=[_result(result) for result in answers[0].results]))
+    return Reply(PublishAnswer(results=[_result(result) for result in await answer.wait()]))
 
 
 ENDPOINTS: Final = (

@@ -13,6 +13,7 @@ from keepstep.model import UserPk
 
 if TYPE_CHECKING:
     from keepstep._keepstep import Run
+    from keepstep.eventlog.store import StreamKey
     from keepstep.interfaces import EventLog
 
 WATCHES_MAX: Final = 512
@@ -89,8 +90,8 @@ class Watches:
         if not watches:
             del self._by_user[user_pk]
 
-    def _committed(self, runs: Sequence[Run]) -> None:
-        for run in runs:
+    def _committed(self, runs: Sequence[tuple[StreamKey, Run]]) -> None:
+        for (user_pk, _), _run in runs if self._by_user else ():
             # protocol.md section 0.7: only this user's requests can ever hear of it
-            for watch in self._by_user.get(UserPk(run.user_pk), ()):
+            for watch in self._by_user.get(UserPk(user_pk), ()):
                 watch.wake()

@@ -1,7 +1,9 @@
 //! The two AEAD suites and one direction's record counter (protocol.md section 2, "Suites" and "Records").
 
 use aes_gcm::aead::AeadInOut;
-use aes_gcm::{Aes256Gcm, KeyInit, Nonce, Tag};
+use aes_gcm::aead::consts::U12;
+use aes_gcm::aes::Aes256Enc;
+use aes_gcm::{AesGcm, KeyInit, Nonce, Tag};
 use chacha20poly1305::ChaCha20Poly1305;
 use zeroize::Zeroizing;
 
@@ -14,6 +16,9 @@ pub const TAG_BYTES: usize = 16;
 pub const NONCE_BYTES: usize = 12;
 
 const REKEY_INFO: &[u8] = b"keepstep/v1/rekey";
+
+/// GCM only ever encrypts blocks: the key schedule for decrypting them is left out, 240 bytes in every key.
+pub type Aes256Gcm = AesGcm<Aes256Enc, U12>;
 
 /// A keyed cipher of one suite; the key schedule is erased when it goes.
 pub enum Cipher {

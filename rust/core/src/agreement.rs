@@ -1,7 +1,9 @@
 //! X25519 (RFC 7748) and HKDF-SHA-256 (RFC 5869).
 
+use curve25519_dalek::montgomery::MontgomeryPoint;
 use hkdf::Hkdf;
 use sha2::Sha256;
+use subtle::ConstantTimeEq as _;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -16,13 +18,21 @@ pub fn x25519_public(secret: &[u8; 32]) -> [u8; 32] {
 }
 
 /// The shared secret; the all-zero result of a peer's low-order point is refused (RFC 7748 section 6.1).
+///
+/// A point of the curve is multiplied in its Edwards form, whose arithmetic goes several numbers at a time, in a time that does not
+/// depend on the secret; one of the twist, which has no such form here, goes up RFC 7748's ladder. Which of both it is only the public
+/// key decides.
 pub fn x25519(secret: &[u8; 32], public: &[u8; 32]) -> Result<Zeroizing<[u8; 32]>> {
-    let shared = StaticSecret::from(*secret).diffie_hellman(&PublicKey::from(*public));
-    if shared.was_contributory() {
-        Ok(Zeroizing::new(*shared.as_bytes()))
-    } else {
-        Err(Error::Malformed("the X25519 result is all zero"))
+    let public = MontgomeryPoint(*public);
+    let shared = match public.to_edwards(0) {
+        Some(point) => point.mul_clamped(*secret).to_montgomery(),
+        None => public.mul_clamped(*secret),
+    };
+    let shared = Zeroizing::new(shared.to_bytes());
+    if bool::from(shared.ct_eq(&[0; 32])) {
+        return Err(Error::Malformed("the X25519 result is all zero"));
     }
+    Ok(shared)
 }
 
 /// Extract and expand in one.

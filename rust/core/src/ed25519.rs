@@ -37,12 +37,32 @@ pub fn backend() -> &'static str {
 
 /// The public key of a secret seed (RFC 8032 section 5.1.5).
 pub fn public(secret: &[u8; 32]) -> [u8; 32] {
-    SigningKey::from_bytes(secret).verifying_key().to_bytes()
+    SecretKey::new(secret).public()
 }
 
 /// A signature (RFC 8032 section 5.1.6).
 pub fn sign(secret: &[u8; 32], message: &[u8]) -> [u8; SIGNATURE_BYTES] {
-    SigningKey::from_bytes(secret).sign(message).to_bytes()
+    SecretKey::new(secret).sign(message)
+}
+
+/// A secret key, expanded once, with its public key. Erased when it goes.
+pub struct SecretKey(SigningKey);
+
+impl SecretKey {
+    /// Of a secret seed.
+    pub fn new(secret: &[u8; 32]) -> Self {
+        Self(SigningKey::from_bytes(secret))
+    }
+
+    /// The public key (RFC 8032 section 5.1.5).
+    pub fn public(&self) -> [u8; 32] {
+        self.0.verifying_key().to_bytes()
+    }
+
+    /// A signature (RFC 8032 section 5.1.6).
+    pub fn sign(&self, message: &[u8]) -> [u8; SIGNATURE_BYTES] {
+        self.0.sign(message).to_bytes()
+    }
 }
 
 /// A public key, checked and decompressed once.
@@ -50,8 +70,8 @@ pub fn sign(secret: &[u8; 32], message: &[u8]) -> [u8; SIGNATURE_BYTES] {
 pub struct PublicKey {
     bytes: [u8; 32],
     point: EdwardsPoint,
-    /// 2^128 times `point`, once a merged equation needed it.
-    upper: OnceLock<EdwardsPoint>,
+    /// 2^128 times `point`, once a merged equation needed it: a device that publishes nothing holds none.
+    upper: OnceLock<Box<EdwardsPoint>>,
 }
 
 impl PartialEq for PublicKey {
@@ -84,7 +104,7 @@ impl PublicKey {
 
     /// 2^128 times the point.
     pub(crate) fn upper(&self) -> &EdwardsPoint {
-        self.upper.get_or_init(|| upper_half(&self.point))
+        self.upper.get_or_init(|| Box::new(upper_half(&self.point)))
     }
 
     /// Checks one signature over the concatenation of `message`.

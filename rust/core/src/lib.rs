@@ -7,6 +7,7 @@
 
 pub mod aead;
 pub mod agreement;
+pub mod answers;
 pub mod batch;
 #[cfg(all(target_arch = "x86_64", target_pointer_width = "64"))]
 #[allow(unsafe_code)]

@@ -227,6 +227,30 @@ pub fn write_integer(output: &mut Vec<u8>, value: u64) {
     }
 }
 
+/// Appends what an array of `count` values begins with; more than 4 G of them, which no message can carry, are refused.
+pub fn write_array(output: &mut Vec<u8>, count: usize) -> Result<()> {
+    let length = u32::try_from(count).map_err(|_| Error::Argument("an array is above 4 G values"))?.to_be_bytes();
+    match length {
+        [0, 0, 0, short @ 0..=15] => output.push(0x90 | short),
+        [0, 0, ..] => write_head(output, 0xdc, &length[2..]),
+        _ => write_head(output, 0xdd, &length),
+    }
+    Ok(())
+}
+
+/// Appends text; one above 4 GiB, which no message can carry, is refused.
+pub fn write_text(output: &mut Vec<u8>, value: &str) -> Result<()> {
+    let length = u32::try_from(value.len()).map_err(|_| Error::Argument("a text is above 4 GiB"))?.to_be_bytes();
+    match length {
+        [0, 0, 0, short @ 0..=31] => output.push(0xa0 | short),
+        [0, 0, 0, short] => output.extend_from_slice(&[0xd9, short]),
+        [0, 0, ..] => write_head(output, 0xda, &length[2..]),
+        _ => write_head(output, 0xdb, &length),
+    }
+    output.extend_from_slice(value.as_bytes());
+    Ok(())
+}
+
 /// Appends a byte string; one above 4 GiB, which no message can carry, is refused.
 pub fn write_binary(output: &mut Vec<u8>, value: &[u8]) -> Result<()> {
     let length = u32::try_from(value.len()).map_err(|_| Error::Argument("a byte string is above 4 GiB"))?.to_be_bytes();

@@ -2,7 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::hash::Hash;
-use crate::msgpack::{write_binary, write_integer, write_optional_binary};
+use crate::msgpack::{write_array, write_binary, write_integer, write_optional_binary, write_text};
+
+/// What `messages.Events` begins with: an array of four, the first of them 65.
+const EVENTS_HEAD: [u8; 2] = [0x94, 65];
+/// Of a message beside the rows, the stream's name and the chain: its head, and what says how long those are.
+const MESSAGE_OVERHEAD_BYTES_MAX: usize = 2 + 5 + 5 + 2;
 
 /// `[seq, device_id, received_at_ms, header, sig, payload|nil, trace|nil]` (protocol.md section 4, `events`).
 pub struct WireRow<'a> {
@@ -90,6 +95,33 @@ impl Run {
     /// The chain at the last event.
     pub fn chain(&self) -> Hash {
         self.ends.last().map_or(self.prev_chain, |(_, chain)| *chain)
+    }
+
+    /// How many events.
+    pub const fn count(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Bytes of their rows.
+    pub const fn rows_bytes(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether its first event is the next one behind another run of the same stream.
+    pub fn continues(&self, last: &Self) -> bool {
+        self.first_seq == last.last_seq() + 1 && self.prev_chain == last.chain()
+    }
+
+    /// All of it as `messages.Events`: `[65, stream, [row…], chain]` (protocol.md section 4).
+    pub fn message(&self, stream: &str) -> Result<Vec<u8>> {
+        let chain = self.chain();
+        let mut message = Vec::with_capacity(self.rows.len() + stream.len() + chain.len() + MESSAGE_OVERHEAD_BYTES_MAX);
+        message.extend_from_slice(&EVENTS_HEAD);
+        write_text(&mut message, stream)?;
+        write_array(&mut message, self.count())?;
+        message.extend_from_slice(&self.rows);
+        write_binary(&mut message, &chain)?;
+        Ok(message)
     }
 
     /// Bytes it holds in memory.

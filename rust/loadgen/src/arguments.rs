@@ -199,8 +199,7 @@ impl Arguments {
 
     /// Publish messages to prepare for each connection.
     pub(crate) fn frames_per_connection(&self) -> usize {
-        let per_round = (self.connections * self.events_per_frame) as u64;
-        usize::try_from(self.events_to_sign().div_ceil(per_round)).unwrap_or(usize::MAX)
+        self.pace.frames(self.connections, self.events_per_frame, self.events_max)
     }
 
     fn check_rest(&self) -> Result<()> {
@@ -264,8 +263,8 @@ mod tests {
     #[test]
     fn an_open_loop_signs_what_its_rate_needs() {
         let arguments = arguments(&["--rate", "1000", "--duration-s", "10", "--warm-up-s", "1", "--connections", "3"]);
-        assert_eq!(arguments.events_to_sign(), 11_000);
-        assert_eq!((arguments.frames_per_connection(), arguments.window()), (367, WINDOW_MAX));
+        assert_eq!(arguments.events_to_sign(), 16_000);
+        assert_eq!((arguments.frames_per_connection(), arguments.window()), (535, WINDOW_MAX));
     }
 
     #[test]

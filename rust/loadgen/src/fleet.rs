@@ -17,6 +17,7 @@ use crate::wire::{Answer, Cursor, FromServer, from_device, write_array};
 
 const CREATE_ACCOUNT_PATH: &str = "/api/v1/accounts";
 const RESPONSE_BYTES_MAX: u64 = 64 * 1024;
+const TOO_MANY_REQUESTS: u16 = 429;
 
 /// A user with its devices.
 pub(crate) struct User {
@@ -133,8 +134,19 @@ fn post(url: &str, body: &[u8]) -> Result<Vec<u8>> {
     let mut response = agent.post(url).header("Content-Type", "application/msgpack").send(body)?;
     let status = response.status();
     let answer = response.body_mut().with_config().limit(RESPONSE_BYTES_MAX).read_to_vec()?;
-    ensure!(status.is_success(), "the genesis was answered {status}: {}", String::from_utf8_lossy(&answer));
+    ensure!(status.is_success(), "{}", refusal(status.as_u16(), &String::from_utf8_lossy(&answer)));
     Ok(answer)
+}
+
+/// What is said of an account that the server did not take.
+fn refusal(status: u16, answer: &str) -> String {
+    let hint = if status == TOO_MANY_REQUESTS {
+        "; a server takes as many accounts as KEEPSTEP_REGISTRATIONS_PER_ADDRESS_HOUR, \
+         KEEPSTEP_REGISTRATIONS_PER_HOUR and KEEPSTEP_REST_CALLS_PER_ADDRESS_MINUTE let it"
+    } else {
+        ""
+    };
+    format!("the genesis was answered {status}: {answer}{hint}")
 }
 
 async fn publish_enrolment(connection: &mut Connection, rid: u64, event: &Signed, payload: &[u8]) -> Result<Seen> {
@@ -192,4 +204,15 @@ pub(crate) fn write_event(output: &mut Vec<u8>, event: &Signed, payload: &[u8]) 
     write_binary(output, payload)?;
     output.push(0xc0);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_takes_no_more_accounts_is_said_to_have_settings_for_that() {
+        assert!(refusal(429, "{}").contains("KEEPSTEP_REGISTRATIONS_PER_ADDRESS_HOUR"));
+        assert_eq!(refusal(503, "{}"), "the genesis was answered 503: {}");
+    }
 }

@@ -1,5 +1,6 @@
 //! A device that means harm: it publishes events with bad signatures as fast as it is answered, while others work.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use crate::wire::{Answer, FromServer};
 
 /// Messages that it has, each sent again and again, and how many are in flight.
 const FRAMES: usize = 16;
+/// Events in each: a message costs the server more than a bad signature in it does.
+const EVENTS_PER_FRAME: usize = 1;
 /// A server may close such a connection; it comes back.
 const RETURN_AFTER: Duration = Duration::from_millis(20);
 
@@ -25,8 +28,8 @@ pub(crate) async fn make(arguments: &Arguments, target: &DeviceUrl, time_ms: u64
 
 /// One device's messages, every signature in them wrong.
 pub(crate) fn prepare(user: &User, arguments: &Arguments, time_ms: u64) -> Result<Prepared> {
-    let (device, events) = (&user.devices[0], arguments.events_per_frame);
-    let shape = Shape::of_one_stream(FRAMES, events, arguments.payload_bytes);
+    let device = &user.devices[0];
+    let shape = Shape::of_one_stream(FRAMES, EVENTS_PER_FRAME, arguments.payload_bytes);
     let mut prepared = Prepared::sign(device, user.devices_seen, &shape, time_ms)?;
     prepared.spoil_signatures()?;
     Ok(prepared)
@@ -64,11 +67,11 @@ async fn flood(
     for frame in 0..FRAMES {
         connection.send(prepared.frame(frame)).await?;
     }
-    let stop = schedule.instant(schedule.stop_ns());
+    let mut stopped = pin!(schedule.stopped());
     loop {
         let message = tokio::select! {
             message = connection.receive() => message?,
-            () = tokio::time::sleep_until(stop.into()) => return Ok(false),
+            () = &mut stopped => return Ok(false),
         };
         if let FromServer::Accepted { rid, answers } = FromServer::read(&message)? {
             for answer in answers {

@@ -19,7 +19,7 @@ use crate::workload::{Plan, Shared, Worker};
 /// Connects, signs, runs the load, and writes what was observed.
 pub(crate) fn run(runtime: &Runtime, arguments: &Arguments, time_ms: u64) -> Result<Report> {
     let writer = arguments.observations.as_deref().map(Writer::create).transpose()?;
-    let (workers, bad_refused, measured_s) = runtime.block_on(measure(arguments, time_ms))?;
+    let (workers, bad_refused, schedule) = runtime.block_on(measure(arguments, time_ms))?;
     let mut measured = Measured::new()?;
     for worker in &workers {
         measured.add(&worker.measured)?;
@@ -27,11 +27,11 @@ pub(crate) fn run(runtime: &Runtime, arguments: &Arguments, time_ms: u64) -> Res
     if let Some(writer) = writer {
         write_observations(writer, &workers, arguments)?;
     }
-    Ok(Report::new(arguments, measured, bad_refused, measured_s))
+    Ok(Report::new(arguments, measured.totals(schedule.measured_s(), schedule.warm_up()), bad_refused))
 }
 
-/// Connects, signs, and runs the load; returns the workers, the bad signatures refused, the seconds measured.
-async fn measure(arguments: &Arguments, time_ms: u64) -> Result<(Vec<Worker>, u64, f64)> {
+/// Connects, signs, and runs the load; returns the workers, the bad signatures refused, and when what was.
+async fn measure(arguments: &Arguments, time_ms: u64) -> Result<(Vec<Worker>, u64, Arc<Schedule>)> {
     let target = arguments.device_address()?;
     phase("connecting");
     let users = fleet::connect(arguments, &target, time_ms).await.context("setting up users and devices")?;
@@ -50,10 +50,8 @@ async fn measure(arguments: &Arguments, time_ms: u64) -> Result<(Vec<Worker>, u6
     announce_phases(&schedule).await;
     let workers = tasks.join_all().await;
     let bad_refused = floods.join_all().await.into_iter().sum::<Result<u64>>()?;
-    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a run")]
-    let measured_s = schedule.stop_ns().saturating_sub(schedule.measured_from_ns) as f64 / 1e9;
-    anyhow::ensure!(measured_s > 0.0, "the signed events were used up in the warm-up: raise --events-max");
-    Ok((workers, bad_refused, measured_s))
+    anyhow::ensure!(schedule.measured_s() > 0.0, "the signed events were used up in the warm-up: raise --events-max");
+    Ok((workers, bad_refused, schedule))
 }
 
 fn start_workers(
@@ -86,12 +84,9 @@ fn start_workers(
 
 /// Tells whoever reads the output when the measured phase begins and ends, so that they can read counters then.
 async fn announce_phases(schedule: &Schedule) {
-    tokio::time::sleep_until(schedule.instant(schedule.measured_from_ns).into()).await;
+    schedule.measuring().await;
     phase("measuring");
-    tokio::select! {
-        () = tokio::time::sleep_until(schedule.instant(schedule.stop_ns()).into()) => {}
-        () = schedule.stopped_early.notified() => {}
-    }
+    schedule.stopped().await;
     phase("measured");
 }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::schedule::WarmUp;
+
 const MICROSECONDS_PER_MS: f64 = 1_000.0;
 
 /// Tells whoever reads the output that a phase begins, so that they can read counters then.
@@ -118,11 +120,12 @@ impl Measured {
         Ok(())
     }
 
-    /// What it comes to over so many seconds.
+    /// What it comes to over so many seconds, which began like that in an open loop.
     #[expect(clippy::cast_precision_loss, reason = "event counts of a run")]
-    pub fn totals(self, measured_s: f64) -> Totals {
+    pub fn totals(self, measured_s: f64, warm_up: Option<WarmUp>) -> Totals {
         Totals {
             measured_s,
+            warm_up,
             published: self.published,
             acknowledged_in_all: self.acknowledged_in_all,
             delivered_in_all: self.delivered_in_all,
@@ -150,6 +153,8 @@ impl Totals {
 pub struct Totals {
     /// Length of the measured phase; shorter than asked for where the events that were made before were used up.
     measured_s: f64,
+    /// Of an open loop.
+    warm_up: Option<WarmUp>,
     published: u64,
     acknowledged_in_all: u64,
     delivered_in_all: u64,
@@ -192,7 +197,7 @@ mod tests {
         }
         assert_eq!((all.published, all.acknowledged, all.delivered), (10, 6, 8));
         assert_eq!(all.errors, BTreeMap::from([("unavailable".to_owned(), 2)]));
-        let totals = all.totals(2.0);
+        let totals = all.totals(2.0, None);
         assert_eq!((totals.acknowledge_ms.count, totals.clean()), (6, false));
         assert!((totals.acknowledged_per_s - 3.0).abs() < 1e-9);
         Ok(())

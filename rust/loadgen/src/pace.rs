@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::schedule::Schedule;
+use crate::schedule::{Lengths, Schedule};
 
 const DURATION_S_MAX: u64 = 24 * 60 * 60;
 const THREADS_MAX: usize = 256;
@@ -21,10 +21,13 @@ pub struct Pace {
     /// Seconds that are measured
     #[arg(long, default_value_t = 10)]
     pub duration_s: u64,
-    /// Seconds of the same load before
+    /// Seconds of the same load before; in an open loop from when every connection's first message is answered
     #[arg(long, default_value_t = 2)]
     pub warm_up_s: u64,
-    /// Seconds to wait in the end for acknowledgements and deliveries that are still missing
+    /// Open loop: seconds by which the warm-up is longer at most, while more is unanswered than comes in 100 ms
+    #[arg(long, default_value_t = 5)]
+    pub settle_s: u64,
+    /// Seconds to wait in the end for acknowledgements and deliveries that are still missing, and before for first answers
     #[arg(long, default_value_t = 30)]
     pub finish_s: u64,
     /// Threads that drive the connections
@@ -40,6 +43,7 @@ impl Pace {
     pub fn check(&self) -> Result<()> {
         ensure!((1..=DURATION_S_MAX).contains(&self.duration_s), "--duration-s is 1 to {DURATION_S_MAX}");
         ensure!(self.warm_up_s <= DURATION_S_MAX, "--warm-up-s is at most {DURATION_S_MAX}");
+        ensure!(self.settle_s <= DURATION_S_MAX, "--settle-s is at most {DURATION_S_MAX}");
         ensure!(self.finish_s <= DURATION_S_MAX, "--finish-s is at most {DURATION_S_MAX}");
         ensure!((1..=THREADS_MAX).contains(&self.threads), "--threads is 1 to {THREADS_MAX}");
         ensure!(self.rate.is_none_or(|rate| rate > 0.0), "--rate is above 0");
@@ -52,16 +56,25 @@ impl Pace {
             None => closed_loop,
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "callers check the range")]
             #[expect(clippy::cast_precision_loss, reason = "at most a day of seconds")]
-            Some(rate) => (rate * (self.duration_s + self.warm_up_s) as f64).ceil() as u64,
+            Some(rate) => (rate * (self.warm_up_s + self.settle_s + self.duration_s) as f64).ceil() as u64,
         }
+    }
+
+    /// Publish messages, of so many events each, to have ready for each connection.
+    pub fn frames(&self, connections: usize, events_per_frame: usize, closed_loop: u64) -> usize {
+        let per_round = (connections * events_per_frame) as u64;
+        let frames = usize::try_from(self.events(closed_loop).div_ceil(per_round)).unwrap_or(usize::MAX);
+        // An open loop's first message comes before its rate.
+        frames.saturating_add(usize::from(self.rate.is_some()))
     }
 
     /// Begins a run of these phases now, whose messages have so many events each.
     pub fn begin(&self, connections: usize, events_per_frame: usize) -> Schedule {
         #[expect(clippy::cast_precision_loss, reason = "at most hundreds")]
         let frames_per_s = self.rate.map(|rate| rate / events_per_frame as f64);
-        let [warm_up, measured, finish] = [self.warm_up_s, self.duration_s, self.finish_s].map(Duration::from_secs);
-        Schedule::begin(warm_up, measured, finish, frames_per_s, connections)
+        let [warm_up, settle, measured, finish] =
+            [self.warm_up_s, self.settle_s, self.duration_s, self.finish_s].map(Duration::from_secs);
+        Schedule::begin(Lengths { warm_up, settle, measured, finish }, frames_per_s, connections)
     }
 
     /// What drives the connections.
@@ -108,6 +121,7 @@ mod tests {
             ("--duration-s", "0"),
             ("--duration-s", "86401"),
             ("--warm-up-s", "86401"),
+            ("--settle-s", "86401"),
             ("--finish-s", "86401"),
             ("--threads", "0"),
             ("--rate", "0"),
@@ -120,8 +134,8 @@ mod tests {
     #[test]
     fn an_open_loop_has_the_events_that_its_rate_needs() {
         let open = pace(&["--rate", "1000", "--duration-s", "10", "--warm-up-s", "1"]);
-        assert_eq!((open.events(7), pace(&[]).events(7)), (11_000, 7));
-        assert_eq!(open.begin(2, 10).due_ns(1, 0, 0), 10_000_000);
+        assert_eq!((open.events(7), pace(&[]).events(7)), (16_000, 7));
+        assert_eq!((open.frames(4, 10, 7), pace(&[]).frames(4, 10, 80)), (401, 2));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The last line that a load of events prints.
 
-use keepstep_loadgen::measured::{Measured, Totals};
+use keepstep_loadgen::measured::Totals;
 use serde::Serialize;
 
 use crate::arguments::Arguments;
@@ -25,7 +25,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(arguments: &Arguments, measured: Measured, bad_refused: u64, measured_s: f64) -> Self {
+    pub(crate) fn new(arguments: &Arguments, totals: Totals, bad_refused: u64) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             workload: arguments.workload.name(),
@@ -36,7 +36,7 @@ impl Report {
             payload_bytes: arguments.payload_bytes,
             window: arguments.window(),
             suite: arguments.suite,
-            totals: measured.totals(measured_s),
+            totals,
             bad_refused,
         }
     }

@@ -156,7 +156,7 @@ impl Worker {
             }
             let stop_ns = self.schedule.stop_ns();
             let stopping = now_ns >= stop_ns;
-            let until = self.schedule.instant(stop_ns) + if stopping { self.schedule.finish } else { Duration::ZERO };
+            let until = self.schedule.instant(stop_ns) + if stopping { self.schedule.finish() } else { Duration::ZERO };
             if deadline.deadline() != until.into() {
                 deadline.as_mut().reset(until.into());
             }
@@ -190,7 +190,7 @@ impl Worker {
         for message in write_subscriptions(self.places.len())? {
             connection.queue(&message)?;
         }
-        let until = tokio::time::Instant::now() + self.schedule.finish;
+        let until = tokio::time::Instant::now() + self.schedule.finish();
         while !self.delivered_all() {
             let received = tokio::time::timeout_at(until, self.receive(connection)).await;
             received.context("not everything was read back in time")??;
@@ -321,6 +321,7 @@ impl Worker {
         }
         ensure!(answered == self.events_per_frame, "{answered} answers to {} events", self.events_per_frame);
         self.in_flight -= 1;
+        self.schedule.answered();
         if is_refused {
             // What follows a refused event is out of order: this device has nothing more to say.
             self.end_publishing();

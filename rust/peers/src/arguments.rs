@@ -126,7 +126,7 @@ impl Arguments {
         if self.workload == Workload::Idle {
             return 0;
         }
-        usize::try_from(self.events().div_ceil(self.publishers() as u64)).unwrap_or(usize::MAX)
+        self.pace.frames(self.publishers(), 1, self.events_max)
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn an_open_loop_has_the_events_that_its_rate_needs() {
         let found = arguments(&["--rate", "1000", "--duration-s", "10", "--warm-up-s", "1", "--connections", "3"]);
-        assert_eq!((found.events(), found.events_per_connection()), (11_000, 3_667));
+        assert_eq!((found.events(), found.events_per_connection()), (16_000, 5_335));
     }
 
     #[test]

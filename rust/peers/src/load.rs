@@ -101,7 +101,7 @@ impl<C: Connection> Worker<C> {
             }
             let stop_ns = shared.schedule.stop_ns();
             let stopping = shared.schedule.now_ns() >= stop_ns;
-            let rest = if stopping { shared.schedule.finish } else { Duration::ZERO };
+            let rest = if stopping { shared.schedule.finish() } else { Duration::ZERO };
             let until = shared.schedule.instant(stop_ns) + rest;
             tokio::select! {
                 received = self.connection.receive(&mut came) => received?,
@@ -176,6 +176,7 @@ impl<C: Connection> Worker<C> {
             Came::Acknowledged(index) => {
                 ensure!(index < self.next && self.in_flight > 0, "an answer to what was not sent");
                 self.in_flight -= 1;
+                self.shared.schedule.answered();
                 self.shared.acknowledged[self.number].fetch_add(1, Ordering::AcqRel);
                 self.measured.acknowledged_in_all += 1;
                 self.measured.acknowledged += u64::from(self.shared.schedule.measures(now_ns));
@@ -210,6 +211,8 @@ impl<C: Connection> Worker<C> {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
+
+    use keepstep_loadgen::schedule::Lengths;
 
     use super::*;
     use crate::arguments::{Arguments, Target};
@@ -250,7 +253,8 @@ mod tests {
     }
 
     fn shared(connections: usize, finish: Duration) -> Arc<Shared> {
-        let schedule = Schedule::begin(Duration::ZERO, Duration::from_secs(60), finish, None, connections);
+        let [warm_up, settle, measured] = [Duration::ZERO, Duration::ZERO, Duration::from_secs(60)];
+        let schedule = Schedule::begin(Lengths { warm_up, settle, measured, finish }, None, connections);
         Arc::new(Shared::new(schedule, connections, 5))
     }
 

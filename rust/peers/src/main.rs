@@ -103,21 +103,17 @@ async fn load<C: Connection>(arguments: &Arguments, target: &Target, fleet: &Arc
     std::thread::spawn(move || pacing.schedule.pace(&pacing.wakers));
 
     let schedule = &shared.schedule;
-    tokio::time::sleep_until(schedule.instant(schedule.measured_from_ns).into()).await;
+    schedule.measuring().await;
     phase("measuring");
-    tokio::select! {
-        () = tokio::time::sleep_until(schedule.instant(schedule.stop_ns()).into()) => {}
-        () = schedule.stopped_early.notified() => {}
-    }
+    schedule.stopped().await;
     phase("measured");
     let mut all = Observed::new()?;
     while let Some(observed) = tasks.join_next().await {
         all.add(&observed?)?;
     }
-    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of a run")]
-    let measured_s = schedule.stop_ns().saturating_sub(schedule.measured_from_ns) as f64 / 1e9;
+    let measured_s = schedule.measured_s();
     ensure!(measured_s > 0.0, "the prepared events were used up in the warm-up: raise --events-max");
-    Ok(Report::new(arguments.connections, all, measured_s))
+    Ok(Report::new(arguments.connections, all, measured_s, schedule.warm_up()))
 }
 
 /// Stores events, then reads all of them on a new connection.
@@ -167,7 +163,7 @@ async fn catch_up<C: Connection>(arguments: &Arguments, target: &Target, fleet: 
     (measured.delivered, measured.delivered_in_all) = (arrived.count, arrived.count);
     let (duplicates, out_of_order) = (arrived.duplicates, arrived.out_of_order);
     observed.faults = Faults { lost: events as u64 - arrived.count, duplicates, out_of_order };
-    Ok(Report::new(1, observed, took.as_secs_f64()))
+    Ok(Report::new(1, observed, took.as_secs_f64(), None))
 }
 
 /// Opens connections and lets them be: what they cost in memory is for the reader of the output to see.
@@ -180,5 +176,5 @@ async fn idle<C: Connection>(arguments: &Arguments, target: &Target, fleet: &Arc
     tokio::time::sleep(IDLE).await;
     phase("measured");
     tokio::time::sleep(COUNTERS_READ).await;
-    Ok(Report::new(connections.len(), Observed::new()?, took.as_secs_f64()))
+    Ok(Report::new(connections.len(), Observed::new()?, took.as_secs_f64(), None))
 }

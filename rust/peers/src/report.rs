@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use keepstep_loadgen::measured::{Measured, Totals};
+use keepstep_loadgen::schedule::WarmUp;
 use serde::Serialize;
 
 /// What a peer did not do as it should: its result, and no error.
@@ -45,8 +46,8 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(connections: usize, observed: Observed, measured_s: f64) -> Self {
-        Self { connections, totals: observed.measured.totals(measured_s), faults: observed.faults }
+    pub(crate) fn new(connections: usize, observed: Observed, measured_s: f64, warm_up: Option<WarmUp>) -> Self {
+        Self { connections, totals: observed.measured.totals(measured_s, warm_up), faults: observed.faults }
     }
 
     /// Nothing went wrong in the generator or was refused.
@@ -69,7 +70,7 @@ mod tests {
             all.add(&one)?;
         }
         assert_eq!(all.faults, Faults { lost: 2, duplicates: 4, out_of_order: 6 });
-        let report = Report::new(1, all, 2.0);
+        let report = Report::new(1, all, 2.0, None);
         assert!(report.clean());
         let written = serde_json::to_value(&report)?;
         assert_eq!((&written["acknowledged"], &written["lost"]), (&6.into(), &2.into()));

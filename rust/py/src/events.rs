@@ -261,6 +261,11 @@ impl Submission {
         self.core.events.has_reserved()
     }
 
+    #[getter]
+    fn weight(&self) -> (usize, usize, bool) {
+        (self.payload_bytes(), self.core.events.len(), self.has_reserved())
+    }
+
     fn with_events(&self, events: Py<Events>) -> Self {
         Self { core: CoreSubmission { events: Arc::clone(&events.get().0), ..self.core.clone() } }
     }

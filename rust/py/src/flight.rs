@@ -5,7 +5,8 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use keepstep_core::flight::{Answers, Statements, encode};
+use keepstep_core::flight::{Answers, Statements as CoreStatements, encode};
+use keepstep_core::ingest::Ingested as CoreIngested;
 use pyo3::exceptions::{PyConnectionError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -24,23 +25,43 @@ const RECEIVE_BYTES: usize = 4096;
 #[pyclass(frozen, module = "keepstep._keepstep")]
 pub(crate) struct Flight {
     ingested: Py<Ingested>,
-    move_heads: String,
-    copies: Vec<(i16, String)>,
+    statements: Statements,
     state: Mutex<State>,
 }
 
+/// Names of the prepared statements, the copies by retention class.
+pub(crate) struct Statements {
+    pub(crate) move_heads: String,
+    pub(crate) copies: BTreeMap<i16, String>,
+}
+
+impl Statements {
+    /// Those that a batch takes.
+    pub(crate) fn of_classes(&self, ingested: &CoreIngested) -> Self {
+        let is_taken = |class: i16| ingested.moved.iter().any(|moved| moved.new.retention_class == class);
+        let copies = self.copies.iter().filter(|(class, _)| is_taken(**class));
+        Self {
+            move_heads: self.move_heads.clone(),
+            copies: copies.map(|(class, name)| (*class, name.clone())).collect(),
+        }
+    }
+}
+
 /// How far it has come.
-struct State {
-    /// What is sent; made at the first call, where the GIL is not held.
+pub(crate) struct State {
+    /// What is sent; made where the GIL is not held.
     output: Option<Vec<u8>>,
     sent: usize,
     /// Received and not yet a whole message.
     input: Vec<u8>,
     answers: Answers,
+    /// Why the connection is of no use any more.
+    lost: Option<Lost>,
 }
 
-/// Why the connection is of no use any more.
-struct Lost(String);
+/// Why a connection is of no use any more.
+#[derive(Clone)]
+pub(crate) struct Lost(String);
 
 impl From<Errno> for Lost {
     fn from(error: Errno) -> Self {
@@ -53,10 +74,9 @@ impl Flight {
     #[new]
     #[pyo3(signature = (ingested, *, move_heads, copies))]
     fn new(ingested: Py<Ingested>, move_heads: String, copies: BTreeMap<i16, String>) -> Self {
-        let copies: Vec<_> = copies.into_iter().collect();
-        let answers = Answers::new(copies.len());
-        let state = Mutex::new(State { output: None, sent: 0, input: Vec::new(), answers });
-        Self { ingested, move_heads, copies, state }
+        let statements = Statements { move_heads, copies };
+        let state = State::new(&statements);
+        Self::on_its_way(ingested, statements, state)
     }
 
     fn fly(&self, py: Python<'_>, descriptor: RawFd, timeout_s: Option<f64>) -> PyResult<bool> {
@@ -70,11 +90,7 @@ impl Flight {
         let socket = unsafe { BorrowedFd::borrow_raw(descriptor) };
         py.detach(|| {
             let mut state = self.state();
-            if state.output.is_none() {
-                let copies: Vec<_> = self.copies.iter().map(|(class, name)| (*class, &**name)).collect();
-                let statements = Statements { move_heads: &self.move_heads, copies: &copies };
-                state.output = Some(encode(&self.ingested.get().0, &statements)?);
-            }
+            state.load(&self.ingested.get().0, &self.statements)?;
             Ok(state.fly(socket, until))
         })
         .or_raise(py)?
@@ -111,6 +127,11 @@ impl Flight {
 }
 
 impl Flight {
+    /// One that has begun, perhaps.
+    pub(crate) fn on_its_way(ingested: Py<Ingested>, statements: Statements, state: State) -> Self {
+        Self { ingested, statements, state: Mutex::new(state) }
+    }
+
     /// A panic while it is held leaves a connection that nobody uses again.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -118,8 +139,36 @@ impl Flight {
 }
 
 impl State {
-    /// Sends and receives until everything is answered; `false` where that took longer.
-    fn fly(&mut self, socket: BorrowedFd<'_>, until: Option<Instant>) -> Result<bool, Lost> {
+    /// Before anything is sent.
+    pub(crate) fn new(statements: &Statements) -> Self {
+        let answers = Answers::new(statements.copies.len());
+        Self { output: None, sent: 0, input: Vec::new(), answers, lost: None }
+    }
+
+    /// Writes what is sent, once.
+    pub(crate) fn load(&mut self, ingested: &CoreIngested, statements: &Statements) -> keepstep_core::Result<()> {
+        if self.output.is_none() {
+            let copies: Vec<_> = statements.copies.iter().map(|(class, name)| (*class, &**name)).collect();
+            let statements = CoreStatements { move_heads: &statements.move_heads, copies: &copies };
+            self.output = Some(encode(ingested, &statements)?);
+        }
+        Ok(())
+    }
+
+    /// Whether everything was answered as it is in general: committed, without a word.
+    pub(crate) fn is_committed_plainly(&self) -> bool {
+        self.answers.over && self.answers.error.is_none() && !self.answers.warned && self.input.is_empty()
+    }
+
+    /// Sends and receives until everything is answered; `false` where that took longer. What is lost stays lost.
+    pub(crate) fn fly(&mut self, socket: BorrowedFd<'_>, until: Option<Instant>) -> Result<bool, Lost> {
+        if let Some(lost) = &self.lost {
+            return Err(lost.clone());
+        }
+        self.go_on(socket, until).inspect_err(|lost| self.lost = Some(lost.clone()))
+    }
+
+    fn go_on(&mut self, socket: BorrowedFd<'_>, until: Option<Instant>) -> Result<bool, Lost> {
         loop {
             self.send(socket)?;
             // Also before everything is sent: a server that cannot get rid of its answers would stop reading.
@@ -171,6 +220,11 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Whether there is something to be received, or to be said of the connection, that nobody asked for.
+pub(crate) fn has_arrived(socket: BorrowedFd<'_>) -> bool {
+    !matches!(wait(socket, PollFlags::IN, Some(Duration::ZERO)), Ok(false))
 }
 
 /// Whether something can be done, within `remaining`; `None`: however long it takes.

@@ -1,43 +1,48 @@
 //! Many devices' sockets in one call: one epoll descriptor that Trio waits on, and no call that blocks.
 //!
-//! A socket belongs to the hub from `add` to `remove`. Sockets are watched level-triggered and read once a turn, up to a chunk, so that
+//! A socket belongs to the hub from `welcome` to `remove` or `discard`. Sockets are watched level-triggered and read once a turn, up to a chunk, so that
 //! nobody starves; the kernel hands ready sockets out in turns.
 
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use keepstep_core::incoming::Incoming;
-use keepstep_core::websocket::Received;
+use keepstep_core::websocket::FrameReader;
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags, acceptfrom_with, shutdown};
 
 use crate::buffer::Input;
-use crate::incoming::{RecordReader, SharedRecords, opened_list};
+use crate::incoming::{RecordReader, opened_list};
 use crate::records::{Direction, RecordSealer, add_frames};
-use crate::websocket::{FrameReader, SharedReader, end_name};
+use crate::stage::{GONE, Stage};
 
 /// Sockets that one turn reads from.
-const SOCKETS_MAX: usize = 64;
-/// Bytes that one turn reads from a socket: with all of them at most 4 MiB a turn.
+const SOCKETS_MAX: usize = 256;
+/// Bytes of records after which a turn leaves the other sockets to the next one.
+const TURN_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes that one turn reads from a socket.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// The same of a stranger: it costs no more than this at a time.
+const STRANGERS_CHUNK_BYTES: usize = 4 * 1024;
+/// Connections that are accepted at a time: others get their turn in between.
+const ACCEPTED_MAX: usize = 64;
 /// Pongs are left out for a peer that takes nothing and has so many bytes waiting.
 const PONG_BACKLOG_BYTES_MAX: usize = 64 * 1024;
-/// What a peer that is gone is called, for whom no frame says why.
-const GONE: &str = "gone";
 
 /// One socket.
 struct Socket {
     descriptor: OwnedFd,
-    frames_read: SharedReader,
-    records: SharedRecords,
+    stage: Stage,
+    reader: FrameReader,
     /// Makes records of what is sent.
     sealer: Option<Direction>,
     /// Frames for the kernel; held only while there are some that it has not taken.
@@ -45,9 +50,20 @@ struct Socket {
     /// How many of their bytes it has taken.
     sent: usize,
     is_paused: bool,
+    attention: Attention,
     /// Nothing comes or goes any more; it is not watched.
     is_over: bool,
     watched: EventFlags,
+}
+
+/// Whether what a peer says is taken. A stranger says one thing after the other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attention {
+    Listening,
+    /// Something came: nothing more is taken until it is asked for.
+    Heard,
+    /// More has come since: it is not watched for.
+    Muted,
 }
 
 /// What a turn found of one socket.
@@ -87,14 +103,30 @@ impl SocketHub {
         self.epoll.as_raw_fd()
     }
 
-    #[pyo3(signature = (descriptor, frames, records, sealer=None))]
-    fn add(
-        &self,
-        descriptor: RawFd,
-        frames: &FrameReader,
-        records: &RecordReader,
-        sealer: Option<&Bound<'_, RecordSealer>>,
-    ) -> io::Result<u64> {
+    /// Accepts what has come; an error only where nothing has.
+    #[staticmethod]
+    fn accept(listener: RawFd) -> io::Result<Vec<(RawFd, String)>> {
+        // SAFETY: the stub makes the caller keep the socket open meanwhile.
+        #[allow(unsafe_code)]
+        let listener = unsafe { BorrowedFd::borrow_raw(listener) };
+        let mut accepted = Vec::new();
+        while accepted.len() < ACCEPTED_MAX {
+            match acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok((descriptor, Some(address))) => {
+                    if let Ok(address) = SocketAddr::try_from(address) {
+                        accepted.push((descriptor.into_raw_fd(), address.ip().to_canonical().to_string()));
+                    }
+                }
+                Ok((_, None)) | Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_) if !accepted.is_empty() => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(accepted)
+    }
+
+    fn welcome(&self, descriptor: RawFd) -> io::Result<u64> {
         // SAFETY: the stub makes the caller give a descriptor away that it owns, as `socket.detach` returns it.
         #[allow(unsafe_code)]
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
@@ -105,17 +137,81 @@ impl SocketHub {
         sockets.last_token = token;
         let socket = Socket {
             descriptor,
-            frames_read: frames.0.clone(),
-            records: records.0.clone(),
-            sealer: sealer.map(|sealer| sealer.get().0.clone()),
+            stage: Stage::Request(Vec::new()),
+            reader: FrameReader::new(0),
+            sealer: None,
             frames: Vec::new(),
             sent: 0,
             is_paused: false,
+            attention: Attention::Listening,
             is_over: false,
             watched,
         };
         sockets.by_token.insert(token, socket);
         Ok(token)
+    }
+
+    fn upgraded<'py>(
+        &self,
+        py: Python<'py>,
+        token: u64,
+        answer: Input,
+        rest: Input,
+        message_bytes_max: usize,
+    ) -> PyResult<(Bound<'py, PyList>, Option<&'static str>)> {
+        let mut sockets = self.lock();
+        let socket = sockets.find(token)?;
+        (socket.stage, socket.reader) = (Stage::Messages, FrameReader::new(message_bytes_max));
+        socket.attention = Attention::Listening;
+        socket.frames.extend_from_slice(&answer);
+        let mut turn = Turn::new(token);
+        if socket.flush().is_err() {
+            turn.end = Some(GONE);
+        } else {
+            socket.take(&rest, &mut turn);
+        }
+        if turn.end.is_some() || socket.watch(&self.epoll, token).is_err() {
+            turn.end = turn.end.or(Some(GONE));
+            socket.leave(&self.epoll);
+        }
+        Ok((opened_list(py, turn.opened)?, turn.end))
+    }
+
+    fn listen(&self, token: u64) -> PyResult<()> {
+        let mut sockets = self.lock();
+        let socket = sockets.find(token)?;
+        socket.attention = Attention::Listening;
+        Ok(socket.watch(&self.epoll, token).map_err(io::Error::from)?)
+    }
+
+    #[pyo3(signature = (token, records, sealer, message_bytes_max))]
+    fn begin(
+        &self,
+        token: u64,
+        records: &RecordReader,
+        sealer: Option<&Bound<'_, RecordSealer>>,
+        message_bytes_max: usize,
+    ) -> PyResult<()> {
+        let mut sockets = self.lock();
+        let socket = sockets.find(token)?;
+        socket.stage = Stage::Session(records.0.clone());
+        socket.reader.limit(message_bytes_max);
+        socket.sealer = sealer.map(|sealer| sealer.get().0.clone());
+        socket.attention = Attention::Listening;
+        Ok(socket.watch(&self.epoll, token).map_err(io::Error::from)?)
+    }
+
+    /// Says the last word, and takes what comes for the peer's.
+    fn farewell(&self, token: u64, frame: Input, ended: bool) -> PyResult<bool> {
+        let mut sockets = self.lock();
+        let socket = sockets.find(token)?;
+        socket.frames.extend_from_slice(&frame);
+        socket.stage = Stage::Farewell;
+        (socket.is_paused, socket.attention) = (false, Attention::Listening);
+        let told = socket.flush().and_then(|()| {
+            if ended && socket.unsent() == 0 { shutdown(&socket.descriptor, Shutdown::Write) } else { Ok(()) }
+        });
+        Ok(told.and_then(|()| socket.watch_again(&self.epoll, token)).is_ok())
     }
 
     fn remove(&self, token: u64) -> PyResult<(RawFd, usize)> {
@@ -125,6 +221,14 @@ impl SocketHub {
         socket.leave(&self.epoll);
         let unsent = socket.unsent();
         Ok((socket.descriptor.into_raw_fd(), unsent))
+    }
+
+    fn discard(&self, token: u64) {
+        drop(self.lock().by_token.remove(&token)); // whose last descriptor is closed is not watched any more
+    }
+
+    fn unsent(&self, token: u64) -> PyResult<usize> {
+        Ok(self.lock().find(token)?.unsent())
     }
 
     fn pause(&self, token: u64, paused: bool) -> io::Result<()> {
@@ -157,7 +261,22 @@ impl SocketHub {
     }
 }
 
+impl Turn {
+    const fn new(token: u64) -> Self {
+        Self { token, opened: Vec::new(), record_bytes: 0, end: None, is_writable: false }
+    }
+
+    /// Whether there is anything to tell.
+    fn is_empty(&self) -> bool {
+        self.opened.is_empty() && self.end.is_none() && !self.is_writable
+    }
+}
+
 impl Sockets {
+    fn find(&mut self, token: u64) -> PyResult<&mut Socket> {
+        self.by_token.get_mut(&token).ok_or_else(|| PyKeyError::new_err(token))
+    }
+
     /// Everything that is ready, from each socket at most a chunk.
     fn receive(&mut self, epoll: &OwnedFd) -> Result<Vec<Turn>, Errno> {
         let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; SOCKETS_MAX];
@@ -166,10 +285,14 @@ impl Sockets {
             result => result?,
         };
         let mut turns = Vec::with_capacity(ready.len());
+        let mut record_bytes = 0;
         for event in ready.iter() {
+            if record_bytes >= TURN_BYTES_MAX {
+                break; // the others are still ready
+            }
             let (token, flags) = (event.data.u64(), event.flags);
             let Some(socket) = self.by_token.get_mut(&token) else { continue };
-            let mut turn = Turn { token, opened: Vec::new(), record_bytes: 0, end: None, is_writable: false };
+            let mut turn = Turn::new(token);
             if flags.contains(EventFlags::OUT) && socket.unsent() > 0 {
                 match socket.flush() {
                     Ok(()) => turn.is_writable = socket.unsent() == 0,
@@ -178,7 +301,10 @@ impl Sockets {
             }
             let is_gone = flags.intersects(EventFlags::HUP | EventFlags::ERR);
             if turn.end.is_none() && (is_gone || flags.contains(EventFlags::IN)) {
-                if socket.is_paused {
+                if socket.attention != Attention::Listening {
+                    socket.attention = Attention::Muted;
+                }
+                if socket.is_paused || socket.attention == Attention::Muted {
                     turn.end = is_gone.then_some(GONE); // a reset: what was not read is lost either way
                 } else {
                     socket.receive(&mut self.chunk, &mut turn);
@@ -190,7 +316,10 @@ impl Sockets {
             if turn.end.is_some() {
                 socket.leave(epoll);
             }
-            turns.push(turn);
+            record_bytes += turn.record_bytes;
+            if !turn.is_empty() {
+                turns.push(turn);
+            }
         }
         Ok(turns)
     }
@@ -229,19 +358,25 @@ impl Sockets {
 impl Socket {
     /// One chunk of what the peer sent, with its records opened.
     fn receive(&mut self, chunk: &mut [u8], turn: &mut Turn) {
-        let bytes = match rustix::net::recv(&self.descriptor, &mut *chunk, RecvFlags::DONTWAIT) {
-            Ok((_, 0)) => return turn.end = Some(GONE),
-            Ok((_, bytes)) => bytes,
-            Err(Errno::AGAIN | Errno::INTR) => return,
-            Err(_) => return turn.end = Some(GONE),
-        };
-        let mut received = Received::default();
-        turn.end = self.frames_read.lock().feed(&chunk[..bytes], &mut received).map(end_name);
-        turn.record_bytes = received.messages.iter().map(Vec::len).sum();
-        turn.opened = self.records.read(received.messages);
-        if !received.replies.is_empty() && self.unsent() < PONG_BACKLOG_BYTES_MAX {
+        let most = if self.stage.is_strangers() { STRANGERS_CHUNK_BYTES } else { CHUNK_BYTES };
+        match rustix::net::recv(&self.descriptor, &mut chunk[..most], RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => turn.end = Some(GONE),
+            Ok((_, bytes)) => self.take(&chunk[..bytes], turn),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => turn.end = Some(GONE),
+        }
+    }
+
+    /// What came, and answers to what the frames ask.
+    fn take(&mut self, data: &[u8], turn: &mut Turn) {
+        let mut chunk = self.stage.take(&mut self.reader, data);
+        (turn.opened, turn.record_bytes, turn.end) = (chunk.opened, chunk.record_bytes, chunk.end);
+        if self.stage.is_strangers() && !turn.opened.is_empty() {
+            self.attention = Attention::Heard;
+        }
+        if !chunk.replies.is_empty() && self.unsent() < PONG_BACKLOG_BYTES_MAX {
             let waits = self.unsent() > 0;
-            self.frames.append(&mut received.replies);
+            self.frames.append(&mut chunk.replies);
             if !waits && self.flush().is_err() {
                 turn.end = turn.end.or(Some(GONE));
             }
@@ -279,13 +414,22 @@ impl Socket {
             return Ok(());
         }
         let mut wanted = EventFlags::empty();
-        wanted.set(EventFlags::IN, !self.is_paused);
+        wanted.set(EventFlags::IN, !self.is_paused && self.attention != Attention::Muted);
         wanted.set(EventFlags::OUT, self.unsent() > 0);
         if wanted != self.watched {
             epoll::modify(epoll, &self.descriptor, EventData::new_u64(token), wanted)?;
             self.watched = wanted;
         }
         Ok(())
+    }
+
+    /// The same also where it had ended.
+    fn watch_again(&mut self, epoll: &OwnedFd, token: u64) -> Result<(), Errno> {
+        if self.is_over {
+            epoll::add(epoll, &self.descriptor, EventData::new_u64(token), EventFlags::IN)?;
+            (self.is_over, self.watched) = (false, EventFlags::IN);
+        }
+        self.watch(epoll, token)
     }
 
     /// It is not watched any more.

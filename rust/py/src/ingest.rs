@@ -1,9 +1,10 @@
 //! Heads, runs, and the one call that takes a batch to what is stored and sent.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use keepstep_core::Error;
+use keepstep_core::answers;
 use keepstep_core::copy;
 use keepstep_core::head::{Author, StreamHead as CoreHead};
 use keepstep_core::ingest::{Answer, Ingested as CoreIngested, Keyed, Plan, ingest as core_ingest};
@@ -202,8 +203,26 @@ impl Run {
     }
 
     #[getter]
+    fn count(&self) -> usize {
+        self.0.count()
+    }
+
+    #[getter]
+    fn rows_bytes(&self) -> usize {
+        self.0.rows_bytes()
+    }
+
+    #[getter]
     fn size_bytes(&self) -> usize {
         self.0.size_bytes()
+    }
+
+    fn continues(&self, last: &Self) -> bool {
+        self.0.continues(&last.0)
+    }
+
+    fn message<'py>(&self, py: Python<'py>, stream: &str) -> PyResult<Bound<'py, PyBytes>> {
+        Ok(bytes(py, &self.0.message(stream).or_raise(py)?))
     }
 
     #[getter]
@@ -322,19 +341,13 @@ impl Ingested {
         self.0.moved.iter().map(|moved| ((moved.new.user_pk, &*moved.new.name), Run(Arc::clone(&moved.run)))).collect()
     }
 
-    #[pyo3(signature = (*, accepted, refused))]
-    fn answers<'py>(
-        &self,
-        py: Python<'py>,
-        accepted: &Bound<'py, PyAny>,
-        refused: &Bound<'py, PyAny>,
-    ) -> PyResult<Vec<Vec<Bound<'py, PyAny>>>> {
-        let answer = |answer: &Answer| {
-            let answered = answer_tuple(py, answer)?;
-            let kind = if matches!(answer, Answer::New { .. }) { accepted } else { refused };
-            kind.call1(answered.get_slice(1, answered.len()))
-        };
-        self.0.results.iter().map(|answers| answers.iter().map(answer).collect()).collect()
+    fn encoded_answers<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let encoded = |answers: &Vec<Answer>| Ok(bytes(py, &answers::encode(answers).or_raise(py)?));
+        self.0.results.iter().map(encoded).collect()
+    }
+
+    fn counts(&self, py: Python<'_>) -> PyResult<BTreeMap<&'static str, u64>> {
+        answers::count(self.0.results.iter().flatten()).or_raise(py)
     }
 
     #[getter]

@@ -8,6 +8,8 @@
 #![allow(clippy::needless_pass_by_value, clippy::elidable_lifetime_names)]
 
 mod buffer;
+#[cfg(unix)]
+mod commits;
 mod error;
 mod events;
 #[cfg(unix)]
@@ -19,11 +21,16 @@ mod ingest;
 mod primitives;
 mod records;
 mod remembered;
+#[cfg(target_os = "linux")]
+mod stage;
 mod websocket;
 
 /// The module as Python sees it.
 #[pyo3::pymodule]
 mod _keepstep {
+    #[cfg(unix)]
+    #[pymodule_export]
+    use crate::commits::Committer;
     #[pymodule_export]
     use crate::events::{Events, ParsedEvent, Submission, encode_rows, verify_chain};
     #[cfg(unix)]
@@ -38,13 +45,14 @@ mod _keepstep {
     use crate::ingest::{Ingested, Run, StreamHead, ingest};
     #[pymodule_export]
     use crate::primitives::{
-        DeviceKey, aead_open, aead_seal, blake3, blake3_derive, constant_time_equal, ed25519_generate, ed25519_public,
-        ed25519_sign, ed25519_verify, ed25519_verify_many, hkdf_sha256, hkdf_sha256_expand, x25519, x25519_public,
+        DeviceKey, SigningKey, aead_open, aead_seal, blake3, blake3_derive, constant_time_equal, ed25519_generate,
+        ed25519_public, ed25519_sign, ed25519_verify, ed25519_verify_many, hkdf_sha256, hkdf_sha256_expand, x25519,
+        x25519_public,
     };
     #[pymodule_export]
     use crate::records::{RecordOpener, RecordSealer};
     #[pymodule_export]
-    use crate::remembered::{RememberedAccounts, RememberedHeads, ingest_remembered};
+    use crate::remembered::{RememberedAccounts, RememberedHeads};
     #[pymodule_export]
     use crate::websocket::{FrameReader, frame_close, frame_many};
 

@@ -1,7 +1,7 @@
 //! Signatures, key agreement, key derivation, AEAD, hashes.
 
 use keepstep_core::batch::{self, Item};
-use keepstep_core::ed25519::{self, PublicKey};
+use keepstep_core::ed25519::{self, PublicKey, SecretKey};
 use keepstep_core::{Error, aead, agreement, hash};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -131,6 +131,33 @@ pub(crate) fn blake3_derive<'py>(py: Python<'py>, context: &str, data: Input) ->
 #[pyfunction]
 pub(crate) fn constant_time_equal(a: Input, b: Input) -> bool {
     hash::constant_time_equal(&a, &b)
+}
+
+/// An Ed25519 secret key, expanded once.
+#[pyclass(frozen, module = "keepstep._keepstep")]
+pub(crate) struct SigningKey {
+    key: SecretKey,
+    public: [u8; 32],
+}
+
+#[pymethods]
+impl SigningKey {
+    #[new]
+    fn new(secret: Input) -> PyResult<Self> {
+        let key = SecretKey::new(&*secret.secret()?);
+        let public = key.public();
+        Ok(Self { key, public })
+    }
+
+    #[getter]
+    fn public<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        bytes(py, &self.public)
+    }
+
+    fn sign<'py>(&self, py: Python<'py>, message: Input) -> Bound<'py, PyBytes> {
+        let signature = without_gil(py, message.len(), || self.key.sign(&message));
+        bytes(py, &signature)
+    }
 }
 
 /// An Ed25519 public key, checked and decompressed once.

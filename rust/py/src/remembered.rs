@@ -1,16 +1,15 @@
-//! What a node remembers between batches, and the one call that decides a batch upon it (docs/adr/0344).
+//! What a node remembers between batches, and deciding a batch upon it in one go (docs/adr/0344).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use keepstep_core::ingest::{Answer, Ingested as CoreIngested, Plan, ingest};
+use keepstep_core::Result;
+use keepstep_core::ingest::{Answer, Ingested as CoreIngested, Plan, Submission, ingest};
 use keepstep_core::remembered::{self, Account, AccountPosition, Accounts, Heads, StreamKey};
 use keepstep_core::rooms::Rooms;
 use pyo3::prelude::*;
 
 use crate::buffer::Input;
-use crate::error::OrRaise;
-use crate::events::Submission;
 use crate::ingest::{Ingested, StreamHead, only_moves};
 
 /// Heads of the streams used last.
@@ -38,7 +37,7 @@ impl RememberedHeads {
 
     #[pyo3(signature = (ingested, *, generation))]
     fn keep(&self, ingested: &Ingested, generation: u64) {
-        lock(&self.0).put(ingested.0.moved.iter().map(|moved| Arc::clone(&moved.new)), generation);
+        self.keep_moved(&ingested.0, generation);
     }
 
     fn drop(&self, keys: Vec<(i64, String)>) {
@@ -49,6 +48,13 @@ impl RememberedHeads {
     fn hits(&self) -> (u64, u64) {
         let hits = lock(&self.0).hits;
         (hits.found, hits.missing)
+    }
+}
+
+impl RememberedHeads {
+    /// Remembers what a batch moved.
+    pub(crate) fn keep_moved(&self, ingested: &CoreIngested, generation: u64) {
+        lock(&self.0).put(ingested.moved.iter().map(|moved| Arc::clone(&moved.new)), generation);
     }
 }
 
@@ -102,31 +108,25 @@ impl RememberedAccounts {
     }
 }
 
-#[pyfunction]
-#[pyo3(signature = (submissions, heads, accounts, *, now_ms, received_at_ms_max, generation))]
-pub(crate) fn ingest_remembered(
-    py: Python<'_>,
-    submissions: Vec<Py<Submission>>,
+/// What a batch of known streams and devices becomes; `None` where it takes more than what is remembered.
+pub(crate) fn decide(
+    submissions: &[Submission],
     heads: &RememberedHeads,
     accounts: &RememberedAccounts,
     now_ms: u64,
     received_at_ms_max: u64,
     generation: u64,
-) -> PyResult<Option<Ingested>> {
-    let submissions: Vec<_> = submissions.iter().map(|submission| submission.get().core.clone()).collect();
-    let decide = || {
-        let plan = Plan::new(&submissions);
-        let known = {
-            // Always in this order, and nothing of Python's is done meanwhile.
-            let (mut heads, mut accounts) = (lock(&heads.0), lock(&accounts.0));
-            let (heads, accounts) = (&mut *heads, &mut *accounts);
-            remembered::heads_of_known(&submissions, &plan, heads, accounts, generation, received_at_ms_max)
-        };
-        let Some(known) = known else { return Ok(None) };
-        let ingested = ingest(&submissions, &plan, known, Rooms::default(), now_ms)?;
-        Ok(Some(ingested).filter(|ingested| ingested.moved.len() == plan.streams.len() && is_plain(ingested)))
+) -> Result<Option<CoreIngested>> {
+    let plan = Plan::new(submissions);
+    let known = {
+        // Always in this order, and nothing of Python's is done meanwhile.
+        let (mut heads, mut accounts) = (lock(&heads.0), lock(&accounts.0));
+        let (heads, accounts) = (&mut *heads, &mut *accounts);
+        remembered::heads_of_known(submissions, &plan, heads, accounts, generation, received_at_ms_max)
     };
-    Ok(py.detach(decide).or_raise(py)?.map(Ingested))
+    let Some(known) = known else { return Ok(None) };
+    let ingested = ingest(submissions, &plan, known, Rooms::default(), now_ms)?;
+    Ok(Some(ingested).filter(|ingested| ingested.moved.len() == plan.streams.len() && is_plain(ingested)))
 }
 
 /// Whether something is stored, by moving heads only, and no answer takes a look at what was stored before.

@@ -1,6 +1,6 @@
 //! WebSocket frames of one peer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use keepstep_core::websocket::{self, End, FrameReader as CoreReader, Received};
 use pyo3::prelude::*;
@@ -9,16 +9,6 @@ use pyo3::types::PyBytes;
 use crate::buffer::{Input, bytes, without_gil};
 use crate::error::OrRaise;
 use crate::records::{RecordSealer, add_frames};
-
-/// A reader that the extension's hub may use too. A panic while it is held leaves it as it was: the lock has no poison to heed.
-#[derive(Clone)]
-pub(crate) struct SharedReader(Arc<Mutex<CoreReader>>);
-
-impl SharedReader {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, CoreReader> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What the stub calls the ways in which messages end.
 pub(crate) const fn end_name(end: End) -> &'static str {
@@ -34,22 +24,29 @@ type Fed<'py> = (Vec<Bound<'py, PyBytes>>, Bound<'py, PyBytes>, Option<&'static 
 
 /// A peer's frames.
 #[pyclass(frozen, module = "keepstep._keepstep")]
-pub(crate) struct FrameReader(pub(crate) SharedReader);
+pub(crate) struct FrameReader(Mutex<CoreReader>);
+
+impl FrameReader {
+    /// A panic while it is held leaves the reader as it was: the lock has no poison to heed.
+    fn lock(&self) -> MutexGuard<'_, CoreReader> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 #[pymethods]
 impl FrameReader {
     #[new]
     fn new(message_bytes_max: usize) -> Self {
-        Self(SharedReader(Arc::new(Mutex::new(CoreReader::new(message_bytes_max)))))
+        Self(Mutex::new(CoreReader::new(message_bytes_max)))
     }
 
     fn limit(&self, message_bytes_max: usize) {
-        self.0.lock().limit(message_bytes_max);
+        self.lock().limit(message_bytes_max);
     }
 
     fn feed<'py>(&self, py: Python<'py>, data: Input) -> Fed<'py> {
         let mut received = Received::default();
-        let end = without_gil(py, data.len(), || self.0.lock().feed(&data, &mut received));
+        let end = without_gil(py, data.len(), || self.lock().feed(&data, &mut received));
         let messages = received.messages.iter().map(|message| bytes(py, message)).collect();
         (messages, bytes(py, &received.replies), end.map(end_name))
     }

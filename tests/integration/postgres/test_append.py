@@ -247,7 +247,7 @@ async def test_a_cancelled_append_waits_for_its_outcome(place: PostgresPlace) ->
     device = DeviceFixture(ADA, "phone")
     principal = await create_account(place, log, device)
     heard: list[int] = []
-    log.subscribe_commits(lambda runs: heard.extend(run.last_seq for run in runs))
+    log.subscribe_commits(lambda runs: heard.extend(run.last_seq for _, run in runs))
     holding = True
 
     async with trio.open_nursery() as nursery:

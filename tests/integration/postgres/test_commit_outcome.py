@@ -101,7 +101,7 @@ async def test_a_commit_whose_answer_was_lost_is_acknowledged(node: Breakable) -
     """It is found stored, enters the tail, and listeners hear of it: as if nothing had happened."""
     principal = await node.start()
     heard: list[int] = []
-    node.log.subscribe_commits(lambda runs: heard.extend(run.last_seq for run in runs))
+    node.log.subscribe_commits(lambda runs: heard.extend(run.last_seq for _, run in runs))
     node.rule = lose_reply
     node.on_pause = lambda _pauses: node.wait_until_over()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -118,3 +119,32 @@ async def test_a_device_that_was_revoked_while_it_waited_has_no_session(place: P
     assert opened.known == KnownDevice(on_laptop, opened.known.revoked_seq)
     assert opened.known.revoked_seq is not None
     assert opened.session_no is None
+
+
+async def last_seen_ms(accounts: PostgresAccounts, principal: Principal) -> int | None:
+    """As the list of devices says."""
+    (listed,) = await accounts.devices(principal.user_pk)
+    return listed.last_seen_ms
+
+
+async def test_the_end_of_a_locked_devices_session_waits_for_nobody(place: PostgresPlace) -> None:
+    """It is recorded, and so is that of another; when the device was seen last is left as it was."""
+    log = place.node()
+    on_phone = await create_account(place, log, DeviceFixture(ADA, "phone"))
+    other = await create_account(place, log, DeviceFixture(UserFixture("bob"), "phone"))
+    accounts = PostgresAccounts(place.connect())
+    for number, principal in enumerate((on_phone, other)):
+        assert await accounts.open_session(principal, bytes([number]) * 16, now_ms=NOW_MS) is not None
+
+    with locked(place, on_phone) as connection:
+        await accounts.keep_sessions(now_ms=NOW_MS + 1)
+        async with trio.open_nursery() as nursery:
+            for number in range(2):
+                nursery.start_soon(
+                    partial(accounts.close_session, bytes([number]) * 16, now_ms=NOW_MS + 2, reason="bye")
+                )
+        rows = connection.execute("SELECT close_reason FROM sessions").fetchall()
+
+    assert rows == [("bye",), ("bye",)]
+    assert await last_seen_ms(accounts, on_phone) == NOW_MS
+    assert await last_seen_ms(accounts, other) == NOW_MS + 2

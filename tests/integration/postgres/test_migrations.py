@@ -122,7 +122,7 @@ def later(*, compatible_with: int) -> Migration:
 async def start(url: str, data_dir: Path, **settings: Any) -> None:
     """Open a server's database and let it work: an account is created and written to."""
     chosen = Settings(data_dir=data_dir, database_url=SecretStr(url), unsafe=True, **settings)
-    async with opened(chosen, clock=SystemClock(), threads=WorkerThreads(), probe=lambda _: None):
+    async with opened(chosen, clock=SystemClock(), threads=WorkerThreads(), probe=None):
         pass
     place = PostgresPlace(url, url)
     try:

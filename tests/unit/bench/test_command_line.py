@@ -52,6 +52,14 @@ def test_what_the_command_line_says_goes_before_what_the_scenario_says(output: P
     assert "--target-is-mine" in report["arguments"]
 
 
+def test_two_loads_that_are_compared_can_be_chosen_without_the_others() -> None:
+    """Their goal is judged; one that needs a load which was left out is not."""
+    flood, nothing = read_scenario("flood"), dict.fromkeys(("duration_s", "warm_up_s", "repetitions", "connections"))
+    for chosen, goals in ((["quiet", "flooded"], 1), (["flooded"], 0), (["quiet"], 0)):
+        adapted = command_line.adapt(flood, argparse.Namespace(only=chosen, quick=False, **nothing))
+        assert ([load.name for load in adapted.loads], len(adapted.goals)) == (chosen, goals)
+
+
 def test_quick_runs_everything_once_and_short(output: Path, tmp_path: Path) -> None:
     """But what has a command of its own, and sweeps."""
     place = ["--directory", str(tmp_path), "--output", str(output), "--target", "http://h"]
@@ -78,7 +86,7 @@ def test_goals_are_shown_as_they_come_out(output: Path, tmp_path: Path, capsys: 
     ("arguments", "said"),
     [
         (["run", "smoky"], "no scenario smoky"),
-        (["run", "smoke", "--only", "nothing"], "length >= 1"),
+        (["run", "smoke", "--only", "nothing"], "no load nothing; there are: saturation, half load"),
         (["run", "smoke", "--duration-s", "0"], "duration_s"),
         (["soak", "--target", "http://h"], "takes no --target"),
         (["growth", "--target", "http://h"], "takes no --target"),

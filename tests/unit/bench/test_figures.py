@@ -28,6 +28,14 @@ def test_what_the_disk_takes_by_itself_is_shown_and_taken_off() -> None:
     assert (found["deliver_ms_p50_beyond_disk"], found["deliver_ms_p99_beyond_disk"]) == (1.0, 0.0)
 
 
+def test_how_an_open_loop_began_is_shown() -> None:
+    """A closed loop has no rate that it could be behind."""
+    warm_up = {"seconds": 2.5, "unanswered": 40, "steady": True}
+    found = figures_of(dict(REPORT) | {"warm_up": warm_up}, None, None, None)
+    assert (found["warm_up_s"], found["unanswered"]) == (2.5, 40)
+    assert "warm_up_s" not in figures_of(dict(REPORT) | {"warm_up": None}, None, None, None)
+
+
 def test_what_was_not_measured_is_no_figure() -> None:
     """Nobody subscribed: there are no deliveries, and no latency of none."""
     report = dict(REPORT) | {"delivered_per_s": 0.0, "deliver_ms": {"p50": 0.0, "count": 0}}
@@ -44,6 +52,7 @@ def test_every_figure_that_is_shown_is_one_that_some_run_has() -> None:
     for figures in (
         figures_of(REPORT, usage, None, {"p50": 0.5, "p99": 9.0}),
         figures_of(dict(REPORT) | {"bad_refused": 7}, None, None, None),
+        figures_of(dict(REPORT) | {"warm_up": {"seconds": 2.0, "unanswered": 0, "steady": True}}, None, None, None),
         figures_of({"connections": 2, "opened_s": 1.0}, usage, Memory(2048, 1024), None),
         figures_of(connected, usage, None, None),
         figures_of(downloaded, usage, None, None),

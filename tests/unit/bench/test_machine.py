@@ -21,6 +21,7 @@ from bench.machine import (
     memory,
     process_tree,
     read_process,
+    written_bytes,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +52,17 @@ def test_a_processor_without_a_model_name_is_named_by_its_kind(monkeypatch: pyte
     (tmp_path / "mounts").write_text("disk / ext4 rw 0 0\n")
     monkeypatch.setattr(machine, "_PROC", tmp_path)
     assert describe_machine(tmp_path).processor == platform.machine()
+
+
+def test_what_reached_a_disk_is_read_from_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In sectors of 512 bytes, the seventh number; a file system without a disk of its own has none."""
+    monkeypatch.setattr(machine, "_BLOCK_DEVICES", tmp_path)
+    assert written_bytes(tmp_path) is None
+    device = tmp_path.stat().st_dev
+    disk = tmp_path / f"{os.major(device)}:{os.minor(device)}"
+    disk.mkdir()
+    (disk / "stat").write_text("  10 11 12 13 14 15 2000 17 0 19 20\n")
+    assert written_bytes(tmp_path) == 1_024_000
 
 
 def test_what_a_process_and_its_children_used_is_found() -> None:

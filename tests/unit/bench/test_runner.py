@@ -64,6 +64,19 @@ def test_a_generator_that_met_errors_has_no_result(tmp_path: Path) -> None:
         run(ObservedRun(1), tmp_path, status=1)
 
 
+def test_an_open_loop_that_never_became_steady_says_so(tmp_path: Path) -> None:
+    """Its latencies are those of a backlog, which must not be taken for the server's."""
+    said: list[str] = []
+    source = ObservedRun(1).write(tmp_path / "source.jsonl")
+    for steady in (True, False):
+        report = dict(REPORT) | {"warm_up": {"seconds": 7.0, "unanswered": 12_345, "steady": steady}}
+        bench = Bench(pretended_generator(tmp_path, source, report), tmp_path, said.append, TARGET)
+        run_load(RELAY, Scenario(title="t", loads=(RELAY,)), bench, TARGET, tmp_path, 10.0)
+    assert [line for line in said if "steady" in line] == [
+        "  relay: never steady; 12,345 messages were unanswered as it began"
+    ]
+
+
 def test_a_scenario_says_medians_spread_and_goals(tmp_path: Path) -> None:
     """The second load's rate is a share of what the first one reached in the same repetition."""
     half = Load(name="half", workload="relay", rate_share=RateShare(of="relay", share=0.5))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from keepstep.client import cli
+from keepstep.client.device import Device
 from keepstep.client.subscription import Event
 
 NOW_MS = 1_760_000_000_000
@@ -16,6 +19,21 @@ SHOWN = "\N{REPLACEMENT CHARACTER}"
 def line(data: bytes, received_at_ms: int = NOW_MS) -> str:
     """An event of a device without a name, as ``tail`` prints it."""
     return cli._format(Event("notes", 1, b"d" * 16, 1, b"i" * 16, 0, received_at_ms, None, None, data, None), [])
+
+
+@pytest.mark.parametrize(
+    ("last_problem", "is_healing", "postponed", "reason"),
+    [
+        ("no route", True, "busy", "no route"),
+        ("", True, "busy", "the server was restored and waits for your other devices"),
+        ("", False, "the server cannot do this right now", "the server cannot do this right now"),
+        ("", False, "", "no answer"),
+    ],
+)
+def test_why_an_event_still_waits_is_said(last_problem: str, is_healing: bool, postponed: str, reason: str) -> None:
+    """A server that asks for it again later did answer: it is there, and its owner has to look after it."""
+    device = SimpleNamespace(last_problem=last_problem, is_healing=is_healing, postponed=postponed)
+    assert cli._reason(cast("Device", device)) == reason
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ class Node:
             batch=[submission(device, event) for event in events],
             now_ms=NOW_MS,
             change=change,
+            is_short=True,
         ).run()
         self.answers += [(event, result) for event, (result,) in zip(events, outcome.results, strict=True)]
 

@@ -52,7 +52,7 @@ def test_an_events_hash_covers_header_and_signature() -> None:
 
 def test_a_signed_head_comes_back() -> None:
     """What the server signed is what the device reads."""
-    assert verify_head(crypto, SERVER_KEY, sign_head(crypto, SERVER_SECRET, HEAD)) == HEAD
+    assert verify_head(crypto, SERVER_KEY, sign_head(crypto.SigningKey(SERVER_SECRET), HEAD)) == HEAD
 
 
 def test_the_largest_head_fits() -> None:
@@ -64,14 +64,14 @@ def test_the_largest_head_fits() -> None:
 
 def test_a_head_that_another_key_signed_is_refused() -> None:
     """Only the pinned server states heads."""
-    signed = sign_head(crypto, seed("another server"), HEAD)
+    signed = sign_head(crypto.SigningKey(seed("another server")), HEAD)
     with pytest.raises(ProtocolError, match="bad_signature"):
         verify_head(crypto, SERVER_KEY, signed)
 
 
 def test_no_byte_of_a_signed_head_can_be_changed() -> None:
     """Neither of the head nor of the signature."""
-    data, sig = sign_head(crypto, SERVER_SECRET, HEAD)
+    data, sig = sign_head(crypto.SigningKey(SERVER_SECRET), HEAD)
     both = data + sig
     for index in range(len(both)):
         changed = both[:index] + bytes([both[index] ^ 1]) + both[index + 1 :]

@@ -289,7 +289,7 @@ def test_another_message_in_place_of_auth_is_unexpected() -> None:
 
 def test_another_server_key_is_auth_failed() -> None:
     """A server that is not the pinned one is refused before it learns anything of the device."""
-    server = make_server(server_secret=seed("another server"))
+    server = make_server(identity=crypto.SigningKey(seed("another server")))
     client = make_client()
     server_hello = server.receive_hello(client.hello())
     assert refused(lambda: client.receive_server_hello(server_hello)) == "auth_failed"

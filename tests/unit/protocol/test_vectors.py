@@ -56,7 +56,7 @@ def server_of(vector: dict[str, Any]) -> ServerHandshake:
     secret, ephemeral, nonce = unhex(vector, "server_secret", "server_ephemeral_secret", "server_nonce")
     return ServerHandshake(
         EXTENSION,
-        server_secret=secret,
+        identity=EXTENSION.SigningKey(secret),
         ephemeral_secret=ephemeral,
         nonce=nonce,
         server_time_ms=vector["server_time_ms"],
@@ -223,7 +223,7 @@ def test_heads_are_the_vectors(vector: dict[str, Any], primitives: Primitives) -
     )
     head = chain.Head(user_key, vector["stream"], vector["epoch"], vector["seq"], at, vector["time_ms"])
     assert chain.encode_head(head) == data
-    assert chain.sign_head(primitives, secret, head) == (data, sig)
+    assert chain.sign_head(primitives.SigningKey(secret), head) == (data, sig)
     assert chain.verify_head(primitives, server_key, (data, sig)) == head
 
 

@@ -246,6 +246,17 @@ async def test_strangers_do_not_fill_the_log() -> None:
         assert [line["count"] for line in requests if "count" in line] == [5]
 
 
+async def test_a_refused_request_says_in_the_log_why() -> None:
+    """The answer has the code alone; whoever runs the server looks for the reason."""
+    async with site() as here:
+        with structlog.testing.capture_logs() as lines:
+            assert (await here.http.get("/api/v1/account")).status_code == 401
+            assert (await here.http.get("/health/live")).status_code == 200
+        refused, fine = (line for line in lines if line["event"] == "rest_request")
+        assert refused["code"] == "invalid_token"
+        assert "code" not in fine
+
+
 # -- what goes wrong ------------------------------------------------------------------------------------------------
 
 

@@ -416,7 +416,7 @@ async def test_a_log_that_becomes_another_one_ends_a_wait(autojump_clock: trio.t
         await append(here, phone, phone.event("notes"))
 
         async def replace() -> None:
-            here.parts.log.generation = lambda: 99  # type: ignore[method-assign]
+            here.parts.log.generation = lambda: 99
 
         answer, _ = await waiting(here, token, replace)
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")

@@ -6,6 +6,7 @@ use crate::prepared::Shape;
 use crate::streams::STREAM;
 use crate::wire::{from_server, write_array, write_nil, write_text};
 use keepstep_core::msgpack::{write_binary, write_integer};
+use keepstep_loadgen::schedule::Lengths;
 
 const RECEIVED_AT_MS: u64 = 1_760_000_000_000;
 
@@ -26,7 +27,8 @@ fn run() -> Result<Run> {
         due_ns.store(1, Ordering::Release);
     }
     let second = Duration::from_secs(1);
-    let schedule = Arc::new(Schedule::begin(Duration::ZERO, second, second, None, 2));
+    let lengths = Lengths { warm_up: Duration::ZERO, settle: Duration::ZERO, measured: second, finish: second };
+    let schedule = Arc::new(Schedule::begin(lengths, None, 2));
     let plan = Plan { window: 4, events_per_frame: 2, subscribed: true, observe: true };
     let worker = Worker::new(schedule, Arc::new(shared), 1, 1, plan)?;
     Ok(Run { worker, author, chain: chain_0(&[5; 32], STREAM) })
