@@ -385,7 +385,7 @@ class HubConnection:
         if writable:
             self.unsent_bytes, self.blocked = 0, False
         if receiver is None:
-            self.hear(opened, end)
+            self.hear([] if self._has_begun else opened, end)  # what comes after the listening is nobody's
             return
         try:
             if opened:

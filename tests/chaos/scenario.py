@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.chaos.load import Load
+    from tests.chaos.process import ServerProcess
 
 ACKS_BEFORE_KILL_MAX: Final = 150
 """A random kill comes after up to this many acknowledgements since the start …"""
@@ -33,6 +34,8 @@ HITS_MAX: Final = 12
 """A failpoint kills when it is reached for the 1st to this time."""
 PROGRESS_TIMEOUT_S: Final = 120
 """Until devices make progress again after a kill, on a busy machine."""
+LOG_SHOWN_MAX: Final = 4_000
+"""Characters of the end of a server's log that are shown where it did not end as it must."""
 
 
 class Kill(enum.Enum):
@@ -145,7 +148,7 @@ class _Run:
         async with self._home.server() as server:
             await self._load.prepare(server)
             server.terminate()
-            assert await server.ended() == 0
+            await self._ended(server, 0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._load.run)
             for kill, group in itertools.groupby(kills):
@@ -157,7 +160,7 @@ class _Run:
             async with self._home.server() as server:
                 await self._load.finish()
                 server.terminate()
-                assert await server.ended() == 0
+                await self._ended(server, 0)
             nursery.cancel_scope.cancel()
 
     async def _kill_server(self, kill: Kill) -> None:
@@ -173,7 +176,7 @@ class _Run:
                 else:
                     server.kill()
             expected = 0 if kill is Kill.DRAIN else -signal.SIGKILL
-            assert await server.ended() == expected
+            await self._ended(server, expected)
 
     async def _kill_databases(self, kills: Sequence[Kill]) -> None:
         """Kill PostgreSQL again and again under a server that must live on and recover by itself."""
@@ -189,7 +192,11 @@ class _Run:
                 await self._progress(1)
                 assert server.running
             server.terminate()
-            assert await server.ended() == 0
+            await self._ended(server, 0)
+
+    async def _ended(self, server: ServerProcess, expected: int) -> None:
+        status = await server.ended()
+        assert status == expected, f"the server ended with {status}: {self._home.log[-LOG_SHOWN_MAX:]}"
 
     async def _random_moment(self) -> None:
         await self._progress(self._random.randint(1, ACKS_BEFORE_KILL_MAX))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -390,6 +391,38 @@ async def test_cancelling_it_leaves_the_connection_to_be_closed(way: str) -> Non
         await listening.peer.send_all(frame(8, struct.pack("!H", 4104)))
         assert await read_all(listening.peer) == b""
         assert not listening.receiver.ends
+
+
+class Canceller(Receiver):
+    """Ends somebody else's connection as soon as anything comes."""
+
+    def __init__(self, done: trio.Event) -> None:
+        super().__init__()
+        self.victim: Listening | None = None
+        self._done = done
+
+    def received(self, opened: Sequence[Opened], record_bytes: int, now_s: float) -> None:
+        """As ``interfaces.Receiver``."""
+        self.calls.append(len(opened))
+        assert self.victim is not None
+        self.victim.cancel()
+        self._done.set()
+
+
+@EACH_WAY
+async def test_what_came_with_the_end_of_the_listening_is_nobodys(way: str) -> None:
+    """Whoever is cancelled with records on their way, which are no plain messages, is closed as anybody else."""
+    async with bench(way) as each:
+        cancelled = trio.Event()
+        receivers = Canceller(cancelled), Canceller(cancelled)
+        first, second = [await each.open(receiver=receiver) for receiver in receivers]
+        receivers[0].victim, receivers[1].victim = second, first
+        for listening in (first, second):  # without a checkpoint: one turn of the hub finds both
+            assert os.write(listening.peer.socket.fileno(), frame(2, b"no record")) > 0
+        with trio.fail_after(PATIENCE_S):
+            await cancelled.wait()
+            victim = second if receivers[0].calls else first
+            await victim.over.wait()
 
 
 @EACH_WAY
