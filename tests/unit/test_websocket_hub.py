@@ -1,0 +1,125 @@
+"""What only the hub does: it rests with and without connections, and holds so much and no more. Elsewhere is none."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+import trio.testing
+
+from tests.support.listening import AT_REST, BY_HUB, PATIENCE_S, Bench, bench, descriptors, has
+from tests.support.websocket import Place, frame, read_all
+
+
+@BY_HUB
+async def test_the_hub_rests_when_nobody_listens(way: str) -> None:
+    """Its tasks end with the last connection and begin with the next; every descriptor is given back."""
+    before = descriptors()
+    async with trio.open_nursery() as nursery:
+        each = Bench(nursery, way)
+        tasks = len(nursery.child_tasks)
+        for _ in range(2):
+            listening = await each.open()
+            listening.connection.write([b"one"])
+            assert await listening.peer_receives(5) == b"\x82\x03one"
+            await listening.peer.aclose()
+            await listening.over.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == tasks
+        assert descriptors() == before + 1  # the hub's own
+
+
+@BY_HUB
+async def test_somebody_who_comes_while_the_last_one_leaves_is_served(way: str) -> None:
+    """The hub was about to rest."""
+    async with bench(way) as each:
+        first = await each.open()
+        second = await each.open()
+        first.cancel()
+        second.cancel()
+        third = await each.open()
+        await third.peer_says(b"one")
+        await third.receiver.until(lambda: third.receiver.messages == [b"one"])
+
+
+@BY_HUB
+async def test_a_peer_that_takes_no_pongs_cannot_make_the_server_hold_more(way: str) -> None:
+    """They are left out while so much waits for it."""
+    async with bench(way) as each:
+        listening = await each.open()
+        peer = listening.peer
+        while not listening.connection.blocked:
+            listening.connection.write([bytes(65_536)])
+            await trio.testing.wait_all_tasks_blocked()
+        listening.connection.write([bytes(100_000)])
+        await trio.testing.wait_all_tasks_blocked()
+        backlog_bytes = listening.connection.backlog_bytes
+        for index in range(50):
+            await peer.send_all(frame(9, bytes(120)) * 100 + listening.sealing.frames(b"one"))
+            await listening.receiver.until(partial(has, listening.receiver, index + 1))
+        listening.connection.write([b"x"])
+        await trio.testing.wait_all_tasks_blocked()
+        # Less where the system has taken more of it meanwhile.
+        assert listening.connection.backlog_bytes <= backlog_bytes + 3
+
+
+@AT_REST
+async def test_a_connection_at_rest_has_no_task(way: str) -> None:
+    """Whatever comes and goes; it gets one when there is an end to see to."""
+    async with trio.open_nursery() as nursery:
+        each = Bench(nursery, way)
+        first = await each.open()
+        tasks = len(nursery.child_tasks)
+        second = await each.open()
+        await second.peer_says(b"one")
+        await second.receiver.until(lambda: second.receiver.messages == [b"one"])
+        second.connection.write([b"two"])
+        assert await second.peer_receives(5) == b"\x82\x03two"
+        assert len(nursery.child_tasks) == tasks
+        second.connection.rouse()
+        second.connection.rouse()
+        assert len(nursery.child_tasks) == tasks + 1
+        await second.peer_says(b"three")
+        await second.receiver.until(lambda: second.receiver.messages == [b"one", b"three"])
+        assert not second.over.is_set()
+        each.leave()
+        with trio.fail_after(PATIENCE_S):
+            await first.over.wait()
+            await second.over.wait()
+    assert Place.inside == 0
+
+
+@AT_REST
+async def test_cancelling_the_connections_ends_those_at_rest(way: str) -> None:
+    """Each in a task of its own, with what its owner does at the end; the sockets are closed."""
+    before = descriptors()
+    async with trio.open_nursery() as connections:
+        each = Bench(connections, way)
+        peers = [(await each.open()).peer for _ in range(3)]
+        assert Place.inside == 3
+        connections.cancel_scope.cancel()
+    assert Place.inside == 0
+    for peer in peers:
+        assert await read_all(peer) == b""
+        await peer.aclose()
+    del each
+    assert descriptors() <= before + 1  # the hub's own
+
+
+@AT_REST
+async def test_a_fault_of_who_sees_to_the_end_ends_that_connection(way: str) -> None:
+    """It is told, and the place is left."""
+    faults: list[Exception] = []
+
+    async def fail() -> None:
+        raise ArithmeticError("a bug")
+
+    async with bench(way) as each:
+        each.hub._on_fault = lambda error, _address: faults.append(error)
+        faulty, other = await each.open(), await each.open()
+        faulty.receiver.resumed = fail
+        faulty.connection.rouse()
+        assert await read_all(faulty.peer) == b""
+        assert [type(fault) for fault in faults] == [ArithmeticError]
+        await other.peer_says(b"one")
+        await other.receiver.until(lambda: other.receiver.messages == [b"one"])
