@@ -311,12 +311,14 @@ class HubConnection:
 
     def _hand_over(self, receiver: Receiver, records: Records) -> None:
         messages, self._messages = self._messages[::-1], []
+        self._receiver = receiver  # who may pause it with what came before
         if messages:
             hand_in(messages, receiver, records)
         if self.end is not None:
+            self._receiver = None
             receiver.lost(reason_of(self.end))
             return
-        self._receiver, self._has_begun = receiver, True
+        self._has_begun = True
         self._hub.sockets.begin(self._token, records.reader, records.sealer, self._limits.message_bytes_max)
 
     def _stop(self) -> None:

@@ -38,9 +38,14 @@ def descriptors() -> int:
 
 
 class Receiver:
-    """Remembers what it was handed; may do something about it."""
+    """Remembers what it was handed; may do something about it.
+
+    Attributes:
+        connection: which it is of.
+    """
 
     def __init__(self) -> None:
+        self.connection: Any = None
         self.messages: list[bytes] = []
         self.calls: list[int] = []
         self.writable_calls = 0
@@ -165,6 +170,7 @@ class Bench:
             made.append(listening)
             ready.set()
             receiver_, records = listening.receiver, listening.sealing.records
+            receiver_.connection = connection
             if not self._rests:
                 await until_over(listening, partial(connection.listen, receiver_, records))
                 return

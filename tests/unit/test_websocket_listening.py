@@ -85,6 +85,22 @@ async def test_a_paused_connection_takes_nothing(way: str) -> None:
 
 
 @EACH_WAY
+async def test_what_comes_early_may_pause_it(way: str) -> None:
+    """Whoever can take no more of a peer that speaks before it is listened to is not given more."""
+    async with bench(way) as each:
+        receiver, sealing = Receiver(), Sealing()
+        receiver.on_received = lambda: receiver.connection.pause()
+        listening = await each.open(early=sealing.frames(b"early"), receiver=receiver, sealing=sealing)
+        await receiver.until(lambda: receiver.messages == [b"early"])
+        await listening.peer_says(b"one")
+        await trio.testing.wait_all_tasks_blocked()
+        assert receiver.messages == [b"early"]
+        receiver.on_received = lambda: None
+        listening.connection.resume()
+        await receiver.until(lambda: receiver.messages == [b"early", b"one"])
+
+
+@EACH_WAY
 async def test_a_peer_that_takes_nothing_blocks_only_itself(way: str) -> None:
     """The backlog stays, in order; when all has gone the receiver is told."""
     async with bench(way) as each:
