@@ -176,6 +176,8 @@ class Session:
         self._resting = resting
         self._begin()
         resting.rest(self, session_records(self._protocol, self.principal, self._limits))
+        if self._ended:  # while Ready was on its way
+            self._rouse()
 
     async def resume(self) -> None:
         """As ``RestingReceiver.resume``."""

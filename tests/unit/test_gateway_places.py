@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 import trio.testing
 
 from keepstep.errors import Unavailable
-from keepstep.protocol.messages import Bye
+from keepstep.protocol.messages import Bye, DevicesChanged, encode
 from tests.support.events import NOW_MS
 from tests.support.logs import acks_of
-from tests.support.parts import Parts
-from tests.support.wire import closing_reason
+from tests.support.parts import SERVER_KEY, Parts
+from tests.support.wire import WireDevice, closing_reason
 
 
 async def test_a_device_that_left_before_it_came_back_replaced_nobody() -> None:
@@ -24,6 +26,30 @@ async def test_a_device_that_left_before_it_came_back_replaced_nobody() -> None:
         session.end(None)
         parts.gateway._take_place(session.principal, 2)
     assert not parts.gateway._replaced
+
+
+@pytest.mark.parametrize("rests", [True, False])
+async def test_a_session_that_ends_while_ready_is_on_its_way_is_cleared_away(rests: bool) -> None:
+    """It may be long: a device that takes nothing does not keep its connection by that."""
+    parts = Parts(rests=rests)
+    (phone,) = await parts.register("alice")
+    async with parts.running() as nursery:
+        connection = parts.serve(nursery)
+        send = connection.send
+
+        async def end_before_ready(messages: Sequence[bytes]) -> None:
+            for session in parts.gateway._sessions:
+                session.revoke(encode(DevicesChanged(1)))
+            await send(messages)
+
+        connection.send = end_before_ready  # type: ignore[method-assign]
+        session = await WireDevice.connect(phone, connection, SERVER_KEY)
+        assert await session.receive() == DevicesChanged(1)
+        assert await closing_reason(session.receive) == "revoked"
+        await trio.testing.wait_all_tasks_blocked()
+        assert parts.gateway.sessions == 0
+    (row,) = parts.database.sessions.values()
+    assert row.closed == (NOW_MS, "revoked")
 
 
 async def test_the_memory_of_replacements_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
