@@ -52,13 +52,18 @@ class Commits:
             return None
         breaker.enter()
         try:
-            return await self._append(batch, lent)
+            with trio.CancelScope(shield=True):  # whoever has the connection next would take its answers
+                ingested = await self._append(batch, lent)
         finally:
             breaker.leave(failed=lent.lease.lost)
             pool.take_back(lent)
+        return ingested
 
     async def _append(self, batch: KnownBatch, lent: LentFlights) -> Ingested | None:
-        committer = self._idle.pop() if self._idle else _keepstep.Committer()
+        try:
+            committer = self._idle.pop() if self._idle else _keepstep.Committer()
+        except OSError:  # no descriptors, or no memory for one more thread
+            return None
         committer.start(
             batch.submissions,
             batch.heads,
@@ -73,8 +78,7 @@ class Commits:
             copies=COPIES,
             probe=self._probe,
         )
-        with trio.CancelScope(shield=True):
-            await trio.lowlevel.wait_readable(committer.fileno())
+        await trio.lowlevel.wait_readable(committer.fileno())
         try:
             committed = committer.take()
         except BaseException:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import psycopg
 import pytest
+import trio
 
 from keepstep.errors import Unavailable
 from keepstep.postgres.commits import Commits
@@ -177,6 +179,25 @@ async def test_a_flight_is_bounded(node: Observed) -> None:
     assert node.states == ["57014", None]
 
 
+async def test_a_cancellation_leaves_no_flight_on_its_way(node: Observed) -> None:
+    """Whoever gets the connection next would take its answers for its own: it is seen to its end all the same."""
+    node.log = node.place.node(database=node.place.connect(Limits(statement_timeout_ms=400, lock_timeout_ms=60_000)))
+    principal = await node.start()
+    await append(node.log, principal, node.device.event("notes"))
+    event = node.device.event("notes")
+    connection = node.log._backend._database.append._idle[0]  # type: ignore[attr-defined]
+    connection.execute("SET statement_timeout = 0")
+
+    with psycopg.connect(node.place.url) as holder, trio.CancelScope() as scope:
+        holder.execute("SELECT FROM streams FOR UPDATE")
+        scope.cancel()
+        with pytest.raises(Unavailable, match="longer than its timeout"):
+            await append(node.log, principal, event)
+
+    assert seqs(await append(node.log, principal, event)) == [3]
+    assert node.states == [None, "57014", None]
+
+
 async def test_a_server_that_cannot_be_told_to_give_up_is_left(node: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
     """The outcome is looked for on another connection."""
     node.log = node.place.node(database=node.place.connect(Limits(statement_timeout_ms=400, lock_timeout_ms=60_000)))
@@ -218,6 +239,23 @@ async def test_without_flights_everything_goes_through_psycopg(node: Observed, m
 
     assert seqs(await append(node.log, principal, node.device.event("notes"))) == [2]
     assert node.flown == []
+
+
+async def test_without_descriptors_for_a_thread_it_goes_the_other_way(
+    node: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever used them up has done nothing to those who publish."""
+    principal = await node.start()
+    await append(node.log, principal, node.device.event("notes"))
+    node.log._backend._commits._idle.clear()  # type: ignore[attr-defined]
+
+    def exhausted() -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("keepstep._keepstep.Committer", exhausted)
+
+    assert seqs(await append(node.log, principal, node.device.event("notes"))) == [3]
+    assert node.states == [None, None]
 
 
 async def test_a_statement_that_cannot_be_prepared_is_an_error(place: PostgresPlace) -> None:
