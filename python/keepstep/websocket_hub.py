@@ -122,7 +122,11 @@ class Hub:
             for token, opened, record_bytes, end, writable in ready:
                 connection = self._connections.get(token)
                 if connection is not None:
-                    connection.turn(opened, record_bytes, now_s, end, writable=writable)
+                    try:
+                        connection.turn(opened, record_bytes, now_s, end, writable=writable)
+                    except Exception as error:  # it ends one connection, not the server
+                        self._on_fault(error, connection.address)
+                        connection.give_up()
             self._in_turn = False
             self._send()
 
@@ -414,6 +418,13 @@ class HubConnection:
             self._messages.insert(0, message)
         self.end = end or self.end
         self._wake()
+
+    def give_up(self) -> None:
+        """A fault of ours: whoever serves it finds it gone; one in the lobby stays there until its time is over."""
+        self.end, self._receiver = "gone", None
+        self._hub.sockets.pause(self._token, paused=True)
+        self._wake()
+        self.rouse()
 
     @property
     def backlog_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -33,7 +34,8 @@ AT_REST: Final = pytest.mark.parametrize("way", [way for way in WAYS if way == "
 
 
 def descriptors() -> int:
-    """How many this process has open."""
+    """How many this process has open; those of earlier tests are closed."""
+    gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -146,11 +148,12 @@ class Bench:
         self._nursery = nursery
         self._rests = way == "at rest"
         self._peers: list[trio.SocketStream] = []
+        self.faults: list[Exception] = []
         self.hub: Any = None
         if way != "stream":
             from keepstep.websocket_hub import Hub
 
-            self.hub = Hub(nursery, lambda error, _address: pytest.fail(repr(error)))
+            self.hub = Hub(nursery, lambda error, _address: self.faults.append(error))
 
     async def open(
         self, *, early: bytes = b"", receiver: Receiver | None = None, sealing: Sealing | None = None
@@ -206,8 +209,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(way: str) -> AsyncIterator[Bench]:
-    """Until the block ends; nobody is left inside then."""
+async def bench(way: str, *, fault: type[Exception] | None = None) -> AsyncIterator[Bench]:
+    """Until the block ends; nobody is left inside then. The hub met that ``fault``, or none."""
     async with trio.open_nursery() as nursery:
         each = Bench(nursery, way)
         try:
@@ -215,3 +218,4 @@ async def bench(way: str) -> AsyncIterator[Bench]:
         finally:
             each.leave()
     assert Place.inside == 0
+    assert [type(fault) for fault in each.faults] == ([] if fault is None else [fault])
