@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,31 @@ import trio
 import trio.testing
 
 from tests.support.listening import AT_REST, BY_HUB, PATIENCE_S, Bench, bench, descriptors, has
+from tests.support.records import Sealing
 from tests.support.websocket import Place, frame, read_all
 
 if sys.platform == "linux":
+    from keepstep._keepstep import SocketHub
     from keepstep.websocket_hub import HubConnection
+
+    def test_nobody_has_two_turns_before_everybody_had_one() -> None:
+        """Even where more have something than the bytes of one turn, and the kernel names the same ones first."""
+        hub, message = SocketHub(), bytes(32_000)
+        with ExitStack() as peers:
+            tokens = set()
+            for _ in range(100):
+                ours, peer = socket.socketpair()
+                ours.setblocking(False)
+                peers.enter_context(peer)
+                token, sealing = hub.welcome(ours.detach()), Sealing()
+                assert hub.upgraded(token, b"", b"", 100) == ([], None)
+                hub.begin(token, sealing.records.reader, None, 40_000)
+                peer.sendall(sealing.frames(*[message] * 4))
+                tokens.add(token)
+                peers.callback(hub.discard, token)
+            first, second = ([token for token, *_ in hub.receive()] for _ in range(2))
+        assert len(first) < len(tokens) == len(first) + len(second)
+        assert {*first, *second} == tokens
 
 
 @BY_HUB

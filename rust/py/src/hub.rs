@@ -1,9 +1,9 @@
 //! Many devices' sockets in one call: one epoll descriptor that Trio waits on, and no call that blocks.
 //!
 //! A socket belongs to the hub from `welcome` to `remove` or `discard`. Sockets are watched level-triggered and read once a turn, up to a chunk, so that
-//! nobody starves; the kernel hands ready sockets out in turns.
+//! nobody starves; who is ready has its turn before the kernel is asked again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -77,6 +77,8 @@ struct Turn {
 
 struct Sockets {
     by_token: HashMap<u64, Socket>,
+    /// What the kernel said is ready and has not had its turn yet: it would name the same first the next time.
+    ready: VecDeque<(u64, EventFlags)>,
     last_token: u64,
     chunk: Vec<u8>,
 }
@@ -95,7 +97,8 @@ impl SocketHub {
     #[new]
     fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let sockets = Sockets { by_token: HashMap::new(), last_token: 0, chunk: vec![0; CHUNK_BYTES] };
+        let sockets =
+            Sockets { by_token: HashMap::new(), ready: VecDeque::new(), last_token: 0, chunk: vec![0; CHUNK_BYTES] };
         Ok(Self { epoll, sockets: Mutex::new(sockets) })
     }
 
@@ -279,19 +282,15 @@ impl Sockets {
 
     /// Everything that is ready, from each socket at most a chunk.
     fn receive(&mut self, epoll: &OwnedFd) -> Result<Vec<Turn>, Errno> {
-        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; SOCKETS_MAX];
-        let (ready, _) = match epoll::wait(epoll, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-            Err(Errno::INTR) => return Ok(Vec::new()),
-            result => result?,
-        };
-        let mut turns = Vec::with_capacity(ready.len());
+        if self.ready.is_empty() {
+            self.find_ready(epoll)?;
+        }
+        let mut turns = Vec::with_capacity(self.ready.len());
         let mut record_bytes = 0;
-        for event in ready.iter() {
-            if record_bytes >= TURN_BYTES_MAX {
-                break; // the others are still ready
-            }
-            let (token, flags) = (event.data.u64(), event.flags);
-            let Some(socket) = self.by_token.get_mut(&token) else { continue };
+        while record_bytes < TURN_BYTES_MAX
+            && let Some((token, flags)) = self.ready.pop_front()
+        {
+            let Some(socket) = self.by_token.get_mut(&token).filter(|socket| !socket.is_over) else { continue };
             let mut turn = Turn::new(token);
             if flags.contains(EventFlags::OUT) && socket.unsent() > 0 {
                 match socket.flush() {
@@ -322,6 +321,16 @@ impl Sockets {
             }
         }
         Ok(turns)
+    }
+
+    /// Asks the kernel, which hands ready sockets out in turns.
+    fn find_ready(&mut self, epoll: &OwnedFd) -> Result<(), Errno> {
+        let mut events = [const { MaybeUninit::<epoll::Event>::uninit() }; SOCKETS_MAX];
+        match epoll::wait(epoll, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+            Err(Errno::INTR) => {}
+            result => self.ready.extend(result?.0.iter().map(|event| (event.data.u64(), event.flags))),
+        }
+        Ok(())
     }
 
     /// Sends to each as much as goes; gives those for whom something is left, or who are gone.
