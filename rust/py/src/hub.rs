@@ -27,8 +27,10 @@ use crate::stage::{GONE, Stage};
 
 /// Sockets that one turn reads from.
 const SOCKETS_MAX: usize = 256;
-/// Bytes of records after which a turn leaves the other sockets to the next one.
+/// Bytes of messages after which a turn leaves the other sockets to the next one.
 const TURN_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes that a message counts for beside its own: to act on it takes Python's time, however short it is.
+const MESSAGE_BYTES: usize = 256;
 /// Bytes that one turn reads from a socket.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// The same of a stranger: it costs no more than this at a time.
@@ -315,7 +317,7 @@ impl Sockets {
             if turn.end.is_some() {
                 socket.leave(epoll);
             }
-            record_bytes += turn.record_bytes;
+            record_bytes += turn.record_bytes + turn.opened.len() * MESSAGE_BYTES;
             if !turn.is_empty() {
                 turns.push(turn);
             }
