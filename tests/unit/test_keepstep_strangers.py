@@ -187,6 +187,11 @@ if sys.platform == "linux":
         with socket.socket() as sock, pytest.raises(OSError, match="Invalid argument"):
             SocketHub.accept(sock.fileno())
 
+    def test_an_error_of_the_connection_that_came_is_not_the_ports() -> None:
+        """That one is gone; the others come with the next call. A socket without connections says the same."""
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            assert SocketHub.accept(sock.fileno()) == []
+
     def test_a_socket_that_is_nobodys_has_no_part_in_anything() -> None:
         """To close it twice does no harm."""
         hub = SocketHub()

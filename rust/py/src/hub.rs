@@ -37,6 +37,18 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const STRANGERS_CHUNK_BYTES: usize = 4 * 1024;
 /// Connections that are accepted at a time: others get their turn in between.
 const ACCEPTED_MAX: usize = 64;
+/// What accepting may say of the connection that came, not of the port: accept(2), "Error handling".
+const OF_ONE_CONNECTION: [Errno; 9] = [
+    Errno::PERM, // a firewall's rule
+    Errno::NETDOWN,
+    Errno::PROTO,
+    Errno::NOPROTOOPT,
+    Errno::HOSTDOWN,
+    Errno::NONET,
+    Errno::HOSTUNREACH,
+    Errno::OPNOTSUPP,
+    Errno::NETUNREACH,
+];
 /// Pongs are left out for a peer that takes nothing and has so many bytes waiting.
 const PONG_BACKLOG_BYTES_MAX: usize = 64 * 1024;
 
@@ -124,6 +136,7 @@ impl SocketHub {
                 }
                 Ok((_, None)) | Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => break,
+                Err(error) if OF_ONE_CONNECTION.contains(&error) => break,
                 Err(_) if !accepted.is_empty() => break,
                 Err(error) => return Err(error.into()),
             }
