@@ -32,7 +32,7 @@ from keepstep.postgres.housekeeping import PostgresHousekeeping
 from keepstep.postgres.links import PostgresLinks
 from keepstep.postgres.log import PostgresLog
 from keepstep.postgres.maintenance import PostgresMaintenance
-from keepstep.postgres.pool import Database, Limits
+from keepstep.postgres.pool import Connection, Database, Limits, Pool
 from keepstep.postgres.restores import PostgresRestores, begin_epoch
 from keepstep.postgres.retention import PostgresRetention
 from keepstep.postgres.tokens import PostgresTokens
@@ -303,6 +303,21 @@ class PostgresPlace:
 def without_flights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections take no flights from now on, as where they are encrypted: everything goes through psycopg."""
     monkeypatch.setattr("keepstep.postgres.pool.flights_on", lambda _connection: None)
+
+
+def with_prepared_flights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle connections for appending have their flights prepared from now on, so that threads of the extension commit.
+
+    Else the first batch of a connection prepares them, in a thread of Python's.
+    """
+    put = Pool.put
+
+    def prepared(pool: Pool, connection: Connection) -> None:
+        if pool is pool._database.append and not connection.closed:
+            pool.flights(connection)
+        put(pool, connection)
+
+    monkeypatch.setattr(Pool, "put", prepared)
 
 
 async def create_account(place: Place, log: EventLog, device: DeviceFixture) -> Principal:

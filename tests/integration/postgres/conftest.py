@@ -11,7 +11,7 @@ import trio
 from keepstep.archive.store import S3Access
 from tests.support.archives import ACCESS, BUCKET, Archives, s3_server
 from tests.support.database import temporary_directory
-from tests.support.logs import PostgresPlace, without_flights
+from tests.support.logs import PostgresPlace, with_prepared_flights, without_flights
 from tests.support.populated import Populated, populate
 from tests.support.proxy import Proxy
 
@@ -46,10 +46,12 @@ def place(database_url: str, database_server: DatabaseServer) -> Iterator[Postgr
     place.close()
 
 
-@pytest.fixture(params=["flight", "psycopg"])
+@pytest.fixture(params=["thread", "flight", "psycopg"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a node commits what only moves heads."""
-    if request.param == "psycopg":
+    """How a node commits what only moves heads: on a thread of the extension, or in one of Python's."""
+    if request.param == "thread":
+        with_prepared_flights(monkeypatch)
+    elif request.param == "psycopg":
         without_flights(monkeypatch)
     return str(request.param)
 

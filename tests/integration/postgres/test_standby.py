@@ -28,7 +28,7 @@ WAITING: Final = (
 CANCEL_WAIT: Final = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'"
 PATIENCE_S: Final = 60
 """After this what a test waits for does not come."""
-COMMIT: Final = {"psycopg": "COMMIT", "flight": "COPY%"}
+COMMIT: Final = {"psycopg": "COMMIT", "flight": "COPY%", "thread": "COPY%"}
 """The statement that PostgreSQL shows meanwhile, by the way of the commit: a flight ends without one of its own."""
 BARRIER: Final = "%pg_logical_emit_message%"
 
