@@ -250,8 +250,10 @@ class Session:
     def check_timeouts(self) -> None:
         """End where the device says nothing or takes nothing for too long; called now and then.
 
-        So a message costs a look at the clock and not a cancel scope.
+        So a message costs a look at the clock and not a cancel scope. Until it listens the handshake's time counts.
         """
+        if not self._listens:
+            return
         now_s = trio.current_time()
         if not self._paused and now_s - self._heard_at_s > self._limits.idle_timeout_s:
             self.end(ProtocolError("timeout", "no message from the device"))

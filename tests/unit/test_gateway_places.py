@@ -52,6 +52,28 @@ async def test_a_session_that_ends_while_ready_is_on_its_way_is_cleared_away(res
     assert row.closed == (NOW_MS, "revoked")
 
 
+async def test_a_ready_that_waits_for_the_device_has_the_time_of_the_handshake() -> None:
+    """Nothing was sent before it whose time could be over."""
+    parts = Parts()
+    (phone,) = await parts.register("alice")
+    async with parts.running() as nursery:
+        connection = parts.serve(nursery)
+        send = connection.send
+
+        async def look_before_ready(messages: Sequence[bytes]) -> None:
+            connection.backlog_bytes = 1
+            for session in parts.gateway._sessions:
+                session.check_timeouts()
+                assert not session.is_over
+            connection.backlog_bytes = 0
+            await send(messages)
+
+        connection.send = look_before_ready  # type: ignore[method-assign]
+        session = await WireDevice.connect(phone, connection, SERVER_KEY)
+        await session.send(Bye())
+        assert await closing_reason(session.receive) == ""
+
+
 async def test_the_memory_of_replacements_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond it the devices that replaced themselves longest ago are forgotten."""
     monkeypatch.setattr("keepstep.gateway.REPLACED_DEVICES_MAX", 1)
