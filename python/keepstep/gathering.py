@@ -1,8 +1,8 @@
 """Questions that many tasks ask at the same moment, and that are answered together.
 
 A hop to a thread and a commit cost the same for one question as for dozens. Nobody waits for others to come: who finds
-nobody asking asks at once, and what comes meanwhile goes together next. There is no task of its own: the first that
-waits asks for all.
+nobody asking asks once the tasks that run in the same pass of the scheduler have had their turn, and what comes
+meanwhile goes together next. There is no task of its own: the first that waits asks for all.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Gathering(Generic[Question, Answer]):
         place = _Place[Question, Answer](question, trio.lowlevel.current_task())
         if self._under_way < self._at_once:
             self._under_way += 1
+            await trio.lowlevel.cancel_shielded_checkpoint()  # who was woken with it has asked then too
             await self._ask_for_all(place)
         else:
             self._waiting.append(place)

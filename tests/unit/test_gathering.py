@@ -59,6 +59,36 @@ async def test_what_comes_while_one_is_under_way_goes_together() -> None:
     assert oracle.answers == {each: each.upper() for each in "abcde"}
 
 
+async def test_who_is_woken_together_asks_together() -> None:
+    """Nothing is under way: the first gives the others of its pass their turn, and asks for them too."""
+    oracle = Oracle()
+    async with trio.open_nursery() as nursery:
+        for question in "abcd":
+            nursery.start_soon(oracle.wonder, question)
+        await trio.testing.wait_all_tasks_blocked()
+        (together, *rest) = oracle.asked
+        assert not rest
+        assert len(together) == 3
+        oracle.let.release()
+        oracle.let.release()
+    assert [len(each) for each in oracle.asked] == [3, 1]
+    assert oracle.answers == {each: each.upper() for each in "abcd"}
+
+
+async def test_who_is_cancelled_while_it_gives_others_their_turn_asks_nothing() -> None:
+    """The others go on without it."""
+    oracle = Oracle()
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(oracle.wonder, "a", scope)
+        nursery.start_soon(oracle.wonder, "b")
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert oracle.asked == [["b"]]
+        oracle.let.release()
+    assert oracle.answers == {"b": "B"}
+
+
 async def test_several_are_under_way_at_the_same_time() -> None:
     """As many as are allowed."""
     oracle = Oracle(at_once=2)
