@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from keepstep.interfaces import Claim
-    from keepstep.postgres.pool import Connection, Database
-
-T = TypeVar("T")
+    from keepstep.postgres.pool import Database
 
 REASON_CHARACTERS_MAX: Final = 64
 """Longest reason that is recorded for the end of a session; the rest is cut off."""
@@ -205,7 +203,7 @@ class PostgresAccounts:
             "seqs": bigints([seq for seq, _ in positions.values()]),
             "chains": byteas([chain16 for _, chain16 in positions.values()]),
         }
-        await self._ask(lambda connection: connection.execute(query("save_acks"), arguments))
+        await self._run("save_acks", arguments)
 
     async def _rows_of(self, statement: str, /, *, user_pk: int, **arguments: int) -> list[Any]:
         """Behind the second wall: of that user only, whatever the statement asks for."""
@@ -216,15 +214,10 @@ class PostgresAccounts:
         )
 
     async def _rows(self, statement: str, /, **arguments: object) -> list[Any]:
-        return await self._ask(
-            lambda connection: list[Any](connection.execute(query(statement), arguments, binary=True).fetchall())
-        )
+        return await self._database.accounts.ask(statement, arguments)
 
     async def _run(self, statement: str, arguments: dict[str, object]) -> None:
-        await self._ask(lambda connection: connection.execute(query(statement), arguments))
-
-    async def _ask(self, ask: Callable[[Connection], T]) -> T:
-        return await self._database.accounts.run(lambda lease: lease.ask(ask))
+        await self._database.accounts.ask(statement, arguments)
 
 
 def _known(user_key: bytes, device_id: bytes, row: Sequence[Any]) -> KnownDevice:

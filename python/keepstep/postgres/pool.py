@@ -6,11 +6,11 @@ size: whoever has a thread has a connection, and nobody waits for one while hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -18,12 +18,13 @@ import trio
 from psycopg.pq import TransactionStatus
 
 from keepstep.postgres import arrays
-from keepstep.postgres.breaker import Breaker
+from keepstep.postgres.breaker import Breaker, BreakerState
 from keepstep.postgres.commit import execute_bounded
 from keepstep.postgres.faults import away, ends_connection
 from keepstep.postgres.flight import flights_on
 from keepstep.postgres.isolation import READER_ROLE
 from keepstep.postgres.queries import query
+from keepstep.postgres.questions import Questions, is_forgotten
 
 if TYPE_CHECKING:
     from keepstep.interfaces import Clock, Threads
@@ -309,6 +310,7 @@ class Pool:
         self._role = role
         self._idle: list[Connection] = []
         self._flights: WeakKeyDictionary[Connection, Flights | None] = WeakKeyDictionary()
+        self._questions: WeakKeyDictionary[Connection, Questions] = WeakKeyDictionary()
         self._closed = False
         self.limiter = trio.CapacityLimiter(size)
 
@@ -357,22 +359,68 @@ class Pool:
         """As ``Lease.forget_flights``."""
         self._flights.pop(connection, None)
 
+    async def ask(self, name: str, arguments: Mapping[str, object]) -> list[tuple[Any, ...]]:
+        """The rows that a statement of ``queries`` answers, which may be asked twice; none where it has none.
+
+        On an idle connection it takes no thread. A cancellation waits for its end. Raises as ``run``.
+        """
+        breaker = self._database.breaker
+        lease = self._lend_nowait() if breaker.state is BreakerState.CLOSED else None
+        if lease is not None:
+            rows = None
+            try:
+                with trio.CancelScope(shield=True):
+                    rows = await self._ask(lease, name, arguments)
+            finally:
+                breaker.leave(failed=None if lease.lost else False)
+                self._take_back(lease)
+            if rows is not None:
+                return rows
+        return await self.run(lambda lease: lease.ask(lambda connection: _rows(connection, name, arguments)))
+
+    async def _ask(self, lease: Lease, name: str, arguments: Mapping[str, object]) -> list[tuple[Any, ...]] | None:
+        """``None`` where it is to be asked anew: the connection had died, or its session forgot what was prepared."""
+        connection = lease.connection
+        questions = self._questions.get(connection)
+        if questions is None:
+            questions = self._questions[connection] = Questions(connection)
+        try:
+            return await questions.ask(connection, name, arguments)
+        except psycopg.Error as error:
+            if is_forgotten(error):
+                connection.close()  # its next one prepares everything anew
+            if not lease.discard_if_lost(error):
+                raise away(error) from error
+            return None
+
     def lend_nowait(self) -> LentFlights | None:
         """An idle connection that is prepared for flights, lent to the caller; ``None`` where that takes a thread."""
-        lease = Lease(self)
-        connection = lease.held
-        flights = None if connection is None else self._flights.get(connection)
-        if connection is not None and flights is not None:
-            with suppress(trio.WouldBlock):
-                self.limiter.acquire_on_behalf_of_nowait(lease)
-                return LentFlights(lease, connection, flights)
-        lease.give_back()
-        return None
+        lease = self._lend_nowait()
+        if lease is None:
+            return None
+        flights = self._flights.get(lease.connection)
+        if flights is None:
+            self._take_back(lease)
+            return None
+        return LentFlights(lease, lease.connection, flights)
 
     def take_back(self, lent: LentFlights) -> None:
         """What ``lend_nowait`` lent."""
-        lent.lease.give_back()
-        self.limiter.release_on_behalf_of(lent.lease)
+        self._take_back(lent.lease)
+
+    def _lend_nowait(self) -> Lease | None:
+        """An idle connection, with the place of whoever uses it; ``None`` where there is none."""
+        lease = Lease(self)
+        if lease.held is not None:
+            with suppress(trio.WouldBlock):
+                self.limiter.acquire_on_behalf_of_nowait(lease)
+                return lease
+            lease.give_back()
+        return None
+
+    def _take_back(self, lease: Lease) -> None:
+        lease.give_back()
+        self.limiter.release_on_behalf_of(lease)
 
     def take(self) -> Connection | None:
         """An idle connection, the one used last; it may have died since."""
@@ -400,3 +448,9 @@ class Pool:
             yield lease
         finally:
             lease.give_back()
+
+
+def _rows(connection: Connection, name: str, arguments: Mapping[str, object]) -> list[tuple[Any, ...]]:
+    """As ``Questions.ask``, in a thread."""
+    cursor = connection.execute(query(name), arguments, binary=True)
+    return [] if cursor.description is None else cursor.fetchall()
