@@ -16,7 +16,7 @@ from keepstep import _keepstep
 from keepstep.arrivals import DeviceEnded, open_session
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.interfaces import ConnectionClosed
-from keepstep.model import DEVICES_STREAM, SESSION_ID_BYTES
+from keepstep.model import DEVICES_STREAM, KEY_BYTES, SESSION_ID_BYTES
 from keepstep.protocol.handshake import ServerHandshake
 from keepstep.protocol.messages import MESSAGE_BYTES_MAX, PUBLISH_BYTES_MAX, KeyAnnounced, Ready, Subscribe, encode
 from keepstep.protocol.primitives import SUITE_AES_256_GCM, SUITE_CHACHA20_POLY1305
@@ -287,11 +287,12 @@ class Gateway:
 
     async def _shake_hands(self, connection: Connection, record: _Record) -> tuple[Session, ClientAuthCore]:
         services = self._services
+        drawn = services.randomness.bytes(2 * KEY_BYTES + SESSION_ID_BYTES)  # once, for it is a call of the system
         handshake = ServerHandshake(
             _keepstep,
             identity=self._identity,
-            ephemeral_secret=services.randomness.bytes(32),
-            nonce=services.randomness.bytes(32),
+            ephemeral_secret=drawn[:KEY_BYTES],
+            nonce=drawn[KEY_BYTES : 2 * KEY_BYTES],
             server_time_ms=services.clock.now_ms(),
             epoch=services.signer.epoch,
             suites=SUITES,
@@ -305,7 +306,7 @@ class Gateway:
         try:
             core = handshake.receive_auth(data)
             generation = services.log.generation()
-            opened = await self._open_session(connection, handshake, core, record)
+            opened = await self._open_session(connection, handshake, core, record, drawn[2 * KEY_BYTES :])
             await services.healing.arrived(opened.known.principal)
         finally:
             self._handshakes.release()
@@ -325,14 +326,18 @@ class Gateway:
         return session, core
 
     async def _open_session(
-        self, connection: Connection, handshake: ServerHandshake, core: ClientAuthCore, record: _Record
+        self,
+        connection: Connection,
+        handshake: ServerHandshake,
+        core: ClientAuthCore,
+        record: _Record,
+        session_id: bytes,
     ) -> OpenedSession:
         """Who the device is; one that has ended is shown the event that ended it, sealed, before the refusal.
 
         protocol.md section 2: "A proven holder of a revoked key gets the signed revocation".
         """
         services = self._services
-        session_id = services.randomness.bytes(SESSION_ID_BYTES)
         now_ms = services.clock.now_ms()
         try:
             opened, record.session_no = await open_session(services.accounts, core, session_id, now_ms=now_ms)

@@ -503,6 +503,13 @@ class Resting(Protocol):
     def rouse(self) -> None:
         """Call ``resume`` now, unless it was called."""
 
+    def stop(self) -> None:
+        """Listen no more: it is over, and nothing more is handed over."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether ``over`` has nothing to wait for."""
+
     async def over(self) -> None:
         """Within ``resume``: as ``Connection.listen``, from where ``rest`` is."""
 

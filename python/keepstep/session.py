@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -88,6 +89,7 @@ class Session:
         "_connection",
         "_draining",
         "_ended",
+        "_ends_at_s",
         "_fault",
         "_heard_at_s",
         "_held",
@@ -149,6 +151,7 @@ class Session:
         self._draining = False
         self._ended = False
         self._resting: Resting | None = None
+        self._ends_at_s = math.inf
         self._scope: trio.CancelScope | None = None
         self._fault: Exception | None = None
         self._heard_at_s = trio.current_time()
@@ -186,9 +189,10 @@ class Session:
     async def run(self) -> None:
         """Serve until the session is over; afterwards ``end_reason`` says why, ``None`` where the device left."""
         try:
-            with self._bounds():
-                if self._resting is not None:
-                    await self._resting.over()
+            resting = self._resting
+            with self._bounds() if resting is None or not resting.is_over else nullcontext():
+                if resting is not None:
+                    await resting.over()
                 else:
                     self._begin()
                     await self._connection.listen(self, session_records(self._protocol, self.principal, self._limits))
@@ -208,7 +212,7 @@ class Session:
 
     def _bounds(self) -> trio.CancelScope:
         """What ends ``run``: made when there is something to end."""
-        self._scope = self._scope or trio.CancelScope()
+        self._scope = self._scope or trio.CancelScope(deadline=self._ends_at_s)
         return self._scope
 
     async def _stop_waiting(self) -> None:
@@ -227,20 +231,19 @@ class Session:
             self._ended = True
             self.end_reason = reason
             hurries = reason is not None and reason.code in _HURRIED
-            timeout_s = HURRIED_FAREWELL_TIMEOUT_S if hurries else FAREWELL_TIMEOUT_S
-            self._bounds().deadline = trio.current_time() + timeout_s
+            self._ends_at_s = trio.current_time() + (HURRIED_FAREWELL_TIMEOUT_S if hurries else FAREWELL_TIMEOUT_S)
+            if self._scope is not None:
+                self._scope.deadline = self._ends_at_s
             self._ask_turn()
-            self._rouse()
-
-    def _rouse(self) -> None:
-        if self._resting is not None:
-            self._resting.rouse()
+            if self._resting is not None:
+                self._resting.rouse()
 
     def fail(self, error: Exception) -> None:
         """A fault of ours ends the session at once; ``run`` raises it."""
         self._fault = self._fault or error
         self._bounds().cancel()
-        self._rouse()
+        if self._resting is not None:
+            self._resting.rouse()
 
     @property
     def is_over(self) -> bool:
@@ -591,7 +594,10 @@ class Session:
 
     def _take_leave(self) -> bool:
         """Stop listening once everything has gone; whether to look again at once."""
-        if not self._connection.backlog_bytes:
+        if self._connection.backlog_bytes:
+            return not self._connection.blocked
+        if self._resting is not None:
+            self._resting.stop()
+        else:
             self._bounds().cancel()
-            return False
-        return not self._connection.blocked
+        return False

@@ -377,6 +377,16 @@ class HubConnection:
         if self._receiver is None:
             self.rouse()
 
+    def stop(self) -> None:
+        """See ``interfaces.Resting``."""
+        self._receiver = None
+        self._wake()
+
+    @property
+    def is_over(self) -> bool:
+        """See ``interfaces.Resting``."""
+        return self._receiver is None
+
     def rouse(self) -> None:
         """See ``interfaces.Resting``."""
         receiver, self._rests = self._rests, None

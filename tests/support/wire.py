@@ -196,6 +196,17 @@ class MemoryConnection:
             assert self._nursery is not None
             self._nursery.start_soon(receiver.resume)
 
+    def stop(self) -> None:
+        """As ``Resting.stop``."""
+        self._over.set()
+        self._listens = False
+        self._pump.cancel()
+
+    @property
+    def is_over(self) -> bool:
+        """As ``Resting.is_over``."""
+        return self._over.is_set()
+
     async def over(self) -> None:
         """As ``Resting.over``."""
         try:

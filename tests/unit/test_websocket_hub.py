@@ -14,9 +14,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support.listening import AT_REST, BY_HUB, PATIENCE_S, Bench, bench, descriptors, has
+from tests.support.listening import BY_HUB, PATIENCE_S, Bench, bench, descriptors, has
 from tests.support.records import Sealing
-from tests.support.websocket import Place, frame, read_all
+from tests.support.websocket import frame, read_all
 
 if sys.platform == "linux":
     from keepstep._keepstep import SocketHub
@@ -122,62 +122,3 @@ async def test_a_fault_in_the_turn_of_a_connection_ends_that_one(way: str, monke
                 await read_all(faulty.peer)
         await other.peer_says(b"two")
         await other.receiver.until(lambda: other.receiver.messages == [b"one", b"two"])
-
-
-@AT_REST
-async def test_a_connection_at_rest_has_no_task(way: str) -> None:
-    """Whatever comes and goes; it gets one when there is an end to see to."""
-    async with trio.open_nursery() as nursery:
-        each = Bench(nursery, way)
-        first = await each.open()
-        tasks = len(nursery.child_tasks)
-        second = await each.open()
-        await second.peer_says(b"one")
-        await second.receiver.until(lambda: second.receiver.messages == [b"one"])
-        second.connection.write([b"two"])
-        assert await second.peer_receives(5) == b"\x82\x03two"
-        assert len(nursery.child_tasks) == tasks
-        second.connection.rouse()
-        second.connection.rouse()
-        assert len(nursery.child_tasks) == tasks + 1
-        await second.peer_says(b"three")
-        await second.receiver.until(lambda: second.receiver.messages == [b"one", b"three"])
-        assert not second.over.is_set()
-        each.leave()
-        with trio.fail_after(PATIENCE_S):
-            await first.over.wait()
-            await second.over.wait()
-    assert Place.inside == 0
-
-
-@AT_REST
-async def test_cancelling_the_connections_ends_those_at_rest(way: str) -> None:
-    """Each in a task of its own, with what its owner does at the end; the sockets are closed."""
-    before = descriptors()
-    async with trio.open_nursery() as connections:
-        each = Bench(connections, way)
-        peers = [(await each.open()).peer for _ in range(3)]
-        assert Place.inside == 3
-        connections.cancel_scope.cancel()
-    assert Place.inside == 0
-    for peer in peers:
-        assert await read_all(peer) == b""
-        await peer.aclose()
-    del each
-    assert descriptors() <= before + 1  # the hub's own
-
-
-@AT_REST
-async def test_a_fault_of_who_sees_to_the_end_ends_that_connection(way: str) -> None:
-    """It is told, and the place is left."""
-
-    async def fail() -> None:
-        raise ArithmeticError("a bug")
-
-    async with bench(way, fault=ArithmeticError) as each:
-        faulty, other = await each.open(), await each.open()
-        faulty.receiver.resumed = fail
-        faulty.connection.rouse()
-        assert await read_all(faulty.peer) == b""
-        await other.peer_says(b"one")
-        await other.receiver.until(lambda: other.receiver.messages == [b"one"])
