@@ -77,10 +77,13 @@ WHERE user_pk = %(user_pk)s AND stream_pk = %(stream_pk)s
 -- without a gap, because there was no archive for a time, answers nobody.
 SELECT u.user_id, s.stream_pk, s.head_seq, s.tail_seq, g.from_seq, g.to_seq, g.from_chain, g.to_chain, g.authors, g.to_at,
        g.bytes, g.name, g.old_name, g.expires_at
-FROM streams s
+FROM (
+    SELECT *
+    FROM streams n WHERE n.user_pk = %(user_pk)s AND n.name BETWEEN %(stream)s AND %(stream)s ORDER BY n.name LIMIT 1
+) s
 JOIN users u ON u.user_pk = s.user_pk
 JOIN archive_segments g ON g.user_pk = s.user_pk AND g.stream_pk = s.stream_pk AND g.to_seq > %(after)s
-WHERE s.user_pk = %(user_pk)s AND s.name = %(stream)s AND g.from_seq >= s.archived_from AND s.archived_seq >= s.tail_seq
+WHERE g.from_seq >= s.archived_from AND s.archived_seq >= s.tail_seq
 ORDER BY g.to_seq
 LIMIT 1
 

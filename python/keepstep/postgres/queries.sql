@@ -24,10 +24,15 @@ SELECT set_config('keepstep.user_pk', %(user_pk)s::bigint::text, false)
 
 -- load_heads --
 -- One snapshot of heads and authors. Authors are rows only where a stream has more of them than its own row holds.
+-- A name is looked up as a range of one, here and below: only the index of names gives its order. With an equality the
+-- planner finds the primary key as good while there are few streams, and a plan is kept: every look-up would go through
+-- all streams of its user until statistics come (docs/adr/0374-a-name-is-looked-up-as-a-range.md).
 SELECT s.user_pk, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.bytes_max, s.stored_bytes,
        s.head_seq, s.head_chain, s.head_received_at, s.auth_epoch, s.authors, a.device_pks, a.last_ns, a.last_seqs, a.last_hashes
 FROM unnest(%(user_pks)s::bigint[], %(names)s::text[]) AS k (user_pk, name)
-JOIN streams s ON s.user_pk = k.user_pk AND s.name = k.name
+CROSS JOIN LATERAL (
+    SELECT * FROM streams n WHERE n.user_pk = k.user_pk AND n.name BETWEEN k.name AND k.name ORDER BY n.name LIMIT 1
+) s
 LEFT JOIN LATERAL (
     SELECT array_agg(w.device_pk ORDER BY w.device_pk) AS device_pks,
            array_agg(w.last_n ORDER BY w.device_pk) AS last_ns,
@@ -84,13 +89,21 @@ ORDER BY d.user_pk
 FOR UPDATE OF d
 
 -- lock_streams --
--- Only locks: joined rows of other tables would be as old as this statement's snapshot. What they hold is loaded by a
--- statement of its own.
+-- Only locks, in their order: joined rows of other tables would be as old as this statement's snapshot. What they hold is
+-- loaded by a statement of its own.
 SELECT s.user_pk, s.stream_pk
-FROM unnest(%(user_pks)s::bigint[], %(names)s::text[]) AS k (user_pk, name)
-JOIN streams s ON s.user_pk = k.user_pk AND s.name = k.name
-ORDER BY s.user_pk, s.stream_pk
-FOR UPDATE OF s
+FROM (
+    SELECT k.user_pk, f.stream_pk
+    FROM unnest(%(user_pks)s::bigint[], %(names)s::text[]) AS k (user_pk, name)
+    CROSS JOIN LATERAL (
+        SELECT n.stream_pk
+        FROM streams n WHERE n.user_pk = k.user_pk AND n.name BETWEEN k.name AND k.name ORDER BY n.name LIMIT 1
+    ) f
+    ORDER BY k.user_pk, f.stream_pk
+) o
+CROSS JOIN LATERAL (
+    SELECT l.user_pk, l.stream_pk FROM streams l WHERE l.user_pk = o.user_pk AND l.stream_pk = o.stream_pk FOR UPDATE
+) s
 
 -- create_streams --
 -- A stream that is not returned was created by another transaction, or its number was taken, or the account changed.
@@ -304,7 +317,9 @@ FROM locked l WHERE s.user_pk = l.user_pk AND s.stream_pk = l.stream_pk
 SELECT s.user_pk, u.user_id::bytea, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.head_seq,
        s.head_chain, s.bytes_max, s.stored_bytes, s.tail_seq, s.tail_chain
 FROM streams s JOIN users u USING (user_pk)
-WHERE s.user_pk = %(user_pk)s AND s.name = %(name)s
+WHERE s.user_pk = %(user_pk)s AND s.name BETWEEN %(name)s AND %(name)s
+ORDER BY s.name
+LIMIT 1
 
 -- read_streams --
 SELECT s.user_pk, u.user_id::bytea, s.stream_pk, s.name::text, s.retention_class, s.policy, s.ttl_max_s, s.head_seq,
@@ -321,7 +336,9 @@ SELECT s.user_pk, u.user_id::bytea, s.stream_pk, s.name::text, s.retention_class
        s.head_chain, s.bytes_max, s.stored_bytes, s.tail_seq, s.tail_chain, coalesce(p.acked_seq, 0),
        s.head_received_at, s.auth_epoch, s.authors, w.last_n, w.last_hash::bytea
 FROM unnest(%(names)s::text[]) AS k (name)
-CROSS JOIN LATERAL (SELECT * FROM streams n WHERE n.user_pk = %(user_pk)s AND n.name = k.name LIMIT 1) s
+CROSS JOIN LATERAL (
+    SELECT * FROM streams n WHERE n.user_pk = %(user_pk)s AND n.name BETWEEN k.name AND k.name ORDER BY n.name LIMIT 1
+) s
 JOIN users u ON u.user_pk = %(user_pk)s
 LEFT JOIN LATERAL (
     SELECT a.last_n, a.last_hash
@@ -500,7 +517,11 @@ FROM seen WHERE d.user_pk = seen.user_pk AND d.device_pk = seen.device_pk
 INSERT INTO positions (user_pk, device_pk, stream_pk, acked_seq, acked_chain16)
 SELECT %(user_pk)s, %(device_pk)s, s.stream_pk, a.seq, a.chain16
 FROM unnest(%(names)s::text[], %(seqs)s::bigint[], %(chains)s::bytea[]) AS a (name, seq, chain16)
-CROSS JOIN LATERAL (SELECT stream_pk FROM streams WHERE user_pk = %(user_pk)s AND name = a.name AND head_seq >= a.seq LIMIT 1) s
+CROSS JOIN LATERAL (
+    SELECT n.stream_pk, n.head_seq
+    FROM streams n WHERE n.user_pk = %(user_pk)s AND n.name BETWEEN a.name AND a.name ORDER BY n.name LIMIT 1
+) s
+WHERE s.head_seq >= a.seq
 ORDER BY s.stream_pk
 ON CONFLICT (user_pk, device_pk, stream_pk) DO UPDATE
 SET acked_seq = excluded.acked_seq, acked_chain16 = excluded.acked_chain16

@@ -19,7 +19,8 @@ ON CONFLICT DO NOTHING
 SELECT d.epoch, r.seq, r.chain::bytea
 FROM rewinds d
 LEFT JOIN rewinds r ON r.user_pk = d.user_pk AND r.epoch = d.epoch AND r.stream_pk = (
-    SELECT s.stream_pk FROM streams s WHERE s.user_pk = %(user_pk)s AND s.name = %(name)s
+    SELECT s.stream_pk
+    FROM streams s WHERE s.user_pk = %(user_pk)s AND s.name BETWEEN %(name)s AND %(name)s ORDER BY s.name LIMIT 1
 )
 WHERE d.user_pk = %(user_pk)s AND d.stream_pk = 1
 ORDER BY d.epoch

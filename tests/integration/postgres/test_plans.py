@@ -56,6 +56,12 @@ INSERT INTO positions
 SELECT 9, 1, 100 + number, 0, repeat('c', 16)::bytea FROM generate_series(1, {STREAMS_OF_ONE}) AS number;
 INSERT INTO authors SELECT 9, 100 + number, 1, 1, 1, sha256('x') FROM generate_series(1, {STREAMS_OF_ONE}) AS number;
 """  # noqa: S608 - numbers of our own
+CROWD_OF: Final = f"""\
+INSERT INTO streams
+SELECT {{user_pk}}, 100 + number, 'n' || number, 1, 0, sha256('x'), 0, 0, '', 0
+FROM generate_series(1, {STREAMS_OF_ONE}) AS number;
+INSERT INTO rewinds VALUES ({{user_pk}}, 1, {NOW_MS}, 0, sha256('x'))
+"""  # noqa: S608 - numbers of our own
 NAMED: Final = f"'{{{','.join(f'n{number}' for number in range(1, 257))}}}'"
 COPIES: Final = frozenset({"copy_events"})
 """What has no plan."""
@@ -179,6 +185,48 @@ def test_what_a_device_goes_on_with_is_looked_at_once(
     finally:
         connection.close()  # with what is not committed
     assert {each for each in touched(cast("Any", row[0])[0]["Plan"]) if each[0] > ROWS_TOUCHED_MAX} == set()
+
+
+@pytest.mark.parametrize(
+    ("which", "statement"),
+    [
+        ("append", "load_heads"),
+        ("append", "lock_streams"),
+        ("read", "read_stream"),
+        ("read", "follow_streams"),
+        ("read", "find_archived"),
+        ("read", "read_rewinds"),
+        ("accounts", "save_acks"),
+    ],
+)
+async def test_a_name_is_looked_up_alone_with_a_plan_of_when_there_were_few(
+    place: PostgresPlace, which: str, statement: str
+) -> None:
+    """Statements are planned once for a connection, on a new server with next to no streams, and go on with that."""
+    principal = await create_account(place, place.node(), DeviceFixture(ADA, "phone"))
+    given = {
+        "user_pk": str(principal.user_pk),
+        "user_pks": f"'{{{principal.user_pk}}}'",
+        "device_pk": str(principal.device_pk),
+        **dict.fromkeys(("name", "stream"), f"'n{STREAMS_OF_ONE}'"),
+        "names": f"'{{n{STREAMS_OF_ONE}}}'",
+        "seqs": "'{0}'",
+        "chains": "'{cccccccccccccccc}'",
+        "after": "0",
+    }
+    asked = query(statement)
+    execute = f"EXECUTE explained({', '.join(given[name] for name in names_of(asked))})"
+    connection = getattr(place.connect(), which).connect()
+    try:
+        connection.execute(query("name_user"), {"user_pk": int(principal.user_pk)}, prepare=False)
+        connection.execute(f"PREPARE explained AS {positional(asked)[0]}".encode(), prepare=False)
+        connection.execute(execute.encode(), prepare=False)
+        for fill in CROWD_OF.format(user_pk=principal.user_pk).split(";\n"):
+            place.execute(fill)
+        (row,) = connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {execute}".encode(), prepare=False)
+    finally:
+        connection.close()
+    assert {each for each in touched(cast("Any", row[0])[0]["Plan"]) if each[0] > 1} == set()
 
 
 def classes(name: str) -> tuple[RetentionClass | None, ...]:
