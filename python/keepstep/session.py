@@ -571,10 +571,10 @@ class Session:
         try:
             if self._services.log.generation() != subscriber.generation or self.principal.expires_at_ms is not None:
                 self._check_standing()
-            ahead = subscriber.ahead
-            messages += ahead
-            size = sum(map(len, ahead)) if subscriber.is_marked else 0
-            ahead.clear()
+            messages += subscriber.ahead
+            size = subscriber.ahead_bytes
+            subscriber.ahead.clear()
+            subscriber.ahead_bytes = 0
             while subscriber.is_marked:
                 page = subscriber.pull_nowait()
                 if page is None:

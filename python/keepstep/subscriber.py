@@ -12,7 +12,7 @@ from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Position, in
 from keepstep.pages import encode_events
 from keepstep.protocol.messages import CaughtUp, Head, Resumed, Rewound, Subscribe, encode
 from keepstep.resuming import no_rewinds, position_of, seq_of, tell_pruned
-from keepstep.subscription import Subscription
+from keepstep.subscription import AHEAD_BYTES_MAX, Subscription
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -29,8 +29,6 @@ _Refusal = Literal["forbidden", "unknown_stream", "unknown_position", "limit_exc
 RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
 REREADS_MAX: Final = 3
 """How often a page that does not continue its position is read anew before the log counts as unavailable."""
-PAGES_AHEAD_MAX: Final = 4
-"""Pages of commits that wait for a session's turn; what is committed beyond them is read when its turn comes."""
 CHAIN_PREFIX_BYTES: Final = 16
 _NO_AUTHOR: Final = (0, bytes(32))
 
@@ -63,6 +61,7 @@ class Subscriber:
 
     Attributes:
         ahead: pages of commits, encoded; the position is moved over them. The writer may take them without ``pull``.
+        ahead_bytes: of their events; whoever takes them sets it to 0.
         is_marked: whether there may be something beside them. Whoever pulls until nothing ``is_due`` may take it back.
         generation: of the log that the positions are in.
         refusals: refused subscriptions not yet told.
@@ -96,6 +95,7 @@ class Subscriber:
         self._begun: dict[str, None] = {}  # that came into being and are followed
         self._ready: OrderedDict[str, None] = OrderedDict()
         self.ahead: list[bytes] = []
+        self.ahead_bytes = 0
         self.is_marked = False
         self._asks_database = False
         self._meanwhile: dict[StreamPk, int] | None = None  # what was committed while streams are sought
@@ -131,9 +131,6 @@ class Subscriber:
         if self._log.generation() != self.generation:
             raise ProtocolError("unavailable", "the log is another one than this session read")
 
-    def _refuse(self, name: str, answer: _Refusal) -> None:
-        self.refusals.append((name, answer))
-
     async def _refused(self, name: str, answer: _Refusal) -> bytes:
         """The answer to a refused subscription.
 
@@ -150,7 +147,7 @@ class Subscriber:
         """Follow a stream; whether it is followed now."""
         refusal = self._refusal(name)
         if refusal is not None:
-            self._refuse(name, refusal)
+            self.refusals.append((name, refusal))
             return False
         self._remove(name)
         self._left.pop(name, None)
@@ -237,7 +234,7 @@ class Subscriber:
         if subscription is None:
             self._committed_elsewhere(addition)
             return
-        at, ahead = subscription.at, self.ahead
+        at = subscription.at
         if addition.last_seq <= at.seq:
             return
         if (
@@ -246,7 +243,7 @@ class Subscriber:
             or at.chain != addition.prev_chain
             or subscription.owes_caught_up
             or self._asks_database  # which may read beyond it
-            or len(ahead) >= PAGES_AHEAD_MAX
+            or self.ahead_bytes >= AHEAD_BYTES_MAX
             or self._unacked_bytes >= self._limits.unacked_bytes_max
             or self._holds()
             or (message := addition.message or addition.encode(self._log, self._clock, self._limits)) is None
@@ -254,7 +251,8 @@ class Subscriber:
             self._ready[subscription.name] = None
             self._call()
         else:
-            ahead.append(message)
+            self.ahead.append(message)
+            self.ahead_bytes += addition.size
             self._unacked_bytes += subscription.sent(addition.at, addition.size)
             self._relayed.total += addition.count
             self._wake()
@@ -323,8 +321,7 @@ class Subscriber:
         Then ``pull`` is what comes next.
         """
         if self.ahead:
-            ahead, self.ahead = self.ahead, []
-            return ahead
+            return self._take_ahead()
         if self.refusals or self._seeks:
             self._asks_database = True
             return None
@@ -352,13 +349,16 @@ class Subscriber:
             Unavailable: the log cannot be read now; what was ready stays ready.
         """
         if self.ahead:
-            ahead, self.ahead = self.ahead, []
-            return ahead
+            return self._take_ahead()
         self._asks_database = True
         try:
             return await self._pull()
         finally:
             self._asks_database = False
+
+    def _take_ahead(self) -> list[bytes]:
+        ahead, self.ahead, self.ahead_bytes = self.ahead, [], 0
+        return ahead
 
     async def _pull(self) -> list[bytes]:
         while True:
@@ -459,7 +459,7 @@ class Subscriber:
                     self._appeared(subscription, info)
             elif self._takes(info.name):
                 if each.acked_seq > info.head.seq:
-                    self._refuse(info.name, "unknown_position")
+                    self.refusals.append((info.name, "unknown_position"))
                 elif self._add(info.name, each.acked_seq):
                     added.append(info.name)
                     continue
@@ -593,7 +593,8 @@ class Subscriber:
         if self._subscriptions.get(subscription.name) is subscription:
             self._remove(subscription.name)
             self._left[subscription.name] = None
-            self._refuse(subscription.name, "unknown_stream" if error.code == "unknown_stream" else "unknown_position")
+            answer: _Refusal = "unknown_stream" if error.code == "unknown_stream" else "unknown_position"
+            self.refusals.append((subscription.name, answer))
 
     def _sign(self, name: str, head: Position) -> SignedHead:
         return self._signer.sign(self.principal.user_key, name, seq=head.seq, chain=head.chain)

@@ -19,7 +19,8 @@ UNACKED_PAGES_MAX: Final = 256
 """Boundaries of unacknowledged pages remembered per stream; beyond it the newest ones are joined."""
 PAGE_AHEAD_BYTES_MAX: Final = 32 * 1024
 """Largest page that is handed to followers as it is committed."""
-
+AHEAD_BYTES_MAX: Final = 256 * 1024
+"""Bytes of such pages that wait for a session's turn; what is committed beyond them is read when its turn comes."""
 
 _NOWHERE: Final = Position(0, b"")
 

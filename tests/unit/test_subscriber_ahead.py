@@ -12,10 +12,10 @@ from keepstep.errors import ProtocolError
 from keepstep.model import DEVICES_STREAM, Kind
 from keepstep.protocol.messages import Events, Head, Subscribe, decode_from_server
 from keepstep.protocol.snapshot import encode_erase
-from keepstep.subscriber import PAGES_AHEAD_MAX, Subscriber
-from keepstep.subscription import PAGE_AHEAD_BYTES_MAX
+from keepstep.subscriber import Subscriber
+from keepstep.subscription import AHEAD_BYTES_MAX, PAGE_AHEAD_BYTES_MAX
 from tests.support.events import NOW_MS, DeviceFixture, SignedEvent, submission
-from tests.support.parts import LIMITS, Parts, limited
+from tests.support.parts import Parts, limited
 
 
 class Follower:
@@ -30,12 +30,13 @@ class Follower:
         self.held = False
 
     @classmethod
-    async def start(cls, parts: Parts, device: DeviceFixture, *, unacked_bytes_max: int = 0) -> Follower:
-        """``unacked_bytes_max``: another credit than usual."""
+    async def start(cls, parts: Parts, device: DeviceFixture, **changes: int) -> Follower:
+        """``changes``: other limits than usual."""
         follower = cls(parts, device)
-        limits = limited(unacked_bytes_max=unacked_bytes_max) if unacked_bytes_max else LIMITS
         principal = await parts.principal(device)
-        follower.subscriber = parts.subscriber(principal, follower.wake, limits.subscriber, holds=lambda: follower.held)
+        follower.subscriber = parts.subscriber(
+            principal, follower.wake, limited(**changes).subscriber, holds=lambda: follower.held
+        )
         devices_pk = (await parts.log.stream(principal.user_pk, DEVICES_STREAM)).stream_pk
         parts.relay.add(follower.subscriber, devices_pk=devices_pk, devices_changed=lambda _: None)
         follower.subscriber.subscribe(Subscribe({"notes": "start"}))
@@ -111,13 +112,34 @@ async def test_all_followers_get_one_page(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_what_is_beyond_the_pages_that_wait_is_read_in_its_turn() -> None:
     """In order, nothing twice."""
     follower = await start()
-    for _ in range(PAGES_AHEAD_MAX + 2):
-        await follower.publish()
+    page_bytes = PAGE_AHEAD_BYTES_MAX // 2  # and some more: header, signature
+    published = AHEAD_BYTES_MAX // page_bytes + 2
+    for _ in range(published):
+        await follower.publish(follower.device.event("notes", bytes(page_bytes)))
+    waiting_bytes = follower.subscriber.ahead_bytes
+    assert AHEAD_BYTES_MAX <= waiting_bytes < AHEAD_BYTES_MAX + PAGE_AHEAD_BYTES_MAX
     ahead = follower.subscriber.pull_nowait()
     assert ahead is not None
-    assert len(ahead) == PAGES_AHEAD_MAX
+    assert follower.subscriber.ahead_bytes == 0
+    assert len(ahead) == AHEAD_BYTES_MAX // page_bytes
     rest = await follower.take()
-    assert seqs([*map(decode_from_server, ahead), *rest]) == list(range(2, PAGES_AHEAD_MAX + 4))
+    assert seqs([*map(decode_from_server, ahead), *rest]) == list(range(2, published + 2))
+
+
+async def test_pages_of_a_commit_to_many_streams_all_wait() -> None:
+    """However many there are: they are small, and made for all who follow."""
+    parts = Parts()
+    (phone,) = await parts.register("alice")
+    names = [f"s{number}" for number in range(64)]
+    follower = await Follower.start(parts, phone, subscriptions_max=len(names) + 1)
+    await follower.publish(*map(phone.event, names))
+    follower.subscriber.subscribe(Subscribe(dict.fromkeys(names, "start")))
+    await follower.take()
+    await follower.publish(*map(phone.event, names))
+    ahead = follower.subscriber.pull_nowait()
+    assert ahead is not None
+    pages = [page for page in map(decode_from_server, ahead) if isinstance(page, Events)]
+    assert {page.stream for page in pages} == set(names)
 
 
 async def test_a_large_page_is_read_in_its_turn() -> None:
