@@ -43,6 +43,7 @@ from keepstep.protocol.messages import (
 from keepstep.protocol.primitives import RECORD_TAG_BYTES
 from keepstep.protocol.results import encode_accepted
 from keepstep.sessionrecords import session_records
+from keepstep.sessionservices import farewell_timeout_s
 from keepstep.subscriber import Subscriber
 from keepstep.suspects import SUSPECT_INFLIGHT_MAX
 
@@ -62,11 +63,6 @@ REPLIES_BYTES_MAX: Final = 2 * 1024 * 1024
 """Their bytes; a single larger answer still goes."""
 TURN_BYTES_MAX: Final = 256 * 1024
 """Bytes of events in one turn; one page above it still goes."""
-FAREWELL_TIMEOUT_S: Final = 1.0
-"""How long an ending session may take to send what is already answered."""
-HURRIED_FAREWELL_TIMEOUT_S: Final = 0.25
-"""The same for a device that has ended or is cut off: all of it is over within a second."""
-_HURRIED: Final = frozenset({"revoked", "account_disabled", "session_cut"})
 RETRY_MS_DEFAULT: Final = 1_000
 """When to read the log again after it was away, where it did not say."""
 
@@ -208,7 +204,7 @@ class Session:
     def _begin(self) -> None:
         self._listens = True
         self._heard_at_s = trio.current_time()
-        self._ask_turn()
+        self._services.turns.ask(self)
 
     def _bounds(self) -> trio.CancelScope:
         """What ends ``run``: made when there is something to end."""
@@ -230,20 +226,21 @@ class Session:
         if not self._ended:
             self._ended = True
             self.end_reason = reason
-            hurries = reason is not None and reason.code in _HURRIED
-            self._ends_at_s = trio.current_time() + (HURRIED_FAREWELL_TIMEOUT_S if hurries else FAREWELL_TIMEOUT_S)
+            self._ends_at_s = trio.current_time() + farewell_timeout_s(reason)
             if self._scope is not None:
                 self._scope.deadline = self._ends_at_s
-            self._ask_turn()
-            if self._resting is not None:
-                self._resting.rouse()
+            self._services.turns.ask(self)
+            self._rouse()
+
+    def _rouse(self) -> None:
+        if self._resting is not None:
+            self._resting.rouse()
 
     def fail(self, error: Exception) -> None:
         """A fault of ours ends the session at once; ``run`` raises it."""
         self._fault = self._fault or error
         self._bounds().cancel()
-        if self._resting is not None:
-            self._resting.rouse()
+        self._rouse()
 
     @property
     def is_over(self) -> bool:
@@ -314,7 +311,7 @@ class Session:
 
     def writable(self) -> None:
         """As ``Receiver.writable``."""
-        self._ask_turn()
+        self._services.turns.ask(self)
 
     def _take(self, opened: Iterable[Opened]) -> None:
         """Act on messages in order; hold back those that have to wait for what came before."""
@@ -409,7 +406,7 @@ class Session:
                 assert isinstance(message, Bye)
                 self.said_bye = True
                 self._draining = True
-                self._ask_turn()
+                self._services.turns.ask(self)
 
     def _signal(self, message: Signal) -> None:
         try:
@@ -485,7 +482,7 @@ class Session:
         """Something that was waited for is over."""
         if self._wait_over is not None:
             self._wait_over.set()
-        self._ask_turn()
+        self._services.turns.ask(self)
 
     async def _look_up(self, message: Read | ChainAt | Heal) -> None:
         """Answer what only the log knows."""
@@ -505,7 +502,7 @@ class Session:
             self._pulled = pulled
         except Unavailable as error:
             self._reading = False
-            self._ask_turn()
+            self._services.turns.ask(self)
             await trio.sleep((error.retry_after_ms or RETRY_MS_DEFAULT) / 1000)
         except ProtocolError as error:
             self.end(error)
@@ -519,9 +516,6 @@ class Session:
         return self._pulling is not None or not self._listens or self._connection.blocked
 
     # -- what goes --------------------------------------------------------------------------------------------------
-
-    def _ask_turn(self) -> None:
-        self._services.turns.ask(self)
 
     def _reply(self, encoded: bytes) -> None:
         self._replies.append(encoded)

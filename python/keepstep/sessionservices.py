@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from keepstep.errors import ProtocolError
     from keepstep.heads import HeadSigner
     from keepstep.healing import Healing
     from keepstep.interfaces import Clock, EventLog
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
     from keepstep.session import Session
     from keepstep.telemetry import Metrics
     from keepstep.turns import Turns
+
+
+FAREWELL_TIMEOUT_S: Final = 1.0
+"""How long an ending session may take to send what is already answered."""
+HURRIED_FAREWELL_TIMEOUT_S: Final = 0.25
+"""The same for a device that has ended or is cut off: all of it is over within a second."""
+_HURRIED: Final = frozenset({"revoked", "account_disabled", "session_cut"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +76,9 @@ class SessionServices:
     probe: Callable[[str], None]
     turns: Turns
     resume: Callable[[Session], Awaitable[None]]
+
+
+def farewell_timeout_s(reason: ProtocolError | None) -> float:
+    """How long a session that ends for this may take to send what is already answered."""
+    hurries = reason is not None and reason.code in _HURRIED
+    return HURRIED_FAREWELL_TIMEOUT_S if hurries else FAREWELL_TIMEOUT_S

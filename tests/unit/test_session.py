@@ -30,7 +30,7 @@ from keepstep.protocol.messages import (
 )
 from keepstep.protocol.results import encode_results
 from keepstep.publish import Submitter
-from keepstep.session import FAREWELL_TIMEOUT_S
+from keepstep.sessionservices import FAREWELL_TIMEOUT_S
 from tests.support.alice import Alice
 from tests.support.events import DeviceFixture, wire_events
 from tests.support.parts import Parts
