@@ -57,6 +57,8 @@ END;
 class Editing:
     """Two authors and a late reader of one user."""
 
+    in_flight = AUTHORS
+
     def __init__(self, directory: Path, seeded: random.Random, observed: ObservationWriter) -> None:
         """Device files go below ``directory``."""
         self._paths = [directory / f"device-{number}" for number in range(AUTHORS + 1)]

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 class Load(Protocol):
     """Devices at work, which survive everything that happens to the server."""
 
+    @property
+    def in_flight(self) -> int:
+        """How many events may be acknowledged by answers that are on their way, about."""
+
     async def prepare(self, server: ServerProcess) -> None:
         """Make users and devices; after it nobody is connected."""
 

@@ -189,7 +189,7 @@ class _Run:
                     victim = await server.database_process(self._random)
                 with contextlib.suppress(psutil.NoSuchProcess):  # a connection's process may end by itself
                     victim.kill()
-                await self._progress(1)
+                await self._progress(self._load.in_flight + 1)  # what was answered before it does not count
                 assert server.running
             server.terminate()
             await self._ended(server, 0)

@@ -16,7 +16,7 @@ from keepstep.client.http import raise_for_problem, request
 from keepstep.client.transport import open_transport
 from keepstep.model import DEVICES_STREAM, Capability
 from keepstep.protocol import messages
-from tests.chaos.device import ChaosDevice, shake_hands
+from tests.chaos.device import EVENTS_PER_FRAME_MAX, FRAMES_IN_FLIGHT_MAX, ChaosDevice, shake_hands
 from tests.chaos.load import Progress
 from tests.chaos.process import TRACE
 from tests.support.events import DeviceFixture, UserFixture, wire_events
@@ -35,6 +35,8 @@ FINISH_TIMEOUT_S: Final = 120
 
 class Writers:
     """Two users with three devices each, all publishing into one stream of their user and reading it."""
+
+    in_flight = USERS * DEVICES_PER_USER * FRAMES_IN_FLIGHT_MAX * EVENTS_PER_FRAME_MAX
 
     def __init__(self, seeded: random.Random, observed: ObservationWriter) -> None:
         self._users: list[list[ChaosDevice]] = []

@@ -21,4 +21,3 @@ async def test_nothing_acknowledged_is_lost_duplicated_or_reordered_by_kills(see
     outcome = await run_scenario(kills, seed, data_dir, load=LoadKind.WRITERS)
     assert outcome.clean, f"{outcome}\n{outcome.verdict}\n{outcome.problems}"
     assert outcome.verdict.readers == 8
-    assert "'unavailable'" in outcome.summary, "while the database is away publishes are refused, not left waiting"
