@@ -7,7 +7,7 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -227,6 +227,33 @@ if sys.platform == "linux":
             await upgraded.send_all(HELLO)
             assert (await read_all(upgraded)).startswith(b"\x82\x05hello")
             assert trio.current_time() >= served.served[0][1] + LIMITS.upgrade_timeout_s
+
+    async def test_who_met_a_fault_of_the_lobbys_is_gone_with_its_time(
+        monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+    ) -> None:
+        """Within its request and after it; the others are served."""
+        from keepstep.websocket_lobby import Lobby
+
+        turn = Lobby.turn
+
+        def fail(_lobby: Lobby, *_arguments: object) -> None:
+            raise ArithmeticError("a bug")
+
+        async with serving() as served:
+            half, upgraded = await served.peer(REQUEST[:50]), await served.peer(REQUEST)
+            await answer_of(upgraded)
+            monkeypatch.setattr(Lobby, "turn", fail)
+            await half.send_all(REQUEST[50:])
+            await upgraded.send_all(HELLO)
+            await until(lambda: len(served.faults) == 2)
+            monkeypatch.setattr(Lobby, "turn", turn)
+            other = await served.peer(REQUEST + HELLO)
+            await answer_of(other)
+            assert await other.receive_some(7) == b"\x82\x05hello"
+            for peer in (half, upgraded):
+                with suppress(trio.BrokenResourceError):  # what it said was not read
+                    assert await read_all(peer) == b""
+            assert served.met == [b"hello", ConnectionClosed]
 
     async def test_without_descriptors_accepting_pauses(
         monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
