@@ -767,7 +767,8 @@ if sys.platform == "linux":
             """(descriptor, IP address) of connections that have come, at most 64; the caller owns the descriptors.
 
             ``listener``: the descriptor of a listening socket that does not block. What is set for it holds for them.
-            IPv4 is written as such where it came mapped into IPv6. Raises OSError where nothing could be accepted.
+            IPv4 is written as such where it came mapped into IPv6. Raises OSError where nothing could be accepted,
+            but for the errors that accept(2) has tried again.
             """
         def welcome(self, descriptor: int) -> int:
             """Watch a connected socket, from now on the hub's to close; its token, never given twice.
@@ -805,7 +806,10 @@ if sys.platform == "linux":
         def receive(
             self,
         ) -> list[tuple[int, list[_Opened], int, _End | None, bool]]:
-            """(token, opened, record bytes, end, writable) of ready sockets: at most 64, and 64 KiB from each.
+            """(token, opened, record bytes, end, writable) of ready sockets: at most 256, and 64 KiB from each.
+
+            At 4 MiB, where a message counts for 256 bytes beside its own, it ends: those that were ready and had no
+            turn come with the next call, before any that comes again.
 
             ``opened``: as ``RecordReader.read`` gives it, of so many bytes of records.
 
