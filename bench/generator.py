@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from bench.server import Target
 
 OPTIONS: Final = (
-    *("connections", "devices_per_user", "at_once", "bad_signers", "streams_per_user", "events", "downloads"),
-    *("events_per_frame", "payload_bytes", "window", "suite"),
+    *("connections", "devices_per_user", "at_once", "bad_signers", "streams_per_user", "messages_per_stream"),
+    *("events", "downloads", "events_per_frame", "payload_bytes", "window", "suite"),
 )
 """Fields of a load that the generator takes under the same name."""
 

@@ -46,6 +46,7 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         at_once: connections that are being opened at the same time.
         subscribed: idle devices follow their user's stream.
         streams_per_user: that the messages of a device go into in turns.
+        messages_per_stream: of a device, into one before it is the next one's turn.
         bad_signers: further devices that flood the server with bad signatures meanwhile.
         events: stored before a catch-up.
         downloads: how often they are downloaded.
@@ -66,6 +67,7 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at_once: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
     subscribed: bool = False
     streams_per_user: Annotated[int, msgspec.Meta(ge=1, le=9_990)] | None = None
+    messages_per_stream: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
     bad_signers: Annotated[int, msgspec.Meta(ge=1, le=1_000)] | None = None
     events: Annotated[int, msgspec.Meta(ge=100, le=10_000_000)] | None = None
     downloads: Annotated[int, msgspec.Meta(ge=1, le=1_000)] | None = None

@@ -20,6 +20,7 @@ const DEVICES_PER_USER_MAX: usize = 64;
 const AT_ONCE_MAX: usize = 256;
 /// A server lets a user have 10,000 unless it is configured otherwise, those of the account itself among them.
 const STREAMS_PER_USER_MAX: usize = 9_990;
+const MESSAGES_PER_STREAM_MAX: usize = 1_000_000;
 const DOWNLOADS_MAX: u32 = 1_000;
 const BAD_SIGNERS_MAX: usize = 1_000;
 const WINDOW_MAX: usize = 1024;
@@ -98,9 +99,12 @@ pub(crate) struct Arguments {
     /// Catch-up: every event's signature is verified, not only the chain and the signed head
     #[arg(long)]
     pub(crate) verify: bool,
-    /// Relay and publish: streams of each user, that the messages of a device go into in turns
+    /// Relay and publish: streams of each user, that the messages of a device go into in turns; all begin before the warm-up
     #[arg(long, default_value_t = 1)]
     pub(crate) streams_per_user: usize,
+    /// Relay and publish: messages of a device into one stream before it is the next one's turn
+    #[arg(long, default_value_t = 1)]
+    pub(crate) messages_per_stream: usize,
     /// Idle: every device follows its user's stream
     #[arg(long)]
     pub(crate) subscribed: bool,
@@ -166,6 +170,10 @@ impl Arguments {
             (1..=STREAMS_PER_USER_MAX).contains(&self.streams_per_user),
             "--streams-per-user is 1 to {STREAMS_PER_USER_MAX}"
         );
+        ensure!(
+            (1..=MESSAGES_PER_STREAM_MAX).contains(&self.messages_per_stream),
+            "--messages-per-stream is 1 to {MESSAGES_PER_STREAM_MAX}"
+        );
         ensure!(self.bad_signers <= BAD_SIGNERS_MAX, "--bad-signers is at most {BAD_SIGNERS_MAX}");
         ensure!(self.observations.is_none() || self.publishes(), "--observations is for workloads that publish");
         self.check_rest()
@@ -197,7 +205,7 @@ impl Arguments {
         self.pace.events(self.events_max)
     }
 
-    /// Publish messages to prepare for each connection.
+    /// Publish messages to prepare for each connection, beside its first ones.
     pub(crate) fn frames_per_connection(&self) -> usize {
         self.pace.frames(self.connections, self.events_per_frame, self.events_max)
     }
@@ -264,7 +272,7 @@ mod tests {
     fn an_open_loop_signs_what_its_rate_needs() {
         let arguments = arguments(&["--rate", "1000", "--duration-s", "10", "--warm-up-s", "1", "--connections", "3"]);
         assert_eq!(arguments.events_to_sign(), 16_000);
-        assert_eq!((arguments.frames_per_connection(), arguments.window()), (535, WINDOW_MAX));
+        assert_eq!((arguments.frames_per_connection(), arguments.window()), (534, WINDOW_MAX));
     }
 
     #[test]
@@ -284,6 +292,7 @@ mod tests {
             ("--downloads", "0"),
             ("--bad-signers", "1001"),
             ("--streams-per-user", "9991"),
+            ("--messages-per-stream", "0"),
         ] {
             assert!(refusal(&[argument, value]).contains(argument), "{argument} {value}");
         }

@@ -41,7 +41,9 @@ async fn measure(arguments: &Arguments, time_ms: u64) -> Result<(Vec<Worker>, u6
     let spoilt = bad_signers.iter().map(|user| flood::prepare(user, arguments, time_ms)).collect::<Result<Vec<_>>>()?;
 
     phase("warming up");
-    let schedule = Arc::new(arguments.pace.begin(arguments.connections, arguments.events_per_frame));
+    let pace = &arguments.pace;
+    let first_messages = prepared.iter().flatten().map(|one| pace.first_frames(one.beginnings())).sum();
+    let schedule = Arc::new(pace.begin(arguments.connections, arguments.events_per_frame, first_messages));
     let mut floods = JoinSet::new();
     for (user, spoilt) in bad_signers.into_iter().zip(spoilt) {
         floods.spawn(flood::run(user, spoilt, target.clone(), arguments.suite, Arc::clone(&schedule)));
@@ -50,6 +52,7 @@ async fn measure(arguments: &Arguments, time_ms: u64) -> Result<(Vec<Worker>, u6
     announce_phases(&schedule).await;
     let workers = tasks.join_all().await;
     let bad_refused = floods.join_all().await.into_iter().sum::<Result<u64>>()?;
+    anyhow::ensure!(schedule.begun(), "not all first messages were answered: raise --finish-s");
     anyhow::ensure!(schedule.measured_s() > 0.0, "the signed events were used up in the warm-up: raise --events-max");
     Ok((workers, bad_refused, schedule))
 }
@@ -65,6 +68,7 @@ fn start_workers(
         events_per_frame: arguments.events_per_frame,
         subscribed: arguments.subscribes(),
         observe: arguments.observations.is_some(),
+        first_frames: arguments.pace.first_frames(0),
     };
     let mut tasks = JoinSet::new();
     let mut wakers = Vec::with_capacity(arguments.connections);

@@ -21,7 +21,7 @@ pub struct Pace {
     /// Seconds that are measured
     #[arg(long, default_value_t = 10)]
     pub duration_s: u64,
-    /// Seconds of the same load before; in an open loop from when every connection's first message is answered
+    /// Seconds of the same load before, from when all first messages are answered: of an open loop, and of many streams
     #[arg(long, default_value_t = 2)]
     pub warm_up_s: u64,
     /// Open loop: seconds by which the warm-up is longer at most, while more is unanswered than comes in 100 ms
@@ -60,21 +60,24 @@ impl Pace {
         }
     }
 
-    /// Publish messages, of so many events each, to have ready for each connection.
+    /// Publish messages, of so many events each, to have ready for each connection beside its first ones.
     pub fn frames(&self, connections: usize, events_per_frame: usize, closed_loop: u64) -> usize {
         let per_round = (connections * events_per_frame) as u64;
-        let frames = usize::try_from(self.events(closed_loop).div_ceil(per_round)).unwrap_or(usize::MAX);
-        // An open loop's first message comes before its rate.
-        frames.saturating_add(usize::from(self.rate.is_some()))
+        usize::try_from(self.events(closed_loop).div_ceil(per_round)).unwrap_or(usize::MAX)
     }
 
-    /// Begins a run of these phases now, whose messages have so many events each.
-    pub fn begin(&self, connections: usize, events_per_frame: usize) -> Schedule {
+    /// First messages of a connection: before a rate begins, each has one at least.
+    pub fn first_frames(&self, wanted: usize) -> usize {
+        wanted.max(usize::from(self.rate.is_some()))
+    }
+
+    /// Begins a run of these phases now, whose messages have so many events each, and of which so many are first ones.
+    pub fn begin(&self, connections: usize, events_per_frame: usize, first_messages: usize) -> Schedule {
         #[expect(clippy::cast_precision_loss, reason = "at most hundreds")]
         let frames_per_s = self.rate.map(|rate| rate / events_per_frame as f64);
         let [warm_up, settle, measured, finish] =
             [self.warm_up_s, self.settle_s, self.duration_s, self.finish_s].map(Duration::from_secs);
-        Schedule::begin(Lengths { warm_up, settle, measured, finish }, frames_per_s, connections)
+        Schedule::begin(Lengths { warm_up, settle, measured, finish }, frames_per_s, connections, first_messages)
     }
 
     /// What drives the connections.
@@ -135,7 +138,8 @@ mod tests {
     fn an_open_loop_has_the_events_that_its_rate_needs() {
         let open = pace(&["--rate", "1000", "--duration-s", "10", "--warm-up-s", "1"]);
         assert_eq!((open.events(7), pace(&[]).events(7)), (16_000, 7));
-        assert_eq!((open.frames(4, 10, 7), pace(&[]).frames(4, 10, 80)), (401, 2));
+        assert_eq!((open.frames(4, 10, 7), pace(&[]).frames(4, 10, 80)), (400, 2));
+        assert_eq!([open.first_frames(0), open.first_frames(7), pace(&[]).first_frames(0)], [1, 7, 0]);
     }
 
     #[test]

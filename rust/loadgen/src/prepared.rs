@@ -14,30 +14,57 @@ use crate::wire::Cursor;
 /// Of a MessagePack binary of at most 255 bytes.
 const BINARY_HEAD_BYTES: usize = 2;
 
-/// How much a device publishes, and into how many streams: its messages go into them in turns.
+/// How much a device publishes, and into how many streams.
+///
+/// It begins a share of them with a message each. Then its messages go into all of them in turns, from the first of its
+/// share on, a run of messages into each.
 #[derive(Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) frames: usize,
     pub(crate) events_per_frame: usize,
     pub(crate) payload_bytes: usize,
     pub(crate) streams: usize,
-    /// The stream of the first message.
+    /// Messages into one stream before it is the next one's turn.
+    pub(crate) run: usize,
+    /// The first stream of its share.
     pub(crate) first_stream: usize,
+    /// Streams in its share.
+    pub(crate) share: usize,
 }
 
 impl Shape {
     /// Everything into one stream.
     pub(crate) fn of_one_stream(frames: usize, events_per_frame: usize, payload_bytes: usize) -> Self {
-        Self { frames, events_per_frame, payload_bytes, streams: 1, first_stream: 0 }
+        Self { frames, events_per_frame, payload_bytes, streams: 1, run: 1, first_stream: 0, share: 0 }
     }
 
     fn stream_of(&self, frame: usize) -> usize {
-        (frame + self.first_stream) % self.streams
+        let place = frame.checked_sub(self.share).map_or(frame, |after| after / self.run);
+        (place + self.first_stream) % self.streams
     }
 
-    /// The first of the messages that go into a stream.
-    fn first_frame(&self, stream: usize) -> usize {
+    /// Its place among the streams, from the first of its share on.
+    fn place(&self, stream: usize) -> usize {
         (stream + self.streams - self.first_stream) % self.streams
+    }
+
+    /// How many of the first `frames` messages go into a stream.
+    fn frames_of(&self, stream: usize, frames: usize) -> usize {
+        let place = self.place(stream);
+        let begun = usize::from(place < self.share.min(frames));
+        let after = frames.saturating_sub(self.share);
+        let round = self.streams * self.run;
+        begun + after / round * self.run + (after % round).saturating_sub(place * self.run).min(self.run)
+    }
+
+    /// The message that is a stream's `number`th, counted from 0.
+    fn frame_of(&self, stream: usize, number: usize) -> usize {
+        let place = self.place(stream);
+        let begun = usize::from(place < self.share);
+        match number.checked_sub(begun) {
+            None => place,
+            Some(after) => self.share + (after / self.run * self.streams + place) * self.run + after % self.run,
+        }
     }
 }
 
@@ -125,6 +152,11 @@ impl Prepared {
         &self.bytes[self.frames[index].clone()]
     }
 
+    /// How many of them begin streams.
+    pub(crate) fn beginnings(&self) -> usize {
+        self.shape.share
+    }
+
     /// The stream that a publish message goes into.
     pub(crate) fn stream_of(&self, frame: usize) -> usize {
         self.shape.stream_of(frame)
@@ -132,20 +164,18 @@ impl Prepared {
 
     /// Author numbers in a publish message.
     pub(crate) fn numbers(&self, frame: usize) -> Range<usize> {
-        let round = frame / self.shape.streams;
-        round * self.shape.events_per_frame + 1..(round + 1) * self.shape.events_per_frame + 1
+        let before = self.count(self.stream_of(frame), frame);
+        before + 1..before + self.shape.events_per_frame + 1
     }
 
     /// How many numbers of a stream the first `frames` publish messages take.
     pub(crate) fn count(&self, stream: usize, frames: usize) -> usize {
-        let first = self.shape.first_frame(stream);
-        let frames = if frames > first { (frames - first).div_ceil(self.shape.streams) } else { 0 };
-        frames * self.shape.events_per_frame
+        self.shape.frames_of(stream, frames) * self.shape.events_per_frame
     }
 
     /// The publish message that holds an author number of a stream.
     pub(crate) fn frame_of(&self, stream: usize, n: usize) -> usize {
-        (n - 1) / self.shape.events_per_frame * self.shape.streams + self.shape.first_frame(stream)
+        self.shape.frame_of(stream, (n - 1) / self.shape.events_per_frame)
     }
 
     fn index_of(&self, stream: usize, n: usize) -> usize {
@@ -170,13 +200,20 @@ pub(crate) fn sign_all(users: &[User], arguments: &Arguments, time_ms: u64) -> R
     let users_each = users.len().div_ceil(processors).max(1);
     let sign = |user: &User| -> Result<Vec<Prepared>> {
         let streams = arguments.streams_per_user;
-        let shape_of = |device| Shape {
-            frames: arguments.frames_per_connection(),
-            events_per_frame: arguments.events_per_frame,
-            payload_bytes: arguments.payload_bytes,
-            streams,
-            // So that the devices of a user do not all write into the same one at the same time.
-            first_stream: device * streams / user.devices.len(),
+        let shape_of = |device| {
+            // The devices of a user begin elsewhere each, and do not all write into the same one at the same time.
+            let [first_stream, end] = [device, device + 1].map(|device| device * streams / user.devices.len());
+            // A single one begins with whatever comes first.
+            let share = if streams > 1 { end - first_stream } else { 0 };
+            Shape {
+                frames: arguments.frames_per_connection() + arguments.pace.first_frames(share),
+                events_per_frame: arguments.events_per_frame,
+                payload_bytes: arguments.payload_bytes,
+                streams,
+                run: arguments.messages_per_stream,
+                first_stream,
+                share,
+            }
         };
         let devices = user.devices.iter().enumerate();
         devices.map(|(index, device)| Prepared::sign(device, user.devices_seen, &shape_of(index), time_ms)).collect()
@@ -262,13 +299,24 @@ mod tests {
     #[test]
     fn messages_go_into_the_streams_in_turns_and_numbers_are_each_streams_own() -> Result<()> {
         let device = Device::new([5; 32])?;
-        let shape = Shape { frames: 7, events_per_frame: 2, payload_bytes: 20, streams: 3, first_stream: 1 };
-        let prepared = Prepared::sign(&device, Seen { seq: 1, chain: [1; 32] }, &shape, 1_760_000_000_000)?;
+        let one = Shape::of_one_stream(13, 2, 20);
+        let in_turns = [1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1];
+        check_turns(&device, &Shape { streams: 3, first_stream: 1, ..one }, in_turns)?;
+        let begun_first = [1, 2, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2];
+        check_turns(&device, &Shape { streams: 3, first_stream: 1, share: 2, ..one }, begun_first)?;
+        let in_runs = [2, 2, 2, 0, 0, 1, 1, 2, 2, 0, 0, 1, 1];
+        check_turns(&device, &Shape { streams: 3, first_stream: 2, share: 1, run: 2, ..one }, in_runs)
+    }
+
+    /// Which stream each message goes into, and that numbers, messages and chains of each agree with that.
+    fn check_turns(device: &Device, shape: &Shape, streams: [usize; 13]) -> Result<()> {
+        let prepared = Prepared::sign(device, Seen { seq: 1, chain: [1; 32] }, shape, 1_760_000_000_000)?;
         let mut previous = [[0; 32]; 3];
         let mut counts = [0; 3];
-        for frame in 0..7 {
+        assert_eq!(prepared.beginnings(), shape.share);
+        for (frame, expected) in streams.into_iter().enumerate() {
             let stream = prepared.stream_of(frame);
-            assert_eq!(stream, (frame + 1) % 3);
+            assert_eq!(stream, expected);
             let events = Events::parse(prepared.frame(frame)[3..].into(), 256, 1_000)?;
             for (index, n) in prepared.numbers(frame).enumerate() {
                 let event = events.parsed(index)?;
@@ -279,7 +327,7 @@ mod tests {
             }
             assert_eq!([0, 1, 2].map(|stream| prepared.count(stream, frame + 1)), counts);
         }
-        assert!(prepared.tail(0, 7).is_empty());
+        assert!(prepared.tail(0, counts[0] + 1).is_empty());
         Ok(())
     }
 }

@@ -45,14 +45,15 @@ pub struct WarmUp {
 
 /// A run's phases: warm-up, measured, finishing. Times are nanoseconds since its start.
 ///
-/// In an open loop, each connection sends its first message at once. The rate begins when these are answered: streams
-/// that are made and devices that are looked up for the first time would otherwise hold up what comes after them. The
-/// measured phase begins after the warm-up, as soon as the load is steady, and in any case after `settle` more: where
-/// the server does not keep up with the rate, the measured latencies contain that.
+/// Connections may have first messages, which are sent at once; in an open loop each has one at least. The warm-up, and
+/// in an open loop the rate, begin when these are answered: streams that are made and devices that are looked up for the
+/// first time would otherwise hold up what comes after them. An open loop's measured phase begins after the warm-up, as
+/// soon as the load is steady, and in any case after `settle` more: where the server does not keep up with the rate, the
+/// measured latencies contain that.
 pub struct Schedule {
     start: Instant,
     lengths: Lengths,
-    /// When the rate begins; `NOT_YET` until then.
+    /// When the first messages are answered, or were waited for long enough; `NOT_YET` until then.
     paced_from_ns: AtomicU64,
     /// When the measured phase begins; `NOT_YET` until that is known.
     measured_from_ns: AtomicU64,
@@ -67,20 +68,23 @@ pub struct Schedule {
     /// Nanoseconds from one publish message to the next over all connections; `None` in a closed loop.
     interval_ns: Option<f64>,
     connections: usize,
+    /// Publish messages of all connections that are sent at once.
+    first_messages: u64,
 }
 
 impl Schedule {
-    /// Starts now.
-    pub fn begin(lengths: Lengths, frames_per_s: Option<f64>, connections: usize) -> Self {
+    /// Starts now, with so many first messages over all connections.
+    pub fn begin(lengths: Lengths, frames_per_s: Option<f64>, connections: usize, first_messages: usize) -> Self {
         let Lengths { warm_up, settle, measured, finish } = lengths;
-        let (measured_from_ns, latest) = match frames_per_s {
-            None => (nanoseconds(warm_up), warm_up + measured),
-            Some(_) => (NOT_YET, finish + warm_up + settle + measured),
+        let (paced_from_ns, measured_from_ns, latest) = if frames_per_s.is_none() && first_messages == 0 {
+            (0, nanoseconds(warm_up), warm_up + measured)
+        } else {
+            (NOT_YET, NOT_YET, finish + warm_up + settle + measured)
         };
         Self {
             start: Instant::now(),
             lengths,
-            paced_from_ns: AtomicU64::new(NOT_YET),
+            paced_from_ns: AtomicU64::new(paced_from_ns),
             measured_from_ns: AtomicU64::new(measured_from_ns),
             stop_ns: AtomicU64::new(nanoseconds(latest)),
             moved: watch::Sender::new(()),
@@ -88,6 +92,7 @@ impl Schedule {
             unanswered: AtomicU64::new(0),
             interval_ns: frames_per_s.map(|rate| 1e9 / rate),
             connections,
+            first_messages: first_messages as u64,
         }
     }
 
@@ -167,39 +172,57 @@ impl Schedule {
         self.answered.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// When a connection's next publish message is due; now in a closed loop.
+    /// Whether all first messages were answered in time.
+    pub fn begun(&self) -> bool {
+        self.answered.load(Ordering::Acquire) >= self.first_messages
+    }
+
+    /// When a connection's next publish message is due: `paced` counts those after its first ones, for which it is `None`.
+    /// In a closed loop that is now, for those after the first ones as soon as the warm-up begins.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a run lasts at most days")]
     #[expect(clippy::cast_precision_loss, reason = "fewer messages than 2^52")]
-    pub fn due_ns(&self, connection: usize, frame: usize, now_ns: u64) -> u64 {
-        let Some(interval_ns) = self.interval_ns else { return now_ns };
-        let Some(paced) = frame.checked_sub(1) else { return 0 };
-        let after_ns = ((paced * self.connections + connection) as f64 * interval_ns) as u64;
-        self.paced_from_ns.load(Ordering::Acquire).saturating_add(after_ns)
+    pub fn due_ns(&self, connection: usize, paced: Option<usize>, now_ns: u64) -> u64 {
+        let paced_from_ns = self.paced_from_ns.load(Ordering::Acquire);
+        match (self.interval_ns, paced) {
+            (None, Some(_)) if paced_from_ns == NOT_YET => NOT_YET,
+            (None, _) => now_ns,
+            (Some(_), None) => 0,
+            (Some(interval_ns), Some(paced)) => {
+                let after_ns = ((paced * self.connections + connection) as f64 * interval_ns) as u64;
+                paced_from_ns.saturating_add(after_ns)
+            }
+        }
     }
 
     /// Wakes each connection when a message of it is due, and begins the measured phase, on a thread of its own: timers
-    /// of the runtime are a millisecond coarse. Returns at once in a closed loop.
+    /// of the runtime are a millisecond coarse. In a closed loop returns when the warm-up has begun.
     pub fn pace(&self, wakers: &[Arc<Notify>]) {
-        let Some(interval_ns) = self.interval_ns else { return };
+        if self.paced_from_ns.load(Ordering::Acquire) != NOT_YET {
+            return;
+        }
         self.wait_for_first_answers();
-        self.paced_from_ns.store(self.now_ns(), Ordering::Release);
-        let mut frame = 1;
+        let now_ns = self.now_ns();
+        self.paced_from_ns.store(now_ns, Ordering::Release);
+        let Some(interval_ns) = self.interval_ns else {
+            return self.measure_from(now_ns + nanoseconds(self.lengths.warm_up), wakers);
+        };
+        let mut paced = 0;
         loop {
             for (connection, waker) in wakers.iter().enumerate() {
-                let due_ns = self.due_ns(connection, frame, 0);
+                let due_ns = self.due_ns(connection, Some(paced), 0);
                 if !self.wait_until(due_ns, interval_ns, wakers) {
                     return;
                 }
                 waker.notify_one();
             }
-            frame += 1;
+            paced += 1;
         }
     }
 
-    /// Returns when every connection's first message is answered, or the time for it is over.
+    /// Returns when all first messages are answered, or the time for it is over.
     fn wait_for_first_answers(&self) {
         let until_ns = nanoseconds(self.lengths.finish).min(self.stop_ns());
-        while self.answered.load(Ordering::Acquire) < self.connections as u64 && self.now_ns() < until_ns {
+        while !self.begun() && self.now_ns() < until_ns {
             std::thread::sleep(FIRST_ANSWERS_EVERY);
         }
     }
@@ -211,14 +234,18 @@ impl Schedule {
         }
         let paced_ns = now_ns - self.paced_from_ns.load(Ordering::Acquire);
         let unanswered = self.unanswered_after(paced_ns, interval_ns);
-        let Lengths { warm_up, settle, measured, .. } = self.lengths;
+        let Lengths { warm_up, settle, .. } = self.lengths;
         let longest_ns = nanoseconds(warm_up + settle);
         if paced_ns < nanoseconds(warm_up) || (paced_ns < longest_ns && !is_steady(unanswered, interval_ns)) {
             return;
         }
         self.unanswered.store(unanswered, Ordering::Release);
-        self.stop_ns.fetch_min(now_ns + nanoseconds(measured), Ordering::AcqRel);
-        self.measured_from_ns.store(now_ns, Ordering::Release);
+        self.measure_from(now_ns, wakers);
+    }
+
+    fn measure_from(&self, from_ns: u64, wakers: &[Arc<Notify>]) {
+        self.stop_ns.fetch_min(from_ns + nanoseconds(self.lengths.measured), Ordering::AcqRel);
+        self.measured_from_ns.store(from_ns, Ordering::Release);
         self.moved.send_replace(());
         for waker in wakers {
             waker.notify_one();
@@ -229,7 +256,7 @@ impl Schedule {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a run lasts at most days")]
     #[expect(clippy::cast_precision_loss, reason = "fewer nanoseconds than 2^52")]
     fn unanswered_after(&self, paced_ns: u64, interval_ns: f64) -> u64 {
-        let due = self.connections as u64 + (paced_ns as f64 / interval_ns) as u64;
+        let due = self.first_messages + (paced_ns as f64 / interval_ns) as u64;
         due.saturating_sub(self.answered.load(Ordering::Acquire))
     }
 
@@ -271,13 +298,14 @@ mod tests {
     }
 
     fn schedule(frames_per_s: Option<f64>) -> Schedule {
-        Schedule::begin(lengths(Duration::from_secs(1)), frames_per_s, 2)
+        let first_messages = if frames_per_s.is_some() { 2 } else { 0 };
+        Schedule::begin(lengths(Duration::from_secs(1)), frames_per_s, 2, first_messages)
     }
 
     /// A short run in which so many messages are answered before they are due, which is as if at once.
     fn paced(answered: usize) -> Schedule {
         let schedule =
-            Schedule::begin(Lengths { finish: FINISH, ..lengths(Duration::from_millis(20)) }, Some(1_000.0), 2);
+            Schedule::begin(Lengths { finish: FINISH, ..lengths(Duration::from_millis(20)) }, Some(1_000.0), 2, 2);
         for _ in 0..answered {
             schedule.answered();
         }
@@ -290,23 +318,46 @@ mod tests {
         let schedule = schedule(Some(1_000.0));
         schedule.paced_from_ns.store(7_000_000, Ordering::Release);
         let due: Vec<u64> =
-            [(0, 1), (1, 1), (0, 2), (1, 2)].map(|(connection, frame)| schedule.due_ns(connection, frame, 99)).into();
+            [(0, 0), (1, 0), (0, 1), (1, 1)].map(|(connection, n)| schedule.due_ns(connection, Some(n), 99)).into();
         assert_eq!(due, [7_000_000, 8_000_000, 9_000_000, 10_000_000]);
     }
 
     #[test]
     fn in_an_open_loop_first_messages_are_due_at_once_and_others_not_before_the_rate_begins() {
         let schedule = schedule(Some(1_000.0));
-        assert_eq!([schedule.due_ns(0, 0, 99), schedule.due_ns(1, 0, 99)], [0, 0]);
-        assert_eq!([schedule.due_ns(0, 1, 99), schedule.due_ns(1, 2, 99)], [NOT_YET, NOT_YET]);
+        assert_eq!([schedule.due_ns(0, None, 99), schedule.due_ns(1, None, 99)], [0, 0]);
+        assert_eq!([schedule.due_ns(0, Some(0), 99), schedule.due_ns(1, Some(1), 99)], [NOT_YET, NOT_YET]);
     }
 
     #[test]
     fn in_a_closed_loop_a_message_is_due_when_there_is_room() {
         let schedule = schedule(None);
-        assert_eq!(schedule.due_ns(1, 7, 99), 99);
+        assert_eq!(schedule.due_ns(1, Some(7), 99), 99);
         schedule.pace(&[]);
         assert_eq!(schedule.warm_up(), None);
+    }
+
+    #[test]
+    fn a_closed_loop_with_first_messages_warms_up_when_they_are_answered() {
+        let schedule = Schedule::begin(lengths(Duration::from_millis(20)), None, 2, 3);
+        assert_eq!([schedule.due_ns(0, None, 99), schedule.due_ns(1, Some(0), 99)], [99, NOT_YET]);
+        assert!(!schedule.measures(u64::MAX - 1) && !schedule.begun());
+        for _ in 0..3 {
+            schedule.answered();
+        }
+        schedule.pace(&[Arc::new(Notify::new())]);
+        let paced_from_ns = schedule.paced_from_ns.load(Ordering::Acquire);
+        assert!(schedule.begun() && schedule.warm_up().is_none());
+        assert_eq!(schedule.due_ns(1, Some(0), 99), 99);
+        assert_eq!([20, 39, 40].map(|ms| schedule.measures(paced_from_ns + ms * 1_000_000)), [true, true, false]);
+        assert!((schedule.measured_s() - 0.02).abs() < 1e-9);
+    }
+
+    #[test]
+    fn first_messages_of_a_closed_loop_without_an_answer_are_told() {
+        let schedule = Schedule::begin(lengths(Duration::from_millis(20)), None, 2, 3);
+        schedule.pace(&[]);
+        assert!(!schedule.begun());
     }
 
     #[test]
@@ -341,7 +392,8 @@ mod tests {
     fn a_backlog_makes_the_warm_up_longer_and_is_measured_where_it_stays() {
         // 10,000 a second are steady with 1,000 unanswered.
         let settle = Duration::from_millis(5);
-        let schedule = Schedule::begin(Lengths { settle, ..lengths(Duration::from_millis(10)) }, Some(10_000.0), 1_001);
+        let schedule =
+            Schedule::begin(Lengths { settle, ..lengths(Duration::from_millis(10)) }, Some(10_000.0), 1_001, 1_001);
         schedule.paced_from_ns.store(0, Ordering::Release);
         let begun = |ms: u64| {
             schedule.measure_when_steady(ms * 1_000_000, 1e5, &[]);
@@ -354,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_backlog_that_is_worked_off_ends_the_warm_up() {
-        let schedule = Schedule::begin(lengths(Duration::from_millis(10)), Some(10_000.0), 1_001);
+        let schedule = Schedule::begin(lengths(Duration::from_millis(10)), Some(10_000.0), 1_001, 1_001);
         schedule.paced_from_ns.store(0, Ordering::Release);
         schedule.measure_when_steady(12_000_000, 1e5, &[]);
         assert_eq!(schedule.warm_up(), None);

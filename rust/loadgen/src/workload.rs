@@ -72,6 +72,8 @@ pub(crate) struct Worker {
     subscribed: bool,
     observe: bool,
     next_frame: usize,
+    /// Messages that are sent before the warm-up.
+    first_frames: usize,
     in_flight: usize,
     publishing: bool,
     /// By stream the position and the chain there.
@@ -92,6 +94,8 @@ pub(crate) struct Plan {
     pub(crate) events_per_frame: usize,
     pub(crate) subscribed: bool,
     pub(crate) observe: bool,
+    /// First messages of each at least.
+    pub(crate) first_frames: usize,
 }
 
 impl Worker {
@@ -104,6 +108,7 @@ impl Worker {
     ) -> Result<Self> {
         let place = |stream| (0, chain_0(&shared.user_key, &stream_name(stream)));
         let places: Vec<_> = (0..shared.acknowledged_seq.len()).map(place).collect();
+        let first_frames = shared.prepared[device].beginnings().max(plan.first_frames);
         Ok(Self {
             schedule,
             shared,
@@ -114,6 +119,7 @@ impl Worker {
             subscribed: plan.subscribed,
             observe: plan.observe,
             next_frame: 0,
+            first_frames,
             in_flight: 0,
             publishing: true,
             unacked: Vec::new(),
@@ -222,7 +228,8 @@ impl Worker {
     /// Queues what may be sent now.
     fn publish(&mut self, connection: &mut Connection, now_ns: u64) -> Result<()> {
         while self.publishing && self.in_flight < self.window {
-            let due_ns = self.schedule.due_ns(self.connection, self.next_frame, now_ns);
+            let paced = self.next_frame.checked_sub(self.first_frames);
+            let due_ns = self.schedule.due_ns(self.connection, paced, now_ns);
             if now_ns < due_ns || due_ns.max(now_ns) >= self.schedule.stop_ns() {
                 return Ok(());
             }

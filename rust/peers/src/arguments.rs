@@ -126,7 +126,7 @@ impl Arguments {
         if self.workload == Workload::Idle {
             return 0;
         }
-        self.pace.frames(self.publishers(), 1, self.events_max)
+        self.pace.frames(self.publishers(), 1, self.events_max) + self.pace.first_frames(0)
     }
 }
 

@@ -151,7 +151,7 @@ impl<C: Connection> Worker<C> {
         while self.publishing && self.in_flight < self.window {
             let schedule = &self.shared.schedule;
             let now_ns = schedule.now_ns();
-            let due_ns = schedule.due_ns(self.number, self.next, now_ns);
+            let due_ns = schedule.due_ns(self.number, self.next.checked_sub(1), now_ns);
             if now_ns < due_ns || due_ns.max(now_ns) >= schedule.stop_ns() {
                 break;
             }
@@ -254,7 +254,7 @@ mod tests {
 
     fn shared(connections: usize, finish: Duration) -> Arc<Shared> {
         let [warm_up, settle, measured] = [Duration::ZERO, Duration::ZERO, Duration::from_secs(60)];
-        let schedule = Schedule::begin(Lengths { warm_up, settle, measured, finish }, None, connections);
+        let schedule = Schedule::begin(Lengths { warm_up, settle, measured, finish }, None, connections, 0);
         Arc::new(Shared::new(schedule, connections, 5))
     }
 

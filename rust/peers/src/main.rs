@@ -93,7 +93,8 @@ async fn load<C: Connection>(arguments: &Arguments, target: &Target, fleet: &Arc
     let subscription = if subscribed { Subscription::Others } else { Subscription::None };
     let connections = open_all::<C>(arguments, target, fleet, subscription).await?;
     phase("warming up");
-    let schedule = arguments.pace.begin(arguments.connections, 1);
+    let schedule =
+        arguments.pace.begin(arguments.connections, 1, arguments.connections * arguments.pace.first_frames(0));
     let shared = Arc::new(Shared::new(schedule, arguments.connections, arguments.events_per_connection()));
     let mut tasks = JoinSet::new();
     for (number, connection) in connections.into_iter().enumerate() {
