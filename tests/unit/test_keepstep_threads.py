@@ -15,8 +15,8 @@ from tests.support.ingesting import ingest, new_head, principal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ATTEMPTS: Final = 200
-"""A thread that could run may still not be scheduled in time; one that could not never is."""
+ATTEMPTS: Final = 5_000
+"""A thread that could run may still not be scheduled in time, on a busy machine least; one that could not never is."""
 SWITCH_INTERVAL_S: Final = 1_000.0
 LARGE: Final = bytes(1 << 20)
 
@@ -26,7 +26,7 @@ USER: Final = UserFixture("threaded")
 DEVICE: Final = DeviceFixture(USER, "laptop")
 EVENTS: Final = DEVICE.events("notes", 64)
 RAW: Final = wire_events(*EVENTS[:10])
-LARGE_RAW: Final = wire_events(DeviceFixture(USER, "phone").event("notes", bytes(200_000)))
+LARGE_RAW: Final = wire_events(DeviceFixture(USER, "phone").event("notes", bytes(1_000_000)))
 SIGNED: Final = [
     (_keepstep.DeviceKey(DEVICE.device_key), bytes(300), _keepstep.ed25519_sign(DEVICE.device_secret, bytes(300)))
 ] * 64

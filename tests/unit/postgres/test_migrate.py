@@ -273,7 +273,7 @@ def test_a_migration_that_does_not_get_its_locks_tries_again(
 
     monkeypatch.setattr(time, "sleep", finish_the_transaction)
     assert versions(up(empty_database_url, migrations=migrations)) == [2, 3]
-    assert pauses == [migrate.LOCK_PAUSE_S]
+    assert set(pauses) == {migrate.LOCK_PAUSE_S}, "once, or more where the database itself held a lock meanwhile"
 
 
 def test_a_migration_that_never_gets_its_locks_gives_up(
