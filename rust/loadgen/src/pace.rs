@@ -28,7 +28,7 @@ pub struct Pace {
     #[arg(long, default_value_t = 5)]
     pub settle_s: u64,
     /// Seconds to wait in the end for acknowledgements and deliveries that are still missing, and before for first answers
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 120)]
     pub finish_s: u64,
     /// Threads that drive the connections
     #[arg(long, default_value_t = 1)]
