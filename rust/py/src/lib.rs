@@ -25,6 +25,10 @@ mod remembered;
 mod stage;
 mod websocket;
 
+/// What one thread allocates another one frees: the C library's malloc is slow at that (ADR 0380).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The module as Python sees it.
 #[pyo3::pymodule]
 mod _keepstep {
