@@ -203,25 +203,34 @@ class Gateway:
     async def handle(self, connection: Connection) -> None:
         """Serve one upgraded connection until it rests, or to its end. Never raises but on cancellation."""
         self._connections += 1
-        await self._serve(_Record(connection), self._begin)
+        await self._serve(_Record(connection))
 
     async def _resume(self, session: Session) -> None:
         """Serve a session that rested to its end, and close its connection."""
         record = self._sessions[session]
         record.rests = False
-        await self._serve(record, self._run)
-
-    async def _serve(self, record: _Record, work: Callable[[_Record], Awaitable[ProtocolError | None]]) -> None:
-        """Do ``work``, which says why it ended; close the connection unless it rests."""
+        resting = record.connection.resting
+        assert resting is not None, "it rested"
         try:
-            reason = await self._until_over(record, work)
+            reason = await self._until_over(record, self._run)
+        except BaseException:  # cancelled: its connection is closed by whoever cancelled
+            self._has_left()
+            raise
+        resting.part(*_closing(reason), self._has_left)
+
+    async def _serve(self, record: _Record) -> None:
+        """Connection, handshake and session; close the connection unless it rests."""
+        try:
+            reason = await self._until_over(record, self._begin)
             if not record.rests:
-                close_code, code = (NORMAL_CLOSE, "") if reason is None else (reason.row.close_code, reason.code)
-                await record.connection.close(close_code, code)
+                await record.connection.close(*_closing(reason))
         finally:
             if not record.rests:
-                self._connections -= 1
-                self._left.set()
+                self._has_left()
+
+    def _has_left(self) -> None:
+        self._connections -= 1
+        self._left.set()
 
     def report_fault(self, error: Exception, address: str) -> None:
         """Count and log what ended a connection from that IP address and should not have been."""
@@ -532,3 +541,8 @@ class Gateway:
         while self._connections:
             self._left = trio.Event()
             await self._left.wait()
+
+
+def _closing(reason: ProtocolError | None) -> tuple[int, str]:
+    """Code and reason of the close frame that tells why a connection ends."""
+    return (NORMAL_CLOSE, "") if reason is None else (reason.row.close_code, reason.code)

@@ -513,6 +513,12 @@ class Resting(Protocol):
     async def over(self) -> None:
         """Within ``resume``: as ``Connection.listen``, from where ``rest`` is."""
 
+    def part(self, code: int, reason: str, parted: Callable[[], None]) -> None:
+        """Within ``resume``, at its end: as ``Connection.close``, which goes on without a task.
+
+        ``parted`` is called once the connection is closed, perhaps at once; also where the connections are cancelled.
+        """
+
 
 class Connection(Protocol):
     """One device's message transport, as ``websocket`` implements it: awaited up to ``listen``, called back within it.

@@ -52,6 +52,8 @@ class Hub:
         self._runs = False
         self._in_turn = False
         self._sender: trio.lowlevel.Task | None = None
+        self._parting: dict[HubConnection, float] = {}  # until when, the next one first
+        self._parts = trio.Event()
 
     def welcome(
         self,
@@ -94,6 +96,7 @@ class Hub:
                 with self._while_used:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._send_when_written)
+                        nursery.start_soon(self._see_off)
                         await self._receive()
         finally:
             self._runs = False
@@ -112,6 +115,26 @@ class Hub:
             self._on_fault(error, connection.address)
         finally:
             connection.leave()
+
+    def see_off(self, connection: HubConnection) -> None:
+        """Close a connection when its peer has, but not later than ``CLOSE_TIMEOUT_S``."""
+        self._parting[connection] = trio.current_time() + CLOSE_TIMEOUT_S
+        self._parts.set()
+
+    def is_off(self, connection: HubConnection) -> None:
+        """It needs not to be seen off any more."""
+        self._parting.pop(connection, None)
+
+    async def _see_off(self) -> None:
+        while True:
+            while self._parting:
+                connection, until_s = next(iter(self._parting.items()))
+                if until_s <= trio.current_time():
+                    connection.rouse()
+                else:  # it is most often off by then, and many after it
+                    await trio.sleep_until(until_s)
+            self._parts = trio.Event()
+            await self._parts.wait()
 
     async def _receive(self) -> None:
         while True:
@@ -190,6 +213,7 @@ class HubConnection:
         "_hub",
         "_limits",
         "_messages",
+        "_parted",
         "_place",
         "_receiver",
         "_rests",
@@ -231,6 +255,7 @@ class HubConnection:
         self._receiver: Receiver | None = None
         self._rests: RestingReceiver | None = None
         self._has_begun = False
+        self._parted: Callable[[], None] | None = None
         self.is_kept = False
         self._task: trio.lowlevel.Task | None = None
         self._fault: Exception | None = None
@@ -337,13 +362,18 @@ class HubConnection:
     async def close(self, code: int, reason: str) -> None:
         """Tell the peer why and close; see ``interfaces.Connection``."""
         with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
-            if not self.torn and self.end != "gone":
-                frame = b"" if self.end in ("closed", "broken") else frame_close(code, reason)  # it may have been told
-                ended, self.end = self.end is not None, None
-                if self._hub.sockets.farewell(self._token, frame, ended):
-                    while self.end is None:
-                        await self._parked()
+            if self._says_farewell(code, reason):
+                while self.end is None:
+                    await self._parked()
         self.drop()
+
+    def _says_farewell(self, code: int, reason: str) -> bool:
+        """Tell the peer why, where it can be told; whether its end of the connection is to come."""
+        if self.torn or self.end == "gone":
+            return False
+        frame = b"" if self.end in ("closed", "broken") else frame_close(code, reason)  # it may have been told
+        ended, self.end = self.end is not None, None
+        return self._hub.sockets.farewell(self._token, frame, ended)
 
     def drop(self) -> None:
         """Close the socket at once, without a word; nothing where it is closed."""
@@ -387,8 +417,26 @@ class HubConnection:
         """See ``interfaces.Resting``."""
         return self._receiver is None
 
-    def rouse(self) -> None:
+    def part(self, code: int, reason: str, parted: Callable[[], None]) -> None:
         """See ``interfaces.Resting``."""
+        if self._says_farewell(code, reason):
+            self._parted, self.is_kept = parted, True
+            self._hub.see_off(self)
+        else:
+            self.drop()
+            parted()
+
+    def _part(self, parted: Callable[[], None]) -> None:
+        """It is closed now, whether or not the peer has said so."""
+        self._parted, self.is_kept = None, False
+        self._hub.is_off(self)
+        self.leave()
+        parted()
+
+    def rouse(self) -> None:
+        """See ``interfaces.Resting``; where it parts, that is over."""
+        if self._parted is not None:
+            self._part(self._parted)
         receiver, self._rests = self._rests, None
         if receiver is not None:
             self._hub.resume(self, receiver)
@@ -427,6 +475,8 @@ class HubConnection:
             assert isinstance(message, bytes), "in clear"
             self._messages.insert(0, message)
         self.end = end or self.end
+        if self._parted is not None and end is not None:
+            self._part(self._parted)
         self._wake()
 
     def give_up(self) -> None:

@@ -217,6 +217,11 @@ class MemoryConnection:
         if self._fault is not None:
             raise self._fault
 
+    def part(self, code: int, reason: str, parted: Callable[[], None]) -> None:
+        """As ``Resting.part``."""
+        self._close(code, reason)
+        parted()
+
     def pause(self) -> None:
         """As ``Connection.pause``."""
         self._resumed = self._resumed or trio.Event()
@@ -229,11 +234,14 @@ class MemoryConnection:
 
     async def close(self, code: int, reason: str) -> None:
         """As ``Connection.close``."""
+        self._close(code, reason)
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _close(self, code: int, reason: str) -> None:
         if self.closed is None:
             self.closed = (code, reason)
         self._to_device.close()
         self._from_device.close()
-        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def send_message(self, message: bytes) -> None:
         """As ``DeviceEnd.send_message``."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 CONNECTIONS: Final = 20
-CALLS_MAX: Final = 270
+CALLS_MAX: Final = 265
 """Calls of one connection, with those of tasks that go on.
 
 Seen with Python 3.11 on Linux; later ones call no function for a comprehension.

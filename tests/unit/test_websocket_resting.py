@@ -5,8 +5,8 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from tests.support.listening import AT_REST, PATIENCE_S, Bench, bench, descriptors
-from tests.support.websocket import Place, read_all
+from tests.support.listening import AT_REST, PATIENCE_S, Bench, Listening, bench, descriptors
+from tests.support.websocket import Place, frame, read_all
 
 
 @AT_REST
@@ -101,3 +101,86 @@ async def test_who_waits_for_the_end_goes_on_when_it_has_stopped(way: str) -> No
         assert await read_all(listening.peer) != b""
         await listening.over.wait()
         assert listening.receiver.ends == []
+
+
+class Parting:
+    """A connection whose session is over, and whether it has been told that it is closed."""
+
+    def __init__(self, listening: Listening) -> None:
+        self.is_over = trio.Event()
+        self._listening = listening
+        listening.receiver.resumed = self._resume
+        listening.connection.rouse()
+
+    async def _resume(self) -> None:
+        connection = self._listening.connection
+        connection.stop()
+        await connection.over()
+        connection.part(4104, "draining", self.is_over.set)
+
+
+@AT_REST
+async def test_a_connection_parts_without_a_task(way: str) -> None:
+    """The peer is told why, and keeps its place until it has said goodbye too."""
+    async with trio.open_nursery() as nursery:
+        each = Bench(nursery, way)
+        listening = await each.open()
+        tasks = len(nursery.child_tasks)
+        parting = Parting(listening)
+        assert await listening.peer_receives(12) == b"\x88\x0a\x10\x08draining"
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == tasks
+        assert not parting.is_over.is_set()
+        assert Place.inside == 1
+        await listening.peer.send_all(frame(8, b"\x10\x08"))
+        with trio.fail_after(PATIENCE_S):
+            await parting.is_over.wait()
+        assert Place.inside == 0
+        assert await read_all(listening.peer) == b""
+        each.leave()
+
+
+@AT_REST
+async def test_a_connection_whose_peer_has_gone_has_parted(way: str) -> None:
+    """There is nobody to wait for, and it is left once."""
+    async with bench(way) as each:
+        listening = await each.open()
+        await listening.peer.aclose()
+        await listening.receiver.until(lambda: bool(listening.receiver.ends))
+        parting = Parting(listening)
+        with trio.fail_after(PATIENCE_S):
+            await parting.is_over.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert Place.inside == 0
+
+
+@AT_REST
+async def test_who_does_not_say_goodbye_is_waited_for_so_long(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, each for its own time."""
+    monkeypatch.setattr("keepstep.websocket_hub.CLOSE_TIMEOUT_S", 0.01)
+    async with bench(way) as each:
+        partings = [Parting(await each.open()) for _ in range(3)]
+        with trio.fail_after(PATIENCE_S):
+            for parting in partings:
+                await parting.is_over.wait()
+        assert Place.inside == 0
+        late = Parting(await each.open())
+        with trio.fail_after(PATIENCE_S):
+            await late.is_over.wait()
+        assert Place.inside == 0
+
+
+@AT_REST
+async def test_cancelling_the_connections_ends_those_that_part(way: str) -> None:
+    """They are told, and their sockets are closed."""
+    async with trio.open_nursery() as connections:
+        each = Bench(connections, way)
+        listening = await each.open()
+        parting = Parting(listening)
+        await listening.peer_receives(12)
+        assert not parting.is_over.is_set()
+        connections.cancel_scope.cancel()
+    assert parting.is_over.is_set()
+    assert Place.inside == 0
+    assert await read_all(listening.peer) == b""
+    each.leave()
