@@ -130,6 +130,7 @@ class Hub:
             while self._parting:
                 connection, until_s = next(iter(self._parting.items()))
                 if until_s <= trio.current_time():
+                    self.is_off(connection)
                     connection.rouse()
                 else:  # it is most often off by then, and many after it
                     await trio.sleep_until(until_s)

@@ -107,11 +107,12 @@ async def test_who_waits_for_the_end_goes_on_when_it_has_stopped(way: str) -> No
 class Parting:
     """A connection whose session is over, and whether it has been told that it is closed."""
 
-    def __init__(self, listening: Listening) -> None:
+    def __init__(self, listening: Listening, *, begins: bool = True) -> None:
         self.is_over = trio.Event()
         self._listening = listening
         listening.receiver.resumed = self._resume
-        listening.connection.rouse()
+        if begins:
+            listening.connection.rouse()
 
     async def _resume(self) -> None:
         connection = self._listening.connection
@@ -146,9 +147,9 @@ async def test_a_connection_whose_peer_has_gone_has_parted(way: str) -> None:
     """There is nobody to wait for, and it is left once."""
     async with bench(way) as each:
         listening = await each.open()
+        parting = Parting(listening, begins=False)
         await listening.peer.aclose()
         await listening.receiver.until(lambda: bool(listening.receiver.ends))
-        parting = Parting(listening)
         with trio.fail_after(PATIENCE_S):
             await parting.is_over.wait()
         await trio.testing.wait_all_tasks_blocked()
