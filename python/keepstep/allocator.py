@@ -1,9 +1,9 @@
 """How many pools of memory the C library's malloc has for this process.
 
 glibc gives each new thread a pool of its own, up to eight for each core, and memory is freed into the pool that it is
-from. The newest events are allocated by one thread and freed by another, worker threads come and go, and so each pool
-keeps what it once needed: a server that is done growing goes on to. The interpreter's lock leaves little to gain from
-more pools than this.
+from. Worker threads come and go, what one allocates another frees, and so each pool keeps what it once needed: a server
+that is done growing goes on to. What the extension allocates is not in them (docs/adr/0380). The interpreter's lock
+leaves little to gain from more pools than this.
 """
 
 from __future__ import annotations

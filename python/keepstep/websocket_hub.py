@@ -121,7 +121,7 @@ class Hub:
         self._parting[connection] = trio.current_time() + CLOSE_TIMEOUT_S
         self._parts.set()
 
-    def is_off(self, connection: HubConnection) -> None:
+    def seen_off(self, connection: HubConnection) -> None:
         """It needs not to be seen off any more."""
         self._parting.pop(connection, None)
 
@@ -130,7 +130,7 @@ class Hub:
             while self._parting:
                 connection, until_s = next(iter(self._parting.items()))
                 if until_s <= trio.current_time():
-                    self.is_off(connection)
+                    self.seen_off(connection)
                     connection.rouse()
                 else:  # it is most often off by then, and many after it
                     await trio.sleep_until(until_s)
@@ -430,7 +430,7 @@ class HubConnection:
     def _part(self, parted: Callable[[], None]) -> None:
         """It is closed now, whether or not the peer has said so."""
         self._parted, self.is_kept = None, False
-        self._hub.is_off(self)
+        self._hub.seen_off(self)
         self.leave()
         parted()
 
