@@ -49,12 +49,14 @@ struct Turns {
     /// How many take turns, each with devices of its own: no device connects while it still leaves.
     at_once: usize,
     measured: std::ops::Range<Instant>,
+    /// From a connection's begin to its Ready, where that came in the measured phase.
+    ready: Latencies,
 }
 
-/// What one of them measured.
+/// What one of them counted.
+#[derive(Default)]
 struct Measured {
     connected: u64,
-    ready: Latencies,
     errors: BTreeMap<String, u64>,
 }
 
@@ -68,7 +70,8 @@ pub(crate) async fn run(arguments: &Arguments, time_ms: u64) -> Result<Report> {
     let from = Instant::now() + Duration::from_secs(arguments.pace.warm_up_s);
     let until = from + Duration::from_secs(arguments.pace.duration_s);
     let at_once = arguments.at_once.min(arguments.connections);
-    let turns = Arc::new(Turns { target, devices, suite: arguments.suite, at_once, measured: from..until });
+    let (suite, measured, ready) = (arguments.suite, from..until, Latencies::new()?);
+    let turns = Arc::new(Turns { target, devices, suite, at_once, measured, ready });
     let mut tasks = JoinSet::new();
     for first in 0..at_once {
         tasks.spawn(take_turns(Arc::clone(&turns), first));
@@ -78,11 +81,10 @@ pub(crate) async fn run(arguments: &Arguments, time_ms: u64) -> Result<Report> {
     tokio::time::sleep_until(until.into()).await;
     phase("measured");
 
-    let mut all = Measured { connected: 0, ready: Latencies::new()?, errors: BTreeMap::new() };
+    let mut all = Measured::default();
     while let Some(measured) = tasks.join_next().await {
-        let measured = measured??;
+        let measured = measured?;
         all.connected += measured.connected;
-        all.ready.add(&measured.ready)?;
         for (what, count) in measured.errors {
             *all.errors.entry(what).or_default() += count;
         }
@@ -100,13 +102,13 @@ pub(crate) async fn run(arguments: &Arguments, time_ms: u64) -> Result<Report> {
         measured_s,
         connected: all.connected,
         connected_per_s,
-        ready_ms: all.ready.milliseconds(),
+        ready_ms: turns.ready.milliseconds(),
         errors: all.errors,
     })
 }
 
-async fn take_turns(turns: Arc<Turns>, first: usize) -> Result<Measured> {
-    let mut measured = Measured { connected: 0, ready: Latencies::new()?, errors: BTreeMap::new() };
+async fn take_turns(turns: Arc<Turns>, first: usize) -> Measured {
+    let mut measured = Measured::default();
     for device in turns.devices.iter().skip(first).step_by(turns.at_once).cycle() {
         let begin = Instant::now();
         if begin >= turns.measured.end {
@@ -116,13 +118,13 @@ async fn take_turns(turns: Arc<Turns>, first: usize) -> Result<Measured> {
             Ok(ready) => {
                 if turns.measured.contains(&Instant::now()) {
                     measured.connected += 1;
-                    measured.ready.record(0, nanoseconds(ready - begin), 1)?;
+                    turns.ready.record(0, nanoseconds(ready - begin), 1);
                 }
             }
             Err(error) => *measured.errors.entry(format!("{error:#}")).or_default() += 1,
         }
     }
-    Ok(measured)
+    measured
 }
 
 /// When it was ready.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use keepstep_loadgen::measured::{Measured, phase};
+use keepstep_loadgen::measured::{EventLatencies, Measured, phase};
 use keepstep_loadgen::schedule::Schedule;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -19,19 +19,25 @@ use crate::workload::{Plan, Shared, Worker};
 /// Connects, signs, runs the load, and writes what was observed.
 pub(crate) fn run(runtime: &Runtime, arguments: &Arguments, time_ms: u64) -> Result<Report> {
     let writer = arguments.observations.as_deref().map(Writer::create).transpose()?;
-    let (workers, bad_refused, schedule) = runtime.block_on(measure(arguments, time_ms))?;
-    let mut measured = Measured::new()?;
+    let latencies = Arc::new(EventLatencies::new()?);
+    let (workers, bad_refused, schedule) = runtime.block_on(measure(arguments, &latencies, time_ms))?;
+    let mut measured = Measured::default();
     for worker in &workers {
-        measured.add(&worker.measured)?;
+        measured.add(&worker.measured);
     }
     if let Some(writer) = writer {
         write_observations(writer, &workers, arguments)?;
     }
-    Ok(Report::new(arguments, measured.totals(schedule.measured_s(), schedule.warm_up()), bad_refused))
+    let totals = measured.totals(&latencies, schedule.measured_s(), schedule.warm_up());
+    Ok(Report::new(arguments, totals, bad_refused))
 }
 
 /// Connects, signs, and runs the load; returns the workers, the bad signatures refused, and when what was.
-async fn measure(arguments: &Arguments, time_ms: u64) -> Result<(Vec<Worker>, u64, Arc<Schedule>)> {
+async fn measure(
+    arguments: &Arguments,
+    latencies: &Arc<EventLatencies>,
+    time_ms: u64,
+) -> Result<(Vec<Worker>, u64, Arc<Schedule>)> {
     let target = arguments.device_address()?;
     phase("connecting");
     let users = fleet::connect(arguments, &target, time_ms).await.context("setting up users and devices")?;
@@ -48,7 +54,7 @@ async fn measure(arguments: &Arguments, time_ms: u64) -> Result<(Vec<Worker>, u6
     for (user, spoilt) in bad_signers.into_iter().zip(spoilt) {
         floods.spawn(flood::run(user, spoilt, target.clone(), arguments.suite, Arc::clone(&schedule)));
     }
-    let tasks = start_workers(users, prepared, &schedule, arguments)?;
+    let tasks = start_workers(users, prepared, &schedule, latencies, arguments);
     announce_phases(&schedule).await;
     let workers = tasks.join_all().await;
     let bad_refused = floods.join_all().await.into_iter().sum::<Result<u64>>()?;
@@ -61,8 +67,9 @@ fn start_workers(
     users: Vec<User>,
     prepared: Vec<Vec<Prepared>>,
     schedule: &Arc<Schedule>,
+    latencies: &Arc<EventLatencies>,
     arguments: &Arguments,
-) -> Result<JoinSet<Worker>> {
+) -> JoinSet<Worker> {
     let plan = Plan {
         window: arguments.window(),
         events_per_frame: arguments.events_per_frame,
@@ -76,14 +83,15 @@ fn start_workers(
         let ids = user.devices.iter().map(|device| device.id).collect();
         let shared = Arc::new(Shared::new(user.devices[0].user_key, ids, prepared, arguments.streams_per_user));
         for (device, connection) in user.connections.into_iter().enumerate() {
-            let worker = Worker::new(Arc::clone(schedule), Arc::clone(&shared), device, wakers.len(), plan)?;
+            let (schedule, latencies) = (Arc::clone(schedule), Arc::clone(latencies));
+            let worker = Worker::new(schedule, Arc::clone(&shared), device, wakers.len(), plan, latencies);
             wakers.push(Arc::clone(&shared.wakers[device]));
             tasks.spawn(worker.run(connection));
         }
     }
     let pacing = Arc::clone(schedule);
     std::thread::spawn(move || pacing.pace(&wakers));
-    Ok(tasks)
+    tasks
 }
 
 /// Tells whoever reads the output when the measured phase begins and ends, so that they can read counters then.

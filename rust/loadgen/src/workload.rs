@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use keepstep_core::hash::{Hash, chain_0, chain_next, event_hash};
 use keepstep_core::header::Header;
-use keepstep_loadgen::measured::Measured;
+use keepstep_loadgen::measured::{EventLatencies, Measured};
 use keepstep_loadgen::schedule::Schedule;
 use tokio::sync::Notify;
 
@@ -84,6 +84,7 @@ pub(crate) struct Worker {
     unacked_bytes: u64,
     ack_at_bytes: u64,
     pub(crate) measured: Measured,
+    latencies: Arc<EventLatencies>,
     pub(crate) observations: Observations,
 }
 
@@ -105,11 +106,12 @@ impl Worker {
         device: usize,
         connection: usize,
         plan: Plan,
-    ) -> Result<Self> {
+        latencies: Arc<EventLatencies>,
+    ) -> Self {
         let place = |stream| (0, chain_0(&shared.user_key, &stream_name(stream)));
         let places: Vec<_> = (0..shared.acknowledged_seq.len()).map(place).collect();
         let first_frames = shared.prepared[device].beginnings().max(plan.first_frames);
-        Ok(Self {
+        Self {
             schedule,
             shared,
             device,
@@ -127,9 +129,10 @@ impl Worker {
             places,
             unacked_bytes: 0,
             ack_at_bytes: UNACKED_BYTES_DEFAULT / ACK_SHARE,
-            measured: Measured::new()?,
+            measured: Measured::default(),
+            latencies,
             observations: Observations::default(),
-        })
+        }
     }
 
     /// Works until everything sent is answered and everything acknowledged is delivered, or the time for it is over.
@@ -240,7 +243,7 @@ impl Worker {
             }
             self.shared.due_ns[self.device][self.next_frame].store(due_ns + 1, Ordering::Release);
             if self.schedule.measures(due_ns) {
-                self.measured.late.record(due_ns, now_ns, self.events_per_frame)?;
+                self.latencies.late.record(due_ns, now_ns, self.events_per_frame);
             }
             let frame = self.next_frame;
             self.next_frame += 1;
@@ -305,7 +308,7 @@ impl Worker {
                         self.measured.acknowledged += count;
                     }
                     if self.schedule.measures(due_ns) {
-                        self.measured.acknowledge.record(due_ns, now_ns, *count)?;
+                        self.latencies.acknowledge.record(due_ns, now_ns, *count);
                     }
                 }
                 Answer::Duplicate(_) => {
@@ -362,7 +365,7 @@ impl Worker {
                 let due_ns = shared.due_ns[author][frame].load(Ordering::Acquire);
                 ensure!(due_ns > 0, "an event was delivered before it was sent");
                 if self.schedule.measures(due_ns - 1) {
-                    self.measured.deliver.record(due_ns - 1, now_ns, 1)?;
+                    self.latencies.deliver.record(due_ns - 1, now_ns, 1);
                 }
             }
             if self.observe {

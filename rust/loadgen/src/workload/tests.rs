@@ -30,7 +30,7 @@ fn run() -> Result<Run> {
     let lengths = Lengths { warm_up: Duration::ZERO, settle: Duration::ZERO, measured: second, finish: second };
     let schedule = Arc::new(Schedule::begin(lengths, None, 2, 0));
     let plan = Plan { window: 4, events_per_frame: 2, subscribed: true, observe: true, first_frames: 0 };
-    let worker = Worker::new(schedule, Arc::new(shared), 1, 1, plan)?;
+    let worker = Worker::new(schedule, Arc::new(shared), 1, 1, plan, Arc::new(EventLatencies::new()?));
     Ok(Run { worker, author, chain: chain_0(&[5; 32], STREAM) })
 }
 
