@@ -187,8 +187,8 @@ def checkpoint(server: Server) -> None:
 def use_wal_files(server: Server) -> None:
     """Have the server's database make its WAL files, to be used again. Blocks some seconds.
 
-    A new one is 16 MiB of zeros that are synced while nobody commits: 46 to 69 ms each on the machine of the figures
-    (``dd bs=8k count=2048 conv=fsync``). A new server meets that until it has them all, and then no more.
+    A new one is empty, and each sync of it has blocks to allocate. A new server meets that until it has them all
+    and then no more.
     """
     with psycopg.connect(database_url(server, ADMIN_ROLE), autocommit=True) as connection:
         for _ in range(WAL_FILES):

@@ -119,6 +119,7 @@ class Presences:
 
     def leave(self, session: LiveSession) -> None:
         """The session is over: its device is away, unless it has connected again."""
+        session.close()
         principal = session.principal
         user = self._users[principal.user_key]
         user.sessions.remove(session)
@@ -201,6 +202,10 @@ class Presences:
                 await self._news.wait()
 
 
+def _refuse(_message: bytes) -> bool:
+    return False
+
+
 class LiveSession:
     """One session's part: what it tells, what it is to be told, and the signals it sends. Live; made by ``join``.
 
@@ -212,7 +217,7 @@ class LiveSession:
     __slots__ = ("_presences", "_signalled_at_s", "_signals", "_wake", "marked", "offer", "principal")
 
     def __init__(
-        self, presences: Presences, principal: Principal, wake: Callable[[], None], offer: Callable[[bytes], bool]
+        self, presences: Presences, principal: Principal, wake: Callable[[], object], offer: Callable[[bytes], bool]
     ) -> None:
         self.principal = principal
         self.marked: dict[DevicePk, None] = {}
@@ -226,6 +231,10 @@ class LiveSession:
     def reads(self) -> bool:
         """Whether its device may be told anything of the others."""
         return Capability.SUBSCRIBE in self.principal.capabilities
+
+    def close(self) -> None:
+        """Wake nobody and offer nothing any more: who does holds this, and would wait for the garbage collector."""
+        self._wake, self.offer = bool, _refuse
 
     def mark(self, device_pk: DevicePk) -> None:
         """A device has another state."""

@@ -12,6 +12,7 @@ import trio
 
 from keepstep.errors import Unavailable
 from keepstep.model import DEVICES_STREAM, UserPk
+from keepstep.subscriber import Subscriber
 from keepstep.subscription import Addition
 
 if TYPE_CHECKING:
@@ -19,9 +20,8 @@ if TYPE_CHECKING:
 
     from keepstep._keepstep import Run
     from keepstep.eventlog.store import StreamKey
-    from keepstep.interfaces import EventLog
+    from keepstep.interfaces import EventLog, StreamInfo
     from keepstep.model import StreamPk
-    from keepstep.subscriber import Subscriber
 
 
 class Relay:
@@ -57,7 +57,8 @@ class Relay:
         watchers[subscriber] = Watcher(devices_pk, devices_changed)
 
     def remove(self, subscriber: Subscriber) -> None:
-        """Wake it no more."""
+        """Wake it no more; it is closed."""
+        subscriber.close()
         watchers = self._by_user[subscriber.principal.user_pk]
         del watchers[subscriber]
         if not watchers:
@@ -83,30 +84,37 @@ class Relay:
             task_status.started()
 
     async def _sign_heads(self) -> None:
-        while True:
-            await trio.sleep(self._head_interval_s)
-            for watchers in self._by_user.values():
-                for subscriber in watchers:
-                    subscriber.head_tick()
+        """All of them at one moment would have as many sessions ask the database, and hold up everybody's answers."""
+        await self._look_at_users(self._head_interval_s, Subscriber.head_tick, where=lambda each: each.needs_heads)
 
     async def _reread(self) -> None:
-        """One user after the other, spread over the interval, so that rereading never crowds out anything."""
+        await self._look_at_users(self._reread_interval_s, Subscriber.reread, where=lambda _: True)
+
+    async def _look_at_users(
+        self,
+        interval_s: float,
+        tell: Callable[[Subscriber, Sequence[StreamInfo]], None],
+        *,
+        where: Callable[[Subscriber], bool],
+    ) -> None:
+        """Read the streams of one user after the other, spread over the interval: it never crowds out anything."""
         while True:
             users = [UserPk(user_pk) for user_pk in self._by_user]
-            pause_s = self._reread_interval_s / max(1, len(users))
+            pause_s = interval_s / max(1, len(users))
             await trio.sleep(pause_s)
             for user_pk in users:
+                if any(map(where, self._by_user.get(user_pk, ()))):
+                    await self._look_at_user(user_pk, tell)
                 if user_pk in self._by_user:
-                    await self._reread_user(user_pk)
                     await trio.sleep(pause_s)
 
-    async def _reread_user(self, user_pk: UserPk) -> None:
+    async def _look_at_user(self, user_pk: UserPk, tell: Callable[[Subscriber, Sequence[StreamInfo]], None]) -> None:
         try:
             streams = await self._log.streams(user_pk)
         except Unavailable:
             return  # the next round asks again; readers of the log notice by themselves
         for subscriber in self._by_user.get(user_pk, {}):
-            subscriber.reread(streams)
+            tell(subscriber, streams)
 
 
 class Watcher:

@@ -6,9 +6,11 @@ from collections import OrderedDict
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Literal
 
+from keepstep.credit import Credit
 from keepstep.errors import ArchiveUnavailable, ProtocolError, Pruned, Unavailable
-from keepstep.interfaces import RESUMED_TOGETHER_MAX, Page
+from keepstep.interfaces import RESUMED_TOGETHER_MAX
 from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Position, inbox_of, is_inbox
+from keepstep.pagereader import PageReader, nothing_after
 from keepstep.pages import encode_events
 from keepstep.protocol.messages import CaughtUp, Head, Resumed, Rewound, Subscribe, encode
 from keepstep.resuming import no_rewinds, position_of, seq_of, tell_pruned
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from keepstep.heads import HeadSigner
-    from keepstep.interfaces import Clock, EventLog, Followed, StreamInfo
+    from keepstep.interfaces import Clock, EventLog, Followed, Page, StreamInfo
     from keepstep.model import Principal, StreamPk, UserPk
     from keepstep.protocol.messages import SignedHead, SignedRewind
     from keepstep.subscription import Addition, Start, SubscriberLimits
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
 _Refusal = Literal["forbidden", "unknown_stream", "unknown_position", "limit_exceeded"]
 
 RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
-REREADS_MAX: Final = 3
-"""How often a page that does not continue its position is read anew before the log counts as unavailable."""
-CHAIN_PREFIX_BYTES: Final = 16
 _NO_AUTHOR: Final = (0, bytes(32))
 
 
@@ -60,8 +59,9 @@ class Subscriber:
         holds: whether the writer waits; then no page is made, since what is erased meanwhile must not go any more.
 
     Attributes:
-        ahead: pages of commits, encoded; the position is moved over them. The writer may take them without ``pull``.
-        ahead_bytes: of their events; whoever takes them sets it to 0.
+        ahead: pages of commits and signed heads, encoded; the position is moved over them. The writer may take them
+            without ``pull``.
+        ahead_bytes: of them; whoever takes them sets it to 0.
         is_marked: whether there may be something beside them. Whoever pulls until nothing ``is_due`` may take it back.
         generation: of the log that the positions are in.
         refusals: refused subscriptions not yet told.
@@ -75,7 +75,7 @@ class Subscriber:
         *,
         principal: Principal,
         limits: SubscriberLimits,
-        wake: Callable[[], None],
+        wake: Callable[[], object],
         relayed: Tally,
         rewinds: Callable[[UserPk, bytes, str], Awaitable[list[SignedRewind]]] = no_rewinds,
         holds: Callable[[], bool] = bool,
@@ -101,13 +101,16 @@ class Subscriber:
         self._meanwhile: dict[StreamPk, int] | None = None  # what was committed while streams are sought
         self.refusals: list[tuple[str, _Refusal]] = []
         self._left: dict[str, None] = {}  # streams that ``all`` does not follow: a set is three times as large
-        self._sent_before: dict[str, int] = {}
         self._all = False
         self._list_due = False
         self._listing = False  # the list is being read, what is done with it follows what is wanted then
-        self._unacked_bytes = 0
-        self._unsaved_acks: dict[str, tuple[int, bytes]] = {}
+        self._credit = Credit(limits.unacked_bytes_max)
+        self._pages = PageReader(log, clock, principal.user_pk, limits)
         self._told_safe_at_ms: int | None = None
+
+    def close(self) -> None:
+        """Wake nobody any more: whoever is woken holds this, and would wait for the garbage collector with it."""
+        self._wake = self._holds = bool
 
     # -- what the device asks -----------------------------------------------------------------------------------
 
@@ -180,9 +183,7 @@ class Subscriber:
         if subscription is not None:
             self._ready.pop(name, None)
             self._sought.pop(name, None)
-            if subscription.at.seq > self._sent_before.get(name, 0):
-                self._sent_before[name] = subscription.at.seq
-            self._unacked_bytes -= sum(size for _, _, size in subscription.unacked)
+            self._credit.forget(subscription)
             if subscription.stream_pk is not None:
                 del self._by_pk[subscription.stream_pk]
 
@@ -193,34 +194,18 @@ class Subscriber:
             ProtocolError: ``malformed``: above what was sent; ``unknown_position``: another chain than was sent.
         """
         for name, (seq, chain16) in positions.items():
-            subscription = self._subscriptions.get(name)
-            # protocol.md section 4: "`ack` only moves up, never above what this session was sent"
-            sent_seq = 0 if subscription is None else subscription.at.seq
-            if seq > max(sent_seq, self._sent_before.get(name, 0)):
-                raise ProtocolError("malformed", "an ack above what this session was sent")
-            if subscription is None or not subscription.acked_seq < seq <= sent_seq:
-                continue
-            unacked = subscription.unacked
-            while unacked and unacked[0][0] <= seq:
-                page_seq, chain, size = unacked.pop(0)
-                self._unacked_bytes -= size
-                if page_seq == seq and chain[:CHAIN_PREFIX_BYTES] != chain16:
-                    raise ProtocolError("unknown_position", "the device acknowledged another chain than it was sent")
-            subscription.acked_seq = seq
-            self._unsaved_acks[name] = (seq, chain16)
+            self._credit.acknowledge(name, self._subscriptions.get(name), seq, chain16)
         if self._ready:  # which may have waited for credit
             self._wake()
 
     @property
     def unsaved_acks(self) -> dict[str, tuple[int, bytes]]:
         """Acknowledged positions that are not saved yet: a copy; none where they are in a log that was."""
-        return self._unsaved_acks.copy() if self._log.generation() == self.generation else {}
+        return self._credit.unsaved if self._log.generation() == self.generation else {}
 
     def acks_saved(self, acks: Mapping[str, tuple[int, bytes]]) -> None:
         """These are saved now."""
-        for name, position in acks.items():
-            if self._unsaved_acks.get(name) == position:
-                del self._unsaved_acks[name]
+        self._credit.saved(acks)
 
     # -- hints --------------------------------------------------------------------------------------------------
 
@@ -244,16 +229,17 @@ class Subscriber:
             or subscription.owes_caught_up
             or self._asks_database  # which may read beyond it
             or self.ahead_bytes >= AHEAD_BYTES_MAX
-            or self._unacked_bytes >= self._limits.unacked_bytes_max
+            or self._credit.left_bytes <= 0
             or self._holds()
             or (message := addition.message or addition.encode(self._log, self._clock, self._limits)) is None
         ):
+            subscription.heard_seq = addition.last_seq
             self._ready[subscription.name] = None
             self._call()
         else:
             self.ahead.append(message)
             self.ahead_bytes += addition.size
-            self._unacked_bytes += subscription.sent(addition.at, addition.size)
+            self._credit.send(subscription, addition.at, addition.size)
             self._relayed.total += addition.count
             self._wake()
 
@@ -279,6 +265,7 @@ class Subscriber:
             elif subscription.start is not None:
                 self._sought[info.name] = None
             elif info.head.seq > subscription.at.seq:
+                subscription.heard_seq = max(subscription.heard_seq, info.head.seq)
                 self._appeared(subscription, info)
         if self._ready or self._seeks:
             self._call()
@@ -287,15 +274,50 @@ class Subscriber:
         """Whether ``all`` follows a stream: not what the device left, and no other device's inbox."""
         return self._all and name not in self._left and reading_refusal(name, self.principal.device_id) is None
 
-    def head_tick(self) -> None:
-        """A signed head is due on every stream that moved since the last one, and where a backup was verified since."""
-        is_safer = self._signer.safe_at_ms != self._told_safe_at_ms
-        for name, subscription in self._subscriptions.items():
-            if subscription.moved or (is_safer and name == DEVICES_STREAM and subscription.start is None):
-                subscription.head_due = True
-                self._mark(name)
+    @property
+    def needs_heads(self) -> bool:
+        """Whether ``head_tick`` would have something to do."""
+        return self._is_safer or any(each.moved for each in self._subscriptions.values())
+
+    @property
+    def _is_safer(self) -> bool:
+        return self._signer.safe_at_ms != self._told_safe_at_ms and DEVICES_STREAM in self._subscriptions
+
+    def head_tick(self, streams: Iterable[StreamInfo]) -> None:
+        """A signed head is due on every stream that moved since the last one, and where a backup was verified since.
+
+        Where the session has all of a stream it goes at once; else with the page that reaches the head.
+
+        Args:
+            streams: all streams of this user, as the database has them now: another node may have moved one.
+        """
+        is_safer = self._is_safer
+        for info in streams:
+            subscription = self._subscriptions.get(info.name)
+            if subscription is None or subscription.start is not None:
+                continue
+            if not (subscription.moved or (is_safer and info.name == DEVICES_STREAM)):
+                continue
+            subscription.head_due = True
+            if subscription.at == info.head and self._may_go_ahead(subscription):
+                (message,) = self._continued(subscription, nothing_after(subscription.at))
+                self.ahead.append(message)
+                self.ahead_bytes += len(message)
+                self._wake()
+            else:
+                self._mark(info.name)
         if self._ready:
             self._call()
+
+    def _may_go_ahead(self, subscription: Subscription) -> bool:
+        """Whether nothing comes first that is still to be read, and there is room."""
+        return not (
+            subscription.name in self._ready
+            or subscription.owes_caught_up
+            or self._asks_database  # which may read beyond the position
+            or self.ahead_bytes >= AHEAD_BYTES_MAX
+            or self._holds()
+        )
 
     def follows(self, name: str) -> bool:
         """Whether the session is subscribed to the stream."""
@@ -329,7 +351,7 @@ class Subscriber:
             return []
         while (name := self._next()) is not None:
             subscription = self._subscriptions[name]
-            page = self._page_in_memory(subscription)
+            page = self._pages.in_memory(subscription)
             if page is None:
                 self._mark(name)
                 self._ready.move_to_end(name, last=False)
@@ -390,7 +412,7 @@ class Subscriber:
 
     def _next(self) -> str | None:
         """Take the next ready stream: reserved ones first, the others in turn."""
-        if self._unacked_bytes >= self._limits.unacked_bytes_max:
+        if self._credit.left_bytes <= 0:
             return None
         for name in RESERVED_STREAMS:
             if name in self._ready:
@@ -503,7 +525,7 @@ class Subscriber:
         if at.seq < max(head_seq, self._meanwhile.get(info.stream_pk, 0)):
             return []
         del self._ready[subscription.name]
-        return self._continued(subscription, Page(at.seq, b"", 0, at.seq, at.chain, head_seq))
+        return self._continued(subscription, nothing_after(at))
 
     def _appeared(self, subscription: Subscription, info: StreamInfo) -> None:
         """A followed stream is there, perhaps only now."""
@@ -516,22 +538,10 @@ class Subscriber:
         """The page after a stream's position, and the signed head where that reaches it."""
         name = subscription.name
         try:
-            page = await self._read(subscription)
+            page = await self._pages.read(subscription)
         except Pruned:
             return await self._pruned(subscription)
         return self._continued(subscription, page) if self._subscriptions.get(name) is subscription else []
-
-    def _page_in_memory(self, subscription: Subscription) -> Page | None:
-        """The page after a stream's position, ``None`` where memory does not have it."""
-        page = self._log.read_in_memory(
-            self.principal.user_pk,
-            subscription.name,
-            after=subscription.at.seq,
-            events_max=self._limits.page_events_max,
-            bytes_max=self._limits.page_bytes_max,
-            now_ms=self._clock.now_ms(),
-        )
-        return page if page is not None and subscription.continues(page) else None
 
     def _continued(self, subscription: Subscription, page: Page) -> list[bytes]:
         """A page that continues a stream's position as messages, with the signed head where it reaches that."""
@@ -540,11 +550,14 @@ class Subscriber:
         if page.count:
             messages.append(encode_events(name, page))
             self._relayed.total += page.count
-            self._unacked_bytes += subscription.sent(Position(page.last_seq, page.chain), len(page.rows))
+            self._credit.send(subscription, Position(page.last_seq, page.chain), len(page.rows))
         if page.last_seq < page.head_seq:
             subscription.owes_caught_up = True
             self._mark(name)
             return messages
+        if subscription.heard_seq <= page.last_seq:
+            # A commit that was told while the page was read, and is in it, must not have the database asked again.
+            self._ready.pop(name, None)
         if subscription.owes_caught_up:
             messages.append(encode(CaughtUp(name, self._sign(name, subscription.at), self._tell_safe_at_ms())))
         elif subscription.head_due:
@@ -572,21 +585,6 @@ class Subscriber:
         subscription.owes_caught_up = subscription.moved = True
         self._mark(name)
         return [message]
-
-    async def _read(self, subscription: Subscription) -> Page:
-        """A page that continues the position, from whichever source answers."""
-        for _ in range(REREADS_MAX):
-            page = await self._log.read(
-                self.principal.user_pk,
-                subscription.name,
-                after=subscription.at.seq,
-                events_max=self._limits.page_events_max,
-                bytes_max=self._limits.page_bytes_max,
-                now_ms=self._clock.now_ms(),
-            )
-            if subscription.continues(page):
-                return page
-        raise Unavailable("the log does not continue a position")
 
     def _lost(self, subscription: Subscription, error: ProtocolError) -> None:
         """The log no longer holds a followed stream's position: say so instead of guessing."""

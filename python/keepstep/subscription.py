@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 Start = Position | int | Literal["start", "end"]
 """Where a device wants to go on from; an ``int`` is a position whose chain the device is trusted not to know."""
 
-UNACKED_PAGES_MAX: Final = 256
-"""Boundaries of unacknowledged pages remembered per stream; beyond it the newest ones are joined."""
 PAGE_AHEAD_BYTES_MAX: Final = 32 * 1024
 """Largest page that is handed to followers as it is committed."""
 AHEAD_BYTES_MAX: Final = 256 * 1024
@@ -50,6 +48,8 @@ class Subscription:
         name: the stream.
         start: what the device named, until the resume is answered.
         at: everything up to here was sent.
+        heard_seq: the highest seq it was told of while it could not be given the page; the database may have answered
+            with that one already.
         stream_pk: ``None`` while the stream does not exist.
         owes_caught_up: the session was behind, and is told when it is not.
         moved: events were sent since the last signed head.
@@ -60,22 +60,13 @@ class Subscription:
     name: str
     start: Start | None
     at: Position = _NOWHERE
+    heard_seq: int = 0
     stream_pk: StreamPk | None = None
     owes_caught_up: bool = True
     moved: bool = False
     head_due: bool = False
     acked_seq: int = 0
     unacked: list[tuple[int, bytes, int]] = field(default_factory=list)  # a tenth of an empty deque
-
-    def sent(self, at: Position, size: int) -> int:
-        """Move the position over a page of so many bytes; how many more of them are not acknowledged."""
-        self.at = at
-        self.moved = True
-        joined = size
-        if len(self.unacked) >= UNACKED_PAGES_MAX:
-            joined += self.unacked.pop()[2]
-        self.unacked.append((at.seq, at.chain, joined))
-        return size
 
     def continues(self, page: Page) -> bool:
         """protocol.md section 4: "The first seq of a page must be position + 1, from any source; else reread."."""

@@ -57,6 +57,10 @@ class Following:
         run = SimpleNamespace(stream_pk=stream_pk, first_seq=first_seq, last_seq=last_seq, prev_chain=b"", **sizes)
         self.subscriber.committed(Addition(name, cast("Run", run)))
 
+    async def head_tick(self) -> None:
+        """The relay's timer for signed heads."""
+        self.subscriber.head_tick(await self.parts.log.streams(self.principal.user_pk))
+
     @property
     def events(self) -> int:
         """How many it was sent."""

@@ -48,6 +48,7 @@ LAYERS: Final = (
                 "admission",
                 "arrivals",
                 "cleanup",
+                "credit",
                 "diskspace",
                 "eventlog",
                 "gathering",
@@ -56,8 +57,8 @@ LAYERS: Final = (
                 "hits",
                 "identity",
             ),
-            *("interfaces", "jobs", "journal", "links", "lookups", "measuring", "pacing", "pages", "polling"),
-            *("presence", "publish", "publishqueue"),
+            *("interfaces", "jobs", "journal", "links", "lookups", "measuring", "pacing", "pagereader"),
+            *("pages", "polling", "presence", "publish", "publishqueue"),
             *("ratelimit", "relay", "retention", "reloading", "replaying", "restores", "resuming", "revocation"),
             *(
                 "runtime",

@@ -124,6 +124,41 @@ async def test_heads_are_signed_once_an_interval(autojump_clock: trio.testing.Mo
     assert not later
 
 
+async def test_heads_are_signed_for_one_user_after_the_other(autojump_clock: trio.testing.MockClock) -> None:
+    """At even distances: as many signatures and questions at one moment would hold up everybody's answers."""
+    parts = Parts()
+    followers = []
+    for name in ("alice", "bob", "carol"):
+        (phone,) = await parts.register(name)
+        followers.append(await Follower.start(parts, phone, "notes"))
+        await publish(parts, phone, "notes")
+        await followers[-1].take()
+        await publish(parts, phone, "notes")
+        await followers[-1].take()
+    told = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(parts.relay.run)
+        for _ in range(3):
+            await trio.sleep(20.5)
+            told.append([bool(await follower.take()) for follower in followers])
+        nursery.cancel_scope.cancel()
+    assert told == [[True, False, False], [False, True, False], [False, False, True]]
+
+
+async def test_nothing_is_read_for_heads_where_nothing_moved(autojump_clock: trio.testing.MockClock) -> None:
+    """A question for each user and minute is for those who write."""
+    parts = Parts()
+    (phone,) = await parts.register("alice")
+    follower = await Follower.start(parts, phone, "notes")
+    assert not follower.subscriber.needs_heads
+    await publish(parts, phone, "notes")
+    await follower.take()
+    assert not follower.subscriber.needs_heads
+    await publish(parts, phone, "notes")
+    await follower.take()
+    assert follower.subscriber.needs_heads
+
+
 async def test_a_lost_hint_is_made_up_for(autojump_clock: trio.testing.MockClock) -> None:
     """Another node's commit, of which this one was never told."""
     parts = Parts()
@@ -201,5 +236,5 @@ async def test_a_session_that_ends_while_its_user_is_reread_is_left_alone() -> N
         return await ask(user_pk)
 
     parts.log.streams = meanwhile  # type: ignore[method-assign]
-    await parts.relay._reread_user(follower.subscriber.principal.user_pk)
+    await parts.relay._look_at_user(follower.subscriber.principal.user_pk, Subscriber.reread)
     assert follower.wakes == 0

@@ -11,8 +11,8 @@ import trio
 from keepstep.errors import ProtocolError, Unavailable
 from keepstep.interfaces import Page
 from keepstep.model import Capability, inbox_of
-from keepstep.protocol.messages import CaughtUp, Events, Head, Resumed
-from keepstep.subscriber import REREADS_MAX
+from keepstep.pagereader import REREADS_MAX
+from keepstep.protocol.messages import CaughtUp, Events, Resumed
 from tests.support.events import NOW_MS, DeviceFixture
 from tests.support.following import Following, seqs, verified
 
@@ -373,6 +373,31 @@ async def test_events_committed_while_a_page_is_read_are_not_missed() -> None:
     assert seqs(await bench.pull_all()) == [1, 2]
 
 
+async def test_what_the_database_answered_with_is_not_asked_for_again() -> None:
+    """A commit that is told while it is read, and is in the answer: asking again would meet the next one, and so on."""
+    bench = await Following.start()
+    await bench.publish("notes")
+    pk = await bench.pk("notes")
+    bench.subscribe({"notes": "start"})
+    await bench.pull_all()
+    bench.parts.log.tail.clear()
+    read, reads = bench.parts.log.read, 0
+
+    async def meanwhile(*arguments: Any, **keywords: Any) -> Page:
+        nonlocal reads
+        reads += 1
+        page = await read(*arguments, **keywords)
+        bench.committed(pk, 2, 2)
+        return page
+
+    await bench.publish("notes")
+    bench.parts.log.tail.clear()
+    bench.parts.log.read = meanwhile  # type: ignore[method-assign]
+    bench.subscriber.reread(await bench.parts.log.streams(bench.principal.user_pk))
+    assert seqs(await bench.pull_all()) == [2]
+    assert (reads, bench.subscriber.is_due) == (1, False)
+
+
 async def test_falling_more_than_a_page_behind_is_caught_up_anew() -> None:
     """CaughtUp comes after a resume, and again after the session was more than a page behind."""
     bench = await Following.start()
@@ -386,43 +411,6 @@ async def test_falling_more_than_a_page_behind_is_caught_up_anew() -> None:
     await bench.publish("notes", 5)
     bench.committed(pk, 1, 7)
     assert [type(one) for one in await bench.pull_all()] == [Events, Events, CaughtUp]
-
-
-async def test_a_moving_stream_gets_a_signed_head_now_and_then() -> None:
-    """When the timer says and the position is the head; a stream that stood still gets none."""
-    bench = await Following.start()
-    await bench.publish("notes")
-    pk = await bench.pk("notes")
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
-    bench.subscriber.head_tick()
-    assert not await bench.pull_all()
-    await bench.publish("notes")
-    bench.committed(pk, 1, 2)
-    await bench.pull_all()
-    bench.subscriber.head_tick()
-    (message,) = await bench.pull_all()
-    assert isinstance(message, Head)
-    assert verified(message.head).seq == 2
-    bench.subscriber.head_tick()
-    assert not await bench.pull_all()
-
-
-async def test_a_head_that_is_due_waits_until_the_position_is_the_head() -> None:
-    """It comes with the page that reaches it."""
-    bench = await Following.start()
-    await bench.publish("notes")
-    pk = await bench.pk("notes")
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
-    await bench.publish("notes")
-    bench.committed(pk, 1, 2)
-    await bench.pull_all()
-    await bench.publish("notes")
-    bench.subscriber.head_tick()
-    events, head = await bench.pull()
-    assert seqs([events]) == [3]
-    assert verified(head.head).seq == 3
 
 
 async def test_rereading_finds_what_a_lost_hint_would_have_told() -> None:

@@ -55,6 +55,10 @@ class Follower:
         submitted = submission(principal, *(events or (self.device.event("notes"),)))
         await self.parts.log.append([submitted], now_ms=NOW_MS)
 
+    async def head_tick(self) -> None:
+        """The relay's timer for signed heads."""
+        self.subscriber.head_tick(await self.parts.log.streams(self.subscriber.principal.user_pk))
+
     async def take(self) -> list[Any]:
         """All there is to send."""
         messages: list[Any] = []
@@ -209,10 +213,10 @@ async def test_a_signed_head_follows_pages_ahead() -> None:
     follower = await start()
     await follower.publish()
     await follower.take()
-    follower.subscriber.head_tick()
+    await follower.head_tick()
     (head,) = await follower.take()
     assert isinstance(head, Head)
-    follower.subscriber.head_tick()
+    await follower.head_tick()
     assert not await follower.take()
 
 

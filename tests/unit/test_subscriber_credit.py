@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from keepstep.credit import UNACKED_PAGES_MAX
 from keepstep.errors import ProtocolError
-from keepstep.subscription import UNACKED_PAGES_MAX
 from tests.support.following import Following, seqs
 
 
@@ -118,7 +118,9 @@ async def test_what_is_remembered_of_unacknowledged_pages_is_bounded() -> None:
     messages = await bench.pull_all()
     assert seqs(messages) == list(range(1, count + 1))
     (subscription,) = bench.subscriber._subscriptions.values()
+    credit = bench.subscriber._credit
     assert len(subscription.unacked) == UNACKED_PAGES_MAX
     last = (await bench.head("notes")).chain
     bench.subscriber.acknowledge({"notes": (count, last[:16])})
-    assert bench.subscriber._unacked_bytes == 0
+    assert credit.left_bytes == bench.subscriber._limits.unacked_bytes_max
+    assert subscription.unacked == []

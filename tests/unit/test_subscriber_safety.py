@@ -14,12 +14,12 @@ async def test_a_device_is_told_up_to_when_everything_is_in_a_verified_backup() 
     bench.subscribe({"$devices": "start", "notes": "start"})
     told = [each.safe_at_ms for each in await bench.pull_all() if isinstance(each, CaughtUp)]
     assert told == [None, None]
-    bench.subscriber.head_tick()
+    await bench.head_tick()
     assert all(each.stream != "$devices" or each.safe_at_ms is None for each in await bench.pull_all())
     bench.parts.database.safe_at_ms = NOW_MS
     await bench.parts.safety.read()
-    bench.subscriber.head_tick()
+    await bench.head_tick()
     (head,) = await bench.pull_all()
     assert (head.stream, head.safe_at_ms) == ("$devices", NOW_MS)
-    bench.subscriber.head_tick()
+    await bench.head_tick()
     assert await bench.pull_all() == []

@@ -1,0 +1,78 @@
+"""The signed heads that a session is sent of streams that move."""
+
+from __future__ import annotations
+
+from keepstep.protocol.messages import Head, decode_from_server
+from tests.support.following import Following, seqs, verified
+
+
+async def test_a_moving_stream_gets_a_signed_head_now_and_then() -> None:
+    """When the timer says and the position is the head; a stream that stood still gets none."""
+    bench = await Following.start()
+    await bench.publish("notes")
+    pk = await bench.pk("notes")
+    bench.subscribe({"notes": "start"})
+    await bench.pull_all()
+    await bench.head_tick()
+    assert not await bench.pull_all()
+    await bench.publish("notes")
+    bench.committed(pk, 1, 2)
+    await bench.pull_all()
+    await bench.head_tick()
+    (message,) = await bench.pull_all()
+    assert isinstance(message, Head)
+    assert verified(message.head).seq == 2
+    await bench.head_tick()
+    assert not await bench.pull_all()
+
+
+async def test_a_head_that_is_due_does_not_have_the_database_asked_for_the_page() -> None:
+    """Where the session has what the database says is the head; the writer may take it without asking."""
+    bench = await Following.start()
+    await bench.publish("notes")
+    pk = await bench.pk("notes")
+    bench.subscribe({"notes": "start"})
+    await bench.pull_all()
+    await bench.publish("notes")
+    bench.committed(pk, 1, 2)
+    await bench.pull_all()
+    wakes = bench.wakes
+    await bench.head_tick()
+    assert bench.wakes == wakes + 1
+    (head,) = [decode_from_server(each) for each in bench.subscriber.pull_nowait() or ()]
+    assert isinstance(head, Head)
+    assert verified(head.head).seq == 2
+
+
+async def test_a_head_waits_for_what_is_being_read() -> None:
+    """Which may be beyond it: a head never comes after events that it does not have."""
+    bench = await Following.start()
+    await bench.publish("notes")
+    pk = await bench.pk("notes")
+    bench.subscribe({"notes": "start"})
+    await bench.pull_all()
+    await bench.publish("notes")
+    bench.committed(pk, 1, 2)
+    await bench.pull_all()
+    bench.subscribe({"other": "start"})
+    assert bench.subscriber.pull_nowait() is None
+    await bench.head_tick()
+    assert not bench.subscriber.ahead
+    assert any(isinstance(each, Head) for each in await bench.pull_all())
+
+
+async def test_a_head_that_is_due_waits_until_the_position_is_the_head() -> None:
+    """It comes with the page that reaches it."""
+    bench = await Following.start()
+    await bench.publish("notes")
+    pk = await bench.pk("notes")
+    bench.subscribe({"notes": "start"})
+    await bench.pull_all()
+    await bench.publish("notes")
+    bench.committed(pk, 1, 2)
+    await bench.pull_all()
+    await bench.publish("notes")
+    await bench.head_tick()
+    events, head = await bench.pull()
+    assert seqs([events]) == [3]
+    assert verified(head.head).seq == 3
