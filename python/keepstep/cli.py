@@ -156,7 +156,7 @@ async def _run_server(run: Callable[..., Awaitable[None]], settings: Settings, s
     async with AsyncExitStack() as serving, trio.open_nursery() as nursery:
         with starting:
             started = await nursery.start(run)
-            serving.enter_context(rare_collections())
+            serving.enter_context(rare_collections(trio.lowlevel.current_trio_token().run_sync_soon))
             _announce(settings, started)
         if starting.cancelled_caught:
             nursery.cancel_scope.cancel()
