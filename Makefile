@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 CHAOS_ARGS ?=
 TRACE ?=
 BASE ?= main
-SCENARIOS ?= w1-publish w2-relay w2-paced
+SCENARIOS ?= w1-publish w2-relay
 
 # rustup installs here; a shell opened before it was installed does not have it in PATH yet.
 CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
