@@ -113,8 +113,9 @@ class Relay:
             streams = await self._log.streams(user_pk)
         except Unavailable:
             return  # the next round asks again; readers of the log notice by themselves
-        for subscriber in self._by_user.get(user_pk, {}):
+        for subscriber in tuple(self._by_user.get(user_pk, ())):
             tell(subscriber, streams)
+            await trio.lowlevel.checkpoint()
 
 
 class Watcher:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _Refusal = Literal["forbidden", "unknown_stream", "unknown_position", "limit_exceeded"]
 
 RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
+HEADS_AHEAD_MAX: Final = 64  # signed at once, while nobody is served
 _NO_AUTHOR: Final = (0, bytes(32))
 
 
@@ -286,12 +287,12 @@ class Subscriber:
     def head_tick(self, streams: Iterable[StreamInfo]) -> None:
         """A signed head is due on every stream that moved since the last one, and where a backup was verified since.
 
-        Where the session has all of a stream it goes at once; else with the page that reaches the head.
+        Where the session has all of a stream it goes at once, up to ``HEADS_AHEAD_MAX``; else in one of its turns.
 
         Args:
             streams: all streams of this user, as the database has them now: another node may have moved one.
         """
-        is_safer = self._is_safer
+        is_safer, signed = self._is_safer, 0
         for info in streams:
             subscription = self._subscriptions.get(info.name)
             if subscription is None or subscription.start is not None:
@@ -299,7 +300,8 @@ class Subscriber:
             if not (subscription.moved or (is_safer and info.name == DEVICES_STREAM)):
                 continue
             subscription.head_due = True
-            if subscription.at == info.head and self._may_go_ahead(subscription):
+            if signed < HEADS_AHEAD_MAX and subscription.at == info.head and self._may_go_ahead(subscription):
+                signed += 1
                 (message,) = self._continued(subscription, nothing_after(subscription.at))
                 self.ahead.append(message)
                 self.ahead_bytes += len(message)

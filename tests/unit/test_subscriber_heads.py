@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from keepstep.protocol.messages import Head, decode_from_server
+from keepstep.subscriber import HEADS_AHEAD_MAX
 from tests.support.following import Following, seqs, verified
 
 
@@ -76,3 +77,21 @@ async def test_a_head_that_is_due_waits_until_the_position_is_the_head() -> None
     events, head = await bench.pull()
     assert seqs([events]) == [3]
     assert verified(head.head).seq == 3
+
+
+async def test_so_many_heads_are_signed_at_once_and_the_others_in_turns() -> None:
+    """A device that follows thousands of streams must not hold up the others."""
+    bench = await Following.start(subscriptions_max=100)
+    names = [f"notes.{number}" for number in range(HEADS_AHEAD_MAX + 2)]
+    for name in names:
+        await bench.publish(name)
+    bench.subscribe(dict.fromkeys(names, "start"))
+    await bench.pull_all()
+    for name in names:
+        await bench.publish(name)
+        bench.committed(await bench.pk(name), 2, 2, name=name)
+    await bench.pull_all()
+    await bench.head_tick()
+    assert len(bench.subscriber.ahead) == HEADS_AHEAD_MAX
+    heads = [each.stream for each in await bench.pull_all() if isinstance(each, Head)]
+    assert sorted(heads) == sorted(names)
