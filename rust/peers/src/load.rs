@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use keepstep_loadgen::measured::Measured;
+use keepstep_loadgen::measured::{EventLatencies, Measured};
 use keepstep_loadgen::schedule::Schedule;
 use tokio::sync::Notify;
 
@@ -24,18 +24,20 @@ pub(crate) struct Shared {
     /// Of each group: how many still publish or wait for an answer.
     publishing: Vec<AtomicUsize>,
     pub(crate) wakers: Vec<Arc<Notify>>,
+    pub(crate) latencies: EventLatencies,
 }
 
 impl Shared {
-    pub(crate) fn new(schedule: Schedule, connections: usize, events: usize) -> Self {
+    pub(crate) fn new(schedule: Schedule, connections: usize, events: usize) -> Result<Self> {
         let groups = connections.div_ceil(GROUP);
-        Self {
+        Ok(Self {
             schedule,
             due_ns: (0..connections).map(|_| (0..events).map(|_| AtomicU64::new(0)).collect()).collect(),
             acknowledged: (0..connections).map(|_| AtomicU64::new(0)).collect(),
             publishing: (0..groups).map(|group| AtomicUsize::new(GROUP.min(connections - group * GROUP))).collect(),
             wakers: (0..connections).map(|_| Arc::default()).collect(),
-        }
+            latencies: EventLatencies::new()?,
+        })
     }
 
     fn others(&self, connection: usize) -> impl Iterator<Item = usize> {
@@ -59,17 +61,11 @@ pub(crate) struct Worker<C> {
 }
 
 impl<C: Connection> Worker<C> {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        number: usize,
-        connection: C,
-        window: usize,
-        subscribed: bool,
-    ) -> Result<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, number: usize, connection: C, window: usize, subscribed: bool) -> Self {
         let arrived = (0..GROUP).map(|_| Arrived::default()).collect();
         let (next, in_flight, publishing) = (0, 0, true);
-        let measured = Measured::new()?;
-        Ok(Self { shared, number, connection, window, subscribed, next, in_flight, publishing, arrived, measured })
+        let measured = Measured::default();
+        Self { shared, number, connection, window, subscribed, next, in_flight, publishing, arrived, measured }
     }
 
     /// Works until everything sent is answered and everything acknowledged is delivered, or the time for it is over.
@@ -161,7 +157,7 @@ impl<C: Connection> Worker<C> {
             };
             due.store(due_ns + 1, Ordering::Release);
             if schedule.measures(due_ns) {
-                self.measured.late.record(due_ns, now_ns, 1)?;
+                self.shared.latencies.late.record(due_ns, now_ns, 1);
             }
             self.connection.publish(self.next)?;
             self.next += 1;
@@ -181,7 +177,7 @@ impl<C: Connection> Worker<C> {
                 self.measured.acknowledged_in_all += 1;
                 self.measured.acknowledged += u64::from(self.shared.schedule.measures(now_ns));
                 if let Some(due_ns) = self.measured_due_ns(self.number, index) {
-                    self.measured.acknowledge.record(due_ns, now_ns, 1)?;
+                    self.shared.latencies.acknowledge.record(due_ns, now_ns, 1);
                 }
             }
             Came::Delivered(author, _) if author == self.number => {}
@@ -191,7 +187,7 @@ impl<C: Connection> Worker<C> {
                     self.measured.delivered_in_all += 1;
                     self.measured.delivered += u64::from(self.shared.schedule.measures(now_ns));
                     if let Some(due_ns) = self.measured_due_ns(author, index) {
-                        self.measured.deliver.record(due_ns, now_ns, 1)?;
+                        self.shared.latencies.deliver.record(due_ns, now_ns, 1);
                     }
                 }
             }
@@ -252,19 +248,19 @@ mod tests {
         }
     }
 
-    fn shared(connections: usize, finish: Duration) -> Arc<Shared> {
+    fn shared(connections: usize, finish: Duration) -> Result<Arc<Shared>> {
         let [warm_up, settle, measured] = [Duration::ZERO, Duration::ZERO, Duration::from_secs(60)];
         let schedule = Schedule::begin(Lengths { warm_up, settle, measured, finish }, None, connections, 0);
-        Arc::new(Shared::new(schedule, connections, 5))
+        Ok(Arc::new(Shared::new(schedule, connections, 5)?))
     }
 
     fn run(delivered: Vec<Came>, connections: usize, subscribed: bool) -> Result<Observed> {
-        let shared = shared(connections, Duration::ZERO);
+        let shared = shared(connections, Duration::ZERO)?;
         for other in 1..connections {
             shared.acknowledged[other].store(2, Ordering::Release);
             shared.publishing[0].fetch_sub(1, Ordering::AcqRel);
         }
-        let worker = Worker::new(shared, 0, Echo { waiting: VecDeque::new(), delivered }, 2, subscribed)?;
+        let worker = Worker::new(shared, 0, Echo { waiting: VecDeque::new(), delivered }, 2, subscribed);
         Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(worker.run()))
     }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use keepstep_loadgen::measured::phase;
+use keepstep_loadgen::measured::{EventLatencies, phase};
 use tokio::task::JoinSet;
 
 use arguments::{Arguments, Peer, Target, Workload};
@@ -95,10 +95,10 @@ async fn load<C: Connection>(arguments: &Arguments, target: &Target, fleet: &Arc
     phase("warming up");
     let schedule =
         arguments.pace.begin(arguments.connections, 1, arguments.connections * arguments.pace.first_frames(0));
-    let shared = Arc::new(Shared::new(schedule, arguments.connections, arguments.events_per_connection()));
+    let shared = Arc::new(Shared::new(schedule, arguments.connections, arguments.events_per_connection())?);
     let mut tasks = JoinSet::new();
     for (number, connection) in connections.into_iter().enumerate() {
-        tasks.spawn(Worker::new(Arc::clone(&shared), number, connection, arguments.window, subscribed)?.run());
+        tasks.spawn(Worker::new(Arc::clone(&shared), number, connection, arguments.window, subscribed).run());
     }
     let pacing = Arc::clone(&shared);
     std::thread::spawn(move || pacing.schedule.pace(&pacing.wakers));
@@ -108,13 +108,13 @@ async fn load<C: Connection>(arguments: &Arguments, target: &Target, fleet: &Arc
     phase("measuring");
     schedule.stopped().await;
     phase("measured");
-    let mut all = Observed::new()?;
+    let mut all = Observed::default();
     while let Some(observed) = tasks.join_next().await {
-        all.add(&observed?)?;
+        all.add(&observed?);
     }
     let measured_s = schedule.measured_s();
     ensure!(measured_s > 0.0, "the prepared events were used up in the warm-up: raise --events-max");
-    Ok(Report::new(arguments.connections, all, measured_s, schedule.warm_up()))
+    Ok(Report::new(arguments.connections, all, &shared.latencies, measured_s, schedule.warm_up()))
 }
 
 /// Stores events, then reads all of them on a new connection.
@@ -158,13 +158,13 @@ async fn catch_up<C: Connection>(arguments: &Arguments, target: &Target, fleet: 
     let took = begin.elapsed();
     phase("measured");
     tokio::time::sleep(COUNTERS_READ).await;
-    let mut observed = Observed::new()?;
+    let mut observed = Observed::default();
     let measured = &mut observed.measured;
     (measured.published, measured.acknowledged_in_all) = (events as u64, events as u64);
     (measured.delivered, measured.delivered_in_all) = (arrived.count, arrived.count);
     let (duplicates, out_of_order) = (arrived.duplicates, arrived.out_of_order);
     observed.faults = Faults { lost: events as u64 - arrived.count, duplicates, out_of_order };
-    Ok(Report::new(1, observed, took.as_secs_f64(), None))
+    Ok(Report::new(1, observed, &EventLatencies::new()?, took.as_secs_f64(), None))
 }
 
 /// Opens connections and lets them be: what they cost in memory is for the reader of the output to see.
@@ -177,5 +177,5 @@ async fn idle<C: Connection>(arguments: &Arguments, target: &Target, fleet: &Arc
     tokio::time::sleep(IDLE).await;
     phase("measured");
     tokio::time::sleep(COUNTERS_READ).await;
-    Ok(Report::new(connections.len(), Observed::new()?, took.as_secs_f64(), None))
+    Ok(Report::new(connections.len(), Observed::default(), &EventLatencies::new()?, took.as_secs_f64(), None))
 }
