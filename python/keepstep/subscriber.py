@@ -234,7 +234,7 @@ class Subscriber:
             or self._holds()
             or (message := addition.message or addition.encode(self._log, self._clock, self._limits)) is None
         ):
-            subscription.heard_seq = addition.last_seq
+            subscription.heard_seq = max(subscription.heard_seq, addition.last_seq)
             self._ready[subscription.name] = None
             self._call()
         else:
@@ -294,15 +294,14 @@ class Subscriber:
         """
         is_safer, signed = self._is_safer, 0
         for info in streams:
-            subscription = self._subscriptions.get(info.name)
-            if subscription is None or subscription.start is not None:
+            subscription, tells = self._subscriptions.get(info.name), is_safer and info.name == DEVICES_STREAM
+            if subscription is None or subscription.start is not None or not (subscription.moved or tells):
                 continue
-            if not (subscription.moved or (is_safer and info.name == DEVICES_STREAM)):
-                continue
-            subscription.head_due = True
-            if signed < HEADS_AHEAD_MAX and subscription.at == info.head and self._may_go_ahead(subscription):
+            subscription.head_due, at = True, subscription.at
+            has_all = at == info.head or at.seq > info.head.seq  # which this node has committed since
+            if has_all and signed < HEADS_AHEAD_MAX and self._may_go_ahead(subscription):
                 signed += 1
-                (message,) = self._continued(subscription, nothing_after(subscription.at))
+                (message,) = self._continued(subscription, nothing_after(at))
                 self.ahead.append(message)
                 self.ahead_bytes += len(message)
                 self._wake()

@@ -7,6 +7,19 @@ from keepstep.subscriber import HEADS_AHEAD_MAX
 from tests.support.following import Following, seqs, verified
 
 
+async def moved() -> Following:
+    """A session that has both events of a stream, the second of them since the last signed head."""
+    bench = await Following.start()
+    await bench.publish("notes")
+    pk = await bench.pk("notes")
+    bench.subscribe({"notes": "start"})
+    await bench.pull_all()
+    await bench.publish("notes")
+    bench.committed(pk, 1, 2)
+    await bench.pull_all()
+    return bench
+
+
 async def test_a_moving_stream_gets_a_signed_head_now_and_then() -> None:
     """When the timer says and the position is the head; a stream that stood still gets none."""
     bench = await Following.start()
@@ -29,14 +42,7 @@ async def test_a_moving_stream_gets_a_signed_head_now_and_then() -> None:
 
 async def test_a_head_that_is_due_does_not_have_the_database_asked_for_the_page() -> None:
     """Where the session has what the database says is the head; the writer may take it without asking."""
-    bench = await Following.start()
-    await bench.publish("notes")
-    pk = await bench.pk("notes")
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
-    await bench.publish("notes")
-    bench.committed(pk, 1, 2)
-    await bench.pull_all()
+    bench = await moved()
     wakes = bench.wakes
     await bench.head_tick()
     assert bench.wakes == wakes + 1
@@ -45,16 +51,22 @@ async def test_a_head_that_is_due_does_not_have_the_database_asked_for_the_page(
     assert verified(head.head).seq == 2
 
 
+async def test_a_head_goes_at_once_where_the_session_is_beyond_what_was_read() -> None:
+    """The database answered a moment ago, and this node has committed since: nobody need ask again."""
+    bench = await moved()
+    streams = await bench.parts.log.streams(bench.principal.user_pk)
+    await bench.publish("notes")
+    bench.committed(await bench.pk("notes"), 1, 3)
+    await bench.pull_all()
+    bench.subscriber.head_tick(streams)
+    (head,) = [decode_from_server(each) for each in bench.subscriber.pull_nowait() or ()]
+    assert isinstance(head, Head)
+    assert verified(head.head).seq == 3
+
+
 async def test_a_head_waits_for_what_is_being_read() -> None:
     """Which may be beyond it: a head never comes after events that it does not have."""
-    bench = await Following.start()
-    await bench.publish("notes")
-    pk = await bench.pk("notes")
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
-    await bench.publish("notes")
-    bench.committed(pk, 1, 2)
-    await bench.pull_all()
+    bench = await moved()
     bench.subscribe({"other": "start"})
     assert bench.subscriber.pull_nowait() is None
     await bench.head_tick()
@@ -64,14 +76,7 @@ async def test_a_head_waits_for_what_is_being_read() -> None:
 
 async def test_a_head_that_is_due_waits_until_the_position_is_the_head() -> None:
     """It comes with the page that reaches it."""
-    bench = await Following.start()
-    await bench.publish("notes")
-    pk = await bench.pk("notes")
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
-    await bench.publish("notes")
-    bench.committed(pk, 1, 2)
-    await bench.pull_all()
+    bench = await moved()
     await bench.publish("notes")
     await bench.head_tick()
     events, head = await bench.pull()
