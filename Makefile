@@ -30,7 +30,7 @@ INSTALL_VERIFPAL := cargo install --quiet verifpal --version 1.6.7 --locked --ig
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-ops chaos demo bench bench-quick bench-compare bench-growth bench-soak bench-smoke bench-enumeration bench-revocation bench-retention bench-backup bench-document bench-k6 bench-artillery bench-peers bench-micro bench-instructions lint lint-python lint-rust format wheel lock clean environment
+.PHONY: help serve test test-ops test-autobahn chaos demo bench bench-quick bench-compare bench-growth bench-soak bench-smoke bench-enumeration bench-revocation bench-retention bench-backup bench-document bench-k6 bench-artillery bench-peers bench-micro bench-instructions lint lint-python lint-rust format wheel lock clean environment
 
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ test-ops: ## image, handshake proof, set-up as an ordinary user, full disk: need
 	@$(PREPARE) dev
 	$(INSTALL_VERIFPAL)
 	$(BIN)/python -m pytest tests/ops $(PYTEST_ARGS)
+
+test-autobahn: environment ## Autobahn's own WebSocket cases, with the sockets moved either way; needs Python 2.7; CASES='2.* 7.*'
+	@$(BIN)/python -m tests.autobahn $(CASES)
 
 demo: environment ## a real editing session by three devices through a real server; TRACE=file plays another
 	@$(BIN)/python -m examples.collaborative_editing

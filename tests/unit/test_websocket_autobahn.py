@@ -1,73 +1,30 @@
 """Autobahn's cases by number, against the server on a real socket: those that binary messages without extensions have.
 
 What Autobahn expects of text (1.1, 5.3 to 5.20 in text, 6) has one answer here: binary messages only, ``malformed``.
-Cases 9 (speed), 10, 12 and 13 (extensions) do not apply.
+Cases 9 (speed), 10, 12 and 13 (extensions) do not apply. `make test-autobahn` runs Autobahn itself.
 """
 
 from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 import trio
 
 from keepstep.entrance import Entrance
-from keepstep.errors import ProtocolError
-from keepstep.interfaces import ConnectionClosed
 from keepstep.websocket import serve_stream
 from keepstep.websocket_connection import Limits
+from tests.support.echo import by_awaiting, by_callbacks
 from tests.support.records import OVERHEAD, Sealing
 from tests.support.websocket import UPGRADE, Place, frame, read_all
 
-if TYPE_CHECKING:
-    from keepstep.interfaces import Connection, Opened
-
 LIMITS: Final = Limits(upgrade_timeout_s=10, unauthenticated_message_bytes_max=100_000, message_bytes_max=100_000)
 BINARY, PING, PONG, CLOSE = 2, 9, 10, 8
-
-
-class Echo:
-    """Sends every message back, by callbacks."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.reason: ProtocolError | None = None
-
-    def received(self, opened: Sequence[Opened], record_bytes: int, now_s: float) -> None:
-        """As ``interfaces.Receiver``."""
-        del record_bytes, now_s
-        self._connection.write([each for each in opened if isinstance(each, bytes)])
-
-    def writable(self) -> None:
-        """As ``interfaces.Receiver``."""
-
-    def lost(self, reason: ProtocolError | None) -> None:
-        """As ``interfaces.Receiver``."""
-        self.reason = reason
-
-
-async def by_callbacks(connection: Connection) -> None:
-    """Echo as a session listens."""
-    echo = Echo(connection)
-    await connection.listen(echo, Sealing().records)
-    reason = echo.reason
-    await connection.close(*((1000, "") if reason is None else (reason.row.close_code, reason.code)))
-
-
-async def by_awaiting(connection: Connection) -> None:
-    """Echo as the handshake receives and sends."""
-    try:
-        while True:
-            await connection.send([await connection.receive()])
-    except ProtocolError as error:
-        await connection.close(error.row.close_code, error.code)
-    except ConnectionClosed:
-        await connection.close(1000, "")
 
 
 @asynccontextmanager

@@ -1,0 +1,1 @@
+"""Autobahn's test suite for WebSocket servers, against the server's two ways to move frames."""
