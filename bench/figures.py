@@ -59,6 +59,9 @@ LABELS: Final = {
     "loop_cores": "cores used: event-loop thread",
     "server_cores": "cores used: server",
     "database_cores": "cores used: PostgreSQL",
+    "tail_found_percent": "% of pages found in memory",
+    "heads_found_percent": "% of heads found in memory",
+    "devices_found_percent": "% of devices found in memory",
 }
 """Figures that people are shown, in this order; the JSON has all."""
 
@@ -93,6 +96,7 @@ def figures_of(
         found["download_s"] = median(report["download_s"])
     if usage is not None:
         found |= _cost_figures(usage, report)
+        found |= {f"{cache}_found_percent": percent for cache, percent in usage.found_percent.items()}
     return found
 
 

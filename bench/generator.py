@@ -21,6 +21,8 @@ OPTIONS: Final = (
     *("events", "downloads", "events_per_frame", "payload_bytes", "window", "suite"),
 )
 """Fields of a load that the generator takes under the same name."""
+EVENTS_MAX: Final = 10_000_000
+"""That the generator signs beforehand; a loop that runs out of them ends early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def command_of(
     if rate is not None:
         given["rate"] = f"{rate:.0f}"
     elif load.publishes:
-        given["events-max"] = load.events_per_s_max * (duration_s + warm_up_s)
+        given["events-max"] = min(EVENTS_MAX, load.events_per_s_max * (duration_s + warm_up_s))
     if observations is not None:
         given["observations"] = observations
     given |= {

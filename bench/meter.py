@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.caches import Lookups, found_percent, read_lookups
 from bench.machine import Cost, Memory, cost, memory
 
 if TYPE_CHECKING:
@@ -22,18 +23,27 @@ class Usage:
         server: and its database.
         generator_s: of the load generator, in seconds.
         elapsed_s: seconds of the clock.
+        found_percent: cache → percent of its look-ups that found what they asked for.
     """
 
     server: Cost
     generator_s: float
     elapsed_s: float
+    found_percent: Mapping[str, float]
 
 
 class Meter:
-    """Of a server whose process is on this machine; reads nothing where there is none."""
+    """Of a server whose process is on this machine; reads nothing where there is none.
 
-    def __init__(self, server_pid: int | None) -> None:
+    Args:
+        server_pid: its process.
+        rest_url: where it has its metrics.
+    """
+
+    def __init__(self, server_pid: int | None, rest_url: str | None) -> None:
         self._server_pid = server_pid
+        self._rest_url = rest_url
+        self._lookups: list[Lookups] = []
         self._costs: list[tuple[Cost, float, float]] = []
         self._memories: list[Memory] = []
 
@@ -47,6 +57,8 @@ class Meter:
         if self._server_pid is not None:
             reading = (cost(self._server_pid), cost(generator_pid).server_s, time.monotonic())
             self._costs.append(reading)
+        if self._rest_url is not None:
+            self._lookups.append(read_lookups(self._rest_url))
 
     def _read_memory(self, _generator_pid: int) -> None:
         if self._server_pid is not None:
@@ -61,7 +73,8 @@ class Meter:
         if not self._costs:
             return None
         (server, generator_s, begin_s), (server_after, generator_after_s, end_s) = self._costs
-        return Usage(server_after.since(server), generator_after_s - generator_s, end_s - begin_s)
+        found = found_percent(*self._lookups) if self._lookups else {}
+        return Usage(server_after.since(server), generator_after_s - generator_s, end_s - begin_s, found)
 
     def growth(self) -> Memory | None:
         """How much more memory there was at the second reading, where memory was read."""

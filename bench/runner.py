@@ -167,7 +167,7 @@ def run_load(load: Load, scenario: Scenario, bench: Bench, target: Target, direc
         rate=rate,
         observations=observations,
     )
-    meter = Meter(target.process.pid if isinstance(target, Server) else None)
+    meter = Meter(target.process.pid, target.rest_url) if isinstance(target, Server) else Meter(None, None)
     # Beside a full disk queue it would only measure the queue.
     probing = rate is not None and isinstance(target, Server)
     with DiskProbe(directory) if probing else contextlib.nullcontext() as probe:

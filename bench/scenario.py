@@ -12,7 +12,7 @@ SCENARIOS: Final = Path(__file__).parent / "scenarios"
 LOADS_MAX: Final = 32
 GOALS_MAX: Final = 64
 RATE_MAX: Final = 10_000_000
-EVENTS_PER_S_MAX: Final = 150_000
+EVENTS_PER_S_MAX: Final = 200_000
 """More than a server of this kind does on two cores: bounds the events that are signed for a closed loop."""
 
 Workload = Literal["publish", "relay", "idle", "connect", "catch-up"]

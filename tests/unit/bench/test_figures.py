@@ -12,7 +12,7 @@ from tests.support.pretended_generator import LATENCY, REPORT
 
 def test_processor_time_is_given_an_event_and_in_cores() -> None:
     """24 events in 2 seconds; the event loop's part is in the server's."""
-    found = figures_of(REPORT, Usage(Cost(0.24, 0.12, 0.048), 0.024, 2.0), None, None)
+    found = figures_of(REPORT, Usage(Cost(0.24, 0.12, 0.048), 0.024, 2.0, {}), None, None)
     assert found["server_us"] == pytest.approx(10_000)
     assert found["loop_us"] == pytest.approx(5_000)
     assert found["database_us"] == pytest.approx(2_000)
@@ -45,7 +45,7 @@ def test_what_was_not_measured_is_no_figure() -> None:
 
 def test_every_figure_that_is_shown_is_one_that_some_run_has() -> None:
     """A label that nothing has would be a misspelling."""
-    usage = Usage(Cost(1, 1, 1), 1, 1)
+    usage = Usage(Cost(1, 1, 1), 1, 1, {"tail": 90.0, "heads": 99.0, "devices": 100.0})
     connected = {"connected_per_s": 5, "connected": 10, "ready_ms": LATENCY}
     downloaded = {"downloaded_per_s": 5, "downloaded": 10, "download_s": [2.0]}
     found: set[str] = set()
@@ -63,7 +63,9 @@ def test_every_figure_that_is_shown_is_one_that_some_run_has() -> None:
 
 def test_memory_is_given_a_connection() -> None:
     """In KiB; what is idle has no events to divide processor time by."""
-    found = figures_of({"connections": 2, "opened_s": 1.0}, Usage(Cost(1, 1, 1), 1, 1), Memory(20_480, 10_240), None)
+    found = figures_of(
+        {"connections": 2, "opened_s": 1.0}, Usage(Cost(1, 1, 1), 1, 1, {}), Memory(20_480, 10_240), None
+    )
     assert (found["resident_kib"], found["proportional_kib"]) == (10.0, 5.0)
     assert "server_us" not in found
 
@@ -71,6 +73,6 @@ def test_memory_is_given_a_connection() -> None:
 def test_connections_are_counted_against_the_servers_processor_time() -> None:
     """However long they waited."""
     report = {"connected_per_s": 5.0, "connected": 10, "ready_ms": LATENCY}
-    found = figures_of(report, Usage(Cost(0.5, 0.4, 0.1), 0.1, 2.0), None, None)
+    found = figures_of(report, Usage(Cost(0.5, 0.4, 0.1), 0.1, 2.0, {}), None, None)
     assert found["per_server_cpu_s"] == pytest.approx(20)
     assert headline(found) == "5.0 connections/s"

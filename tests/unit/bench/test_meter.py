@@ -11,7 +11,7 @@ from bench.scenario import Load
 
 def test_what_two_phases_lie_apart_is_the_usage() -> None:
     """Of the server and the generator; memory is not read for a load of events."""
-    meter = Meter(os.getpid())
+    meter = Meter(os.getpid(), None)
     phases = meter.phases(Load(name="l", workload="relay"))
     assert list(phases) == ["measuring", "measured"]
     phases["measuring"](os.getpid())
@@ -25,7 +25,7 @@ def test_what_two_phases_lie_apart_is_the_usage() -> None:
 
 def test_for_idle_connections_memory_is_read_before_and_after() -> None:
     """The difference is theirs."""
-    meter = Meter(os.getpid())
+    meter = Meter(os.getpid(), None)
     phases = meter.phases(Load(name="l", workload="idle"))
     assert list(phases) == ["before", "measuring", "measured"]
     phases["before"](0)
@@ -40,7 +40,7 @@ def test_for_idle_connections_memory_is_read_before_and_after() -> None:
 
 def test_a_server_elsewhere_has_no_usage() -> None:
     """Nor memory."""
-    meter = Meter(None)
+    meter = Meter(None, None)
     for phase in meter.phases(Load(name="l", workload="idle")).values():
         phase(1)
     assert meter.usage() is None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench import runner
-from bench.generator import build_generator
+from bench.generator import Generator, build_generator, command_of
 from bench.runner import Bench, loads_of, run_load, run_scenario
 from bench.scenario import Goal, Load, RateShare, Scenario
 from bench.server import BenchError, Target
@@ -41,6 +41,14 @@ def test_a_run_that_the_checker_accepts_has_a_result(tmp_path: Path) -> None:
     assert (arguments["--connections"], arguments["--events-per-frame"]) == ("6", "1")
     assert arguments["--events-max"] == str(RELAY.events_per_s_max * 12)
     assert "--rate" not in arguments
+
+
+def test_a_long_closed_loop_asks_for_no_more_events_than_the_generator_signs(tmp_path: Path) -> None:
+    """It ends early then, instead of not at all."""
+    command = command_of(
+        Generator(tmp_path), TARGET, RELAY, duration_s=3_600, warm_up_s=2, rate=None, observations=None
+    )
+    assert command[command.index("--events-max") + 1] == "10000000"
 
 
 def test_a_run_that_the_checker_does_not_accept_has_no_result(tmp_path: Path) -> None:
