@@ -178,6 +178,7 @@ class Subscriber:
             if self._all and name in self._subscriptions:
                 self._left[name] = None
             self._remove(name)
+        self._wake()  # others may have waited for the credit that is free now
 
     def _remove(self, name: str) -> None:
         subscription = self._subscriptions.pop(name, None)
@@ -392,8 +393,7 @@ class Subscriber:
             while self._seeks:
                 if answers := await self._seek():
                     return answers
-            name = self._next()
-            if name is None:
+            if (name := self._next()) is None:
                 return []
             subscription = self._subscriptions[name]
             try:
@@ -401,7 +401,8 @@ class Subscriber:
             except ArchiveUnavailable:
                 continue  # the next rereading asks again; the other streams go on meanwhile
             except Unavailable:
-                self._mark(name)
+                if self._subscriptions.get(name) is subscription:  # else it was left meanwhile
+                    self._mark(name)
                 raise
             except ProtocolError as error:
                 if error.code not in ("unknown_position", "unknown_stream"):

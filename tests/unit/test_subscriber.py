@@ -490,6 +490,24 @@ async def test_what_was_ready_stays_ready_while_the_log_is_away() -> None:
     assert seqs(await bench.pull_all()) == [1, 2]
 
 
+async def test_a_stream_that_is_left_while_the_log_is_away_is_not_read_again() -> None:
+    """The reading under way fails after the device has left the stream."""
+    bench = await Following.start()
+    await bench.publish("notes", 2)
+    bench.subscribe({"notes": "start"})
+    await bench.pull()
+
+    async def away(*_: Any, **_keywords: Any) -> Page:
+        bench.subscriber.unsubscribe(["notes"])
+        raise Unavailable
+
+    bench.parts.log.read = away  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await bench.pull()
+    assert not bench.subscriber.is_due
+    assert bench.subscriber.pull_nowait() == []
+
+
 @pytest.mark.parametrize(("code", "answer"), [("unknown_position", "unknown_position"), ("unknown_stream",) * 2])
 async def test_a_log_that_lost_a_followed_position_says_so(code: str, answer: str) -> None:
     """The device decides what it means; nothing is sent on a guess."""

@@ -108,6 +108,19 @@ async def test_leaving_a_stream_frees_its_credit() -> None:
     assert seqs(await bench.pull_all(), "other") == [1]
 
 
+async def test_a_stream_that_waited_for_credit_goes_on_when_another_is_left() -> None:
+    """At once: the device may have nothing to say for a long time, and nothing to acknowledge."""
+    bench, _ = await credit_bench()
+    await bench.publish("other")
+    bench.subscribe({"notes": "start", "other": "start"})
+    assert seqs(await bench.pull_all(), "other") == []
+    wakes = bench.wakes
+    bench.subscriber.unsubscribe(["notes"])
+    assert bench.wakes == wakes + 1
+    assert bench.subscriber.is_marked
+    assert seqs(await bench.pull_all(), "other") == [1]
+
+
 async def test_what_is_remembered_of_unacknowledged_pages_is_bounded() -> None:
     """Beyond it the newest are joined; acknowledging the last one frees everything."""
     count = UNACKED_PAGES_MAX + 3
