@@ -153,8 +153,8 @@ class Database:
 
         return await self.read.run(lambda lease: lease.ask(ask_as))
 
-    def connect(self, name: str, settings: dict[str, str], role: str | None) -> Connection:
-        """A new connection, set up and checked to lead to the database it always was. Blocks.
+    def connect(self, name: str, settings: dict[str, str], role: str | None) -> tuple[Connection, int]:
+        """A new connection, set up, and the generation of the database that it leads to. Blocks.
 
         With ``role`` it becomes that one when it has been recognised, which not every role may do.
 
@@ -182,21 +182,22 @@ class Database:
             connection.execute(query("apply_settings"), {"names": list(values), "values": list(values.values())})
             row = connection.execute(query("identity"), binary=True).fetchone()
             assert row is not None
-            self._recognise(Identity(*cast("tuple[int, str, int]", row)))
+            generation = self._recognise(Identity(*cast("tuple[int, str, int]", row)))
             if role is not None:
                 connection.execute(query("become"), {"role": role})
         except BaseException:
             connection.close()
             raise
-        return connection
+        return connection, generation
 
-    def _recognise(self, identity: Identity) -> None:
+    def _recognise(self, identity: Identity) -> int:
         # The generation first: who reads a new epoch and the old generation after it would not notice the change.
         with self._identity_lock:
             if self._identity is not None and identity != self._identity:
                 self.generation += 1
             self._identity = identity
             self.epoch = identity.epoch
+            return self.generation
 
 
 class Lease:
@@ -309,6 +310,7 @@ class Pool:
         self._settings = settings
         self._role = role
         self._idle: list[Connection] = []
+        self._generations: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
         self._flights: WeakKeyDictionary[Connection, Flights | None] = WeakKeyDictionary()
         self._questions: WeakKeyDictionary[Connection, Questions] = WeakKeyDictionary()
         self._closed = False
@@ -347,7 +349,9 @@ class Pool:
 
     def connect(self) -> Connection:
         """A new connection. Blocks; raises psycopg.Error."""
-        return self._database.connect(self._name, self._settings, self._role)
+        connection, generation = self._database.connect(self._name, self._settings, self._role)
+        self._generations[connection] = generation
+        return connection
 
     def flights(self, connection: Connection) -> Flights | None:
         """As ``Lease.flights``."""
@@ -423,9 +427,14 @@ class Pool:
         self.limiter.release_on_behalf_of(lease)
 
     def take(self) -> Connection | None:
-        """An idle connection, the one used last; it may have died since."""
+        """An idle connection, the one used last; it may have died since.
+
+        It does not lead to a database that was: that may still answer, and take what nobody reads there any more.
+        """
         with suppress(IndexError):  # asking first would race with another thread
-            return self._idle.pop()
+            while self._generations[connection := self._idle.pop()] != self._database.generation:
+                connection.close()
+            return connection
         return None
 
     def put(self, connection: Connection) -> None:
