@@ -319,11 +319,12 @@ class Gateway:
             await services.healing.arrived(opened.known.principal)
         finally:
             self._handshakes.release()
-        if services.log.generation() != generation:
-            raise Unavailable("the log has become another one during the handshake")
         principal, session_id = opened.known.principal, record.session_id
         assert session_id is not None
         heads = [] if core.resume == "none" else [self._sign(principal, opened.devices)]
+        # Only now: a thread may learn of another log at any time, and of its generation before its epoch.
+        if services.log.generation() != generation:
+            raise Unavailable("the log has become another one during the handshake")
         ready = Ready(session_id, record.session_no, self._told_limits(), [], heads)
         sealed, protocol = handshake.ready(ready, now_s=trio.current_time())
         record.session = session = self._session(connection, protocol, record, opened)

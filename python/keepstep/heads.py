@@ -55,11 +55,14 @@ class HeadSigner:
         """What was received by then is in a verified backup, unix milliseconds; ``None`` for nothing."""
         return self._safe_at_ms()
 
-    def sign(self, user_key: bytes, stream: str, *, seq: int, chain: bytes) -> SignedHead:
-        """That ``stream`` stands at ``seq`` with ``chain`` now."""
-        head = Head(
-            user_key=user_key, stream=stream, epoch=self.epoch, seq=seq, chain=chain, time_ms=self._clock.now_ms()
-        )
+    def sign(self, user_key: bytes, stream: str, *, seq: int, chain: bytes, epoch: int | None = None) -> SignedHead:
+        """That ``stream`` stands at ``seq`` with ``chain`` now.
+
+        ``epoch``: the log's that it was read from. Where it is left out, the caller looks afterwards whether the log is
+        still that one: a thread may learn of another at any time, and of its generation before its epoch.
+        """
+        epoch = self.epoch if epoch is None else epoch
+        head = Head(user_key=user_key, stream=stream, epoch=epoch, seq=seq, chain=chain, time_ms=self._clock.now_ms())
         return sign_head(self._identity, head)
 
     def sign_rewind(self, rewind: Rewind) -> SignedRewind:

@@ -85,7 +85,7 @@ class Subscriber:
         self.principal = principal
         self._log = log
         self.generation = log.generation()
-        self._signer = signer
+        self._signer, self._epoch = signer, signer.epoch
         self._clock = clock
         self._limits = limits
         self._wake = wake
@@ -597,4 +597,4 @@ class Subscriber:
             self.refusals.append((subscription.name, answer))
 
     def _sign(self, name: str, head: Position) -> SignedHead:
-        return self._signer.sign(self.principal.user_key, name, seq=head.seq, chain=head.chain)
+        return self._signer.sign(self.principal.user_key, name, seq=head.seq, chain=head.chain, epoch=self._epoch)

@@ -285,6 +285,22 @@ async def test_a_device_cannot_connect_while_the_log_becomes_another_one() -> No
         await parts.connect(nursery, phone)
 
 
+async def test_a_device_is_shown_no_head_that_was_signed_for_another_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread may learn of the other log right before the head is signed."""
+    parts = Parts()
+    (phone,) = await parts.register("alice")
+    sign = parts.signer.sign
+
+    def meanwhile(*arguments: Any, **keywords: Any) -> Any:
+        monkeypatch.setattr(parts.log, "generation", lambda: 1)
+        return sign(*arguments, **keywords)
+
+    monkeypatch.setattr(parts.signer, "sign", meanwhile)
+    async with parts.running() as nursery:
+        with pytest.raises(Closed, match="unavailable"):
+            await parts.connect(nursery, phone, resume="all")
+
+
 async def test_a_device_is_a_stranger_until_it_is_authenticated() -> None:
     """Its connection is told when the wider limits apply: not before the server knows who it is."""
     parts = Parts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from keepstep.protocol.messages import Head, decode_from_server
 from keepstep.subscriber import HEADS_AHEAD_MAX
+from tests.support.events import NOW_MS
 from tests.support.following import Following, seqs, verified
 
 
@@ -82,6 +83,16 @@ async def test_a_head_that_is_due_waits_until_the_position_is_the_head() -> None
     events, head = await bench.pull()
     assert seqs([events]) == [3]
     assert verified(head.head).seq == 3
+
+
+async def test_a_head_is_of_the_epoch_that_its_position_is_of() -> None:
+    """A thread may learn of a restore within a session's turn: a head under the new epoch would prove a fork."""
+    bench = await moved()
+    bench.parts.database.epoch = NOW_MS
+    await bench.head_tick()
+    (head,) = [decode_from_server(each) for each in bench.subscriber.pull_nowait() or ()]
+    assert isinstance(head, Head)
+    assert (verified(head.head).epoch, verified(head.head).seq) == (0, 2)
 
 
 async def test_so_many_heads_are_signed_at_once_and_the_others_in_turns() -> None:
