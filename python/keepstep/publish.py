@@ -93,6 +93,7 @@ _ESSENTIAL_KINDS: Final = frozenset({Kind.ACCOUNT, Kind.KEYS, Kind.ERASE})
 TOLD_EVERY_S: Final = 60.0
 """The log has one line in so many seconds that nothing can be stored: devices come again and again meanwhile."""
 _NO_ROOM: Final = ResultError("unavailable", [RETRY_AFTER_MS])
+_ANOTHER_LOG: Final = ResultError("unavailable", [RETRY_AFTER_MS])
 
 
 class _Waiting(Struct):
@@ -102,6 +103,7 @@ class _Waiting(Struct):
     submission: Submission
     submitter: Submitter
     rid: int
+    generation: int
     submitted_at_s: float
 
     @property
@@ -191,25 +193,43 @@ class Publisher:
         return self._room.is_low
 
     def submit_nowait(
-        self, principal: Principal, submission: Submission, submitter: Submitter, rid: int, now_s: float
+        self,
+        principal: Principal,
+        submission: Submission,
+        submitter: Submitter,
+        rid: int,
+        generation: int,
+        now_s: float,
     ) -> bool:
         """Hand in a submission where that takes no waiting; whether it was. Else ``submit`` is the way.
 
-        ``submitter`` is told as by ``submit``, never within this call. ``now_s``: Trio time.
+        ``submitter`` is told as by ``submit``, never within this call. ``generation``: as there. ``now_s``: Trio time.
         """
         if not self._gate.is_open(principal.user_pk):
             return False
-        waiting = _Waiting(principal, submission, submitter, rid, now_s)
+        waiting = _Waiting(principal, submission, submitter, rid, generation, now_s)
         queue = self._queues[principal.user_pk % len(self._queues)]
         return queue.add_nowait(waiting, submission.weight)
 
-    async def submit(self, principal: Principal, submission: Submission, submitter: Submitter, rid: int = 0) -> None:
+    async def submit(
+        self,
+        principal: Principal,
+        submission: Submission,
+        submitter: Submitter,
+        rid: int = 0,
+        *,
+        generation: int | None = None,
+    ) -> None:
         """Hand in a submission; waits while the pipeline's queue is full.
+
+        ``generation``: of the log in which ``principal`` was looked up, where that was not just now. In another one its
+        row numbers may be somebody else's: what is taken there is answered ``unavailable``.
 
         ``submitter`` is told exactly once, from a pipeline, in the order of submission for each user. Cancel-safe: a
         cancelled call has handed in nothing.
         """
-        waiting = _Waiting(principal, submission, submitter, rid, trio.current_time())
+        generation = self._log.generation() if generation is None else generation
+        waiting = _Waiting(principal, submission, submitter, rid, generation, trio.current_time())
         try:
             wait_ms = await self._gate.wait_ms(principal.user_pk)
         except Unavailable as error:
@@ -251,6 +271,10 @@ class Publisher:
             for waiting in batch:
                 self._answer(waiting, [_NO_ROOM] * waiting.events, suspect=False)
             return
+        if {waiting.generation for waiting in batch} != {self._log.generation()}:
+            batch = self._of_this_log(batch)
+            if not batch:
+                return
         started_s = trio.current_time()
         try:
             appended = await self._log.append([waiting.submission for waiting in batch], now_ms=self._clock.now_ms())
@@ -268,6 +292,14 @@ class Publisher:
         for index, (waiting, results) in enumerate(zip(batch, appended.encoded, strict=True)):
             waiting.submitter.answered(waiting.rid, results, suspect=index in appended.suspects)
 
+    def _of_this_log(self, batch: list[_Waiting]) -> list[_Waiting]:
+        """What is for the log as it is; the rest is answered."""
+        generation = self._log.generation()
+        for waiting in batch:
+            if waiting.generation != generation:
+                self._answer(waiting, [_ANOTHER_LOG] * waiting.events, suspect=False)
+        return [waiting for waiting in batch if waiting.generation == generation]
+
     def _tell(self, error: Unavailable) -> None:
         """Devices are not told what is wrong with the server; whoever runs it is."""
         now_s = trio.current_time()
@@ -282,6 +314,9 @@ class Publisher:
         for group in _groups(waiting.submission.events.split()):
             if self._room.is_low and not all(map(_goes_on, group)):
                 results += [_NO_ROOM] * len(group)
+                continue
+            if waiting.generation != self._log.generation():
+                results += [_ANOTHER_LOG] * len(group)
                 continue
             batch = [waiting.submission.with_events(events) for events in group]
             now_ms = self._clock.now_ms()

@@ -431,17 +431,20 @@ class Session:
                 return
         submission = self._admitted(rid, published)
         if submission is not None and not publisher.submit_nowait(
-            self.principal, submission, self, rid, self._heard_at_s
+            self.principal, submission, self, rid, self.subscriber.generation, self._heard_at_s
         ):
-            self._wait_for(partial(publisher.submit, self.principal, submission, self, rid))
+            self._wait_for(partial(self._submit, rid, submission))
 
     async def _publish_later(self, rid: int, published: Submission | ProtocolError) -> None:
         """Publish when a device that sent too many bad signatures may have more verified (``suspects``)."""
-        publisher = self._services.publisher
-        await publisher.suspects.wait(self.principal)
+        await self._services.publisher.suspects.wait(self.principal)
         submission = self._admitted(rid, published)
         if submission is not None:
-            await publisher.submit(self.principal, submission, self, rid)
+            await self._submit(rid, submission)
+
+    async def _submit(self, rid: int, submission: Submission) -> None:
+        publisher, generation = self._services.publisher, self.subscriber.generation
+        await publisher.submit(self.principal, submission, self, rid, generation=generation)
 
     def _admitted(self, rid: int, published: Submission | ProtocolError) -> Submission | None:
         """A publish as the device may send it now, counted as in flight; ``None`` where it is refused."""

@@ -104,6 +104,24 @@ async def test_events_are_answered_with_their_places() -> None:
     assert (result.count, result.first_seq, result.received_at_ms) == (3, 1, NOW_MS)
 
 
+@pytest.mark.parametrize("kind", [Kind.APPLICATION, Kind.ACCOUNT])
+async def test_what_was_handed_in_for_a_log_that_was_is_not_stored_in_another(kind: Kind) -> None:
+    """Its row numbers may be somebody else's there; who hands in anew is looked up anew."""
+    parts = Parts()
+    gate = GatedLog(parts)
+    gate.open.set()
+    alice = await author(parts)
+    event = alice.device.event("notes") if kind == Kind.APPLICATION else alice.device.enrol(watch_of(alice))[0]
+    await alice.submit(event)
+    parts.database.generation += 1
+    await parts.log.streams(alice.principal.user_pk)  # asked once, the log knows that it is another one
+    async with parts.running():
+        await trio.testing.wait_all_tasks_blocked()
+        assert [codes(each.results) for each in alice.answers] == [["unavailable"]]
+        assert gate.batches == []
+        assert codes(await alice.publish(event)) == ["accepted"]
+
+
 async def test_what_waits_is_appended_in_one_transaction() -> None:
     """While the first batch is being committed; answers come in the order of submission."""
     parts = Parts()

@@ -137,7 +137,7 @@ async def test_a_device_that_said_bye_is_not_told_that_the_server_drains() -> No
     alice = Alice()
     submitted: list[Any] = []
 
-    def hold(_principal: object, _submission: object, submitter: Submitter, rid: int, _now_s: float) -> bool:
+    def hold(_principal: object, _submission: object, submitter: Submitter, rid: int, *_: object) -> bool:
         submitted.append(partial(submitter.answered, rid, NO_RESULTS, suspect=False))
         return True
 
@@ -270,7 +270,7 @@ async def test_so_many_publishes_are_under_way_at_most() -> None:
     alice = Alice(inflight_publishes_max=2)
     submitted: list[Any] = []
 
-    def hold(_principal: object, _submission: object, submitter: Submitter, rid: int, _now_s: float) -> bool:
+    def hold(_principal: object, _submission: object, submitter: Submitter, rid: int, *_: object) -> bool:
         submitted.append(partial(submitter.answered, rid, NO_RESULTS, suspect=False))
         return True
 
@@ -394,7 +394,7 @@ async def test_a_draining_session_takes_nothing_new() -> None:
     alice = Alice()
     submitted: list[Any] = []
 
-    def hold(_principal: object, _submission: object, submitter: Submitter, rid: int, _now_s: float) -> bool:
+    def hold(_principal: object, _submission: object, submitter: Submitter, rid: int, *_: object) -> bool:
         submitted.append(partial(submitter.answered, rid, NO_RESULTS, suspect=False))
         return True
 
