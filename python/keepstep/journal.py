@@ -128,19 +128,20 @@ class FileJournal:
         self._file: int | None = None
         self._size = 0
         self._begun_s = 0.0
-        self._kept: OrderedDict[tuple[bytes, int], None] = OrderedDict()
+        self._kept: OrderedDict[bytes, None] = OrderedDict()  # hashes of records: in another log a place has another
 
     async def begin_epoch(self, epoch: int) -> None:
         """Write an epoch down, which the next one is above. A cancellation waits for the end. Raises Unavailable."""
-        await self._write(EpochRecord(epoch))
+        await self._write(encode(EpochRecord(epoch)))
 
     async def keep(self, record: AccountRecord) -> None:
         """As ``AccountJournal.keep``."""
-        place = (record.user_key, record.seq)
-        if place in self._kept:
+        data = encode(record)
+        hash_ = _keepstep.blake3(data)
+        if hash_ in self._kept:
             return
-        await self._write(record)
-        self._kept[place] = None
+        await self._write(data)
+        self._kept[hash_] = None
         if len(self._kept) > REMEMBERED_MAX:
             self._kept.popitem(last=False)
 
@@ -151,8 +152,8 @@ class FileJournal:
             with contextlib.suppress(OSError):  # what it would tell is known, or was said when it was fsynced
                 os.close(file)
 
-    async def _write(self, record: Record) -> None:
-        data = encode(record)
+    async def _write(self, data: bytes) -> None:
+        """A record, encoded."""
         framed = len(data).to_bytes(LENGTH_BYTES, "big") + _keepstep.blake3(data)[:CHECKSUM_BYTES] + data
         now_s = trio.current_time()
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -61,6 +61,17 @@ async def test_what_is_kept_is_read_again_in_order(tmp_path: Path, journal: File
     later.close()
     assert list(read_journal(tmp_path)) == [EpochRecord(7), record(1), record(2), record(3)]
     assert len(list((tmp_path / DIRECTORY).iterdir())) == 2
+
+
+@pytest.mark.parametrize("changes", [{"sig": b"t" * 64}, {"received_at_ms": NOW_MS + 1}])
+async def test_another_event_in_the_same_place_is_kept_too(
+    tmp_path: Path, journal: FileJournal, changes: dict[str, Any]
+) -> None:
+    """A standby that was promoted without the last events has others there, and the server runs on."""
+    other = msgspec.structs.replace(record(2), **changes)
+    for each in (record(1), record(2), other, record(2), other):
+        await journal.keep(each)
+    assert list(read_journal(tmp_path)) == [record(1), record(2), other]
 
 
 async def test_a_torn_record_is_passed_over(tmp_path: Path, journal: FileJournal) -> None:
