@@ -253,7 +253,7 @@ class Subscriber:
     def _committed_elsewhere(self, addition: Addition) -> None:
         """A commit to a stream that the session does not follow, or that was not there when it was subscribed to."""
         if self._meanwhile is not None:
-            self._meanwhile[addition.stream_pk] = addition.last_seq
+            self._meanwhile[addition.stream_pk] = max(self._meanwhile.get(addition.stream_pk, 0), addition.last_seq)
         if addition.after == 0 and (addition.name in self._subscriptions or self._takes(addition.name)):
             self._begun[addition.name] = None
             self._call()

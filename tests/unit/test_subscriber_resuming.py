@@ -95,6 +95,25 @@ async def test_what_was_answered_goes_when_the_log_goes_away_in_between() -> Non
     assert rewound == ["a", "b", "b"]
 
 
+async def test_commits_that_are_told_in_another_order_while_a_stream_is_looked_for_are_not_missed() -> None:
+    """A rotation and a pipeline are tasks of their own: which of them goes on first is not said."""
+    bench = await Following.start()
+    await bench.publish("notes", 2)
+    pk = await bench.pk("notes")
+    ask = bench.parts.log.follow
+
+    async def meanwhile(*arguments: Any, **options: Any) -> Any:
+        found = await ask(*arguments, **options)
+        await bench.publish("notes")
+        bench.committed(pk, 3, 3)
+        bench.committed(pk, 2, 2)
+        return found
+
+    bench.parts.log.follow = meanwhile  # type: ignore[method-assign]
+    bench.subscribe({"notes": "end"})
+    assert seqs(await bench.pull_all()) == [3]
+
+
 async def test_a_rereading_while_a_stream_is_looked_for_does_not_have_it_answered_twice() -> None:
     """It may find one waiting whose answer is under way."""
     bench = await Following.start()
