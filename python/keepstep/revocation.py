@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from keepstep.polling import Sessions
 
 NOTICE_TIMEOUT_S: Final = 0.25
-"""How long a device that ended waits for the event that ended it; its session ends without, where it takes longer."""
+"""How long devices that ended wait for the events that ended them; after it their sessions end without."""
 NOTICE_BYTES_MAX: Final = 1024 * 1024
 """An account event and its framing are less."""
 CLONES_REMEMBERED_MAX: Final = 10_000
@@ -75,11 +75,15 @@ class Revocations(Poll):
         return any(True for _ in self._sessions.sessions_of(user_pk))
 
     async def _look(self, since_ms: int) -> None:
-        for device in await self._accounts.revoked_since(since_ms):
+        ended = await self._accounts.revoked_since(since_ms)
+        until_s = trio.current_time() + NOTICE_TIMEOUT_S  # for all of them: the last has to end in time too
+        for device in ended:
             session = self._sessions.session(device.user_pk, device.device_pk)
             if session is not None:
-                now_ms = self._clock.now_ms()
-                session.revoke(await read_notice(self._log, device.user_pk, device.revoked_seq, now_ms=now_ms))
+                notice, now_ms = None, self._clock.now_ms()
+                with trio.move_on_at(until_s):
+                    notice = await read_notice(self._log, device.user_pk, device.revoked_seq, now_ms=now_ms)
+                session.revoke(notice)
         for clone in await self._accounts.cloned_since(since_ms):
             key = clone.user_pk, clone.device_id
             if self._told.get(key) == clone.cloned_at_ms:

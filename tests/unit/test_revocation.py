@@ -150,6 +150,32 @@ async def test_a_revocation_that_cannot_be_read_closes_all_the_same(
         assert (closed.value.code, closed.value.reason) == REVOKED
 
 
+async def test_many_revocations_that_cannot_be_read_close_within_a_second(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Those that end together wait together for the events that ended them."""
+    parts = Parts()
+    other = Parts(database=parts.database)
+    phone, *others = await parts.register("alice", "phone", "laptop", "tablet", "watch", "desk")
+    async with parts.running() as nursery, other.running() as elsewhere:
+        on_phone = await other.connect(elsewhere, phone)
+        sessions = [await parts.connect(nursery, each) for each in others]
+        monkeypatch.setattr(parts.log, "read", sleep_forever)
+        started_s = trio.current_time()
+        for each in others:
+            await see_devices(other, phone)
+            await on_phone.publish(phone.revoke(each)[0])
+        for session in sessions:
+            assert await closing_reason(session.receive) == "revoked"
+        assert trio.current_time() - started_s <= 1
+
+
+async def sleep_forever(*_: Any, **_keywords: Any) -> Page:
+    """A database that does not answer."""
+    await trio.sleep_forever()
+    raise AssertionError
+
+
 async def test_a_database_that_is_away_is_asked_again(autojump_clock: trio.testing.MockClock) -> None:
     """What ended meanwhile is found when it is back, however long that took."""
     parts = Parts()
