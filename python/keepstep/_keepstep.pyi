@@ -313,7 +313,11 @@ class Submission:
         """Whether a well-formed event is of kind 5 or 6: it lives in ``$devices`` or ``$keys``."""
     @property
     def weight(self) -> tuple[int, int, bool]:
-        """``payload_bytes``, how many events, and ``has_reserved``, in one call."""
+        """Bytes of memory that it takes, how many events, and ``has_reserved``, in one call.
+
+        The bytes are those of the message, with headers, signatures and what is no event at all, and some hundred for what
+        was parsed of each event.
+        """
     def with_events(self, events: Events) -> Submission:
         """The same device with other events."""
     def with_capabilities(self, capabilities: int) -> Submission:

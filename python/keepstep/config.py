@@ -181,11 +181,11 @@ class Settings(BaseSettings):
     """Submissions that wait for one pipeline; above it the sessions that publish are not read, which costs more than
     the waiting: it is for thousands of sessions that publish at once."""
     pipeline_queue_bytes_max: int = Field(default=64 * MIB, ge=KIB, le=16 * GIB)
-    """Their payload bytes; above it the sessions that publish are not read either."""
+    """Bytes they take; above it the sessions that publish are not read either."""
     batch_events_max: int = Field(default=1_000, ge=1, le=10_000)
     """Events in one transaction: above a thousand an ack waits longer and nothing gets cheaper."""
     batch_bytes_max: int = Field(default=4 * MIB, ge=64 * KIB, le=64 * MIB)
-    """Payload bytes in one transaction."""
+    """Bytes that the publish messages of one transaction take."""
 
     # -- reading
     page_events_max: Reloadable[int] = Field(default=1_000, ge=1, le=10_000)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import trio
 
 T = TypeVar("T")
 
-EVENT_OVERHEAD_BYTES: Final = 512
-"""Header, signature and framing of an event, counted in a batch beside its payload."""
-
-
 Weight = tuple[int, int, bool]
-"""Of an item: the bytes of its events' payloads, how many events, and whether nothing else may be taken with it."""
+"""Of an item: the bytes it holds, how many events, and whether nothing else may be taken with it."""
 
 
 class PublishQueue(Generic[T]):
@@ -86,7 +82,7 @@ class PublishQueue(Generic[T]):
 
         Args:
             events_max: a single item with more still goes.
-            bytes_max: of payloads and ``EVENT_OVERHEAD_BYTES`` for each event; a single item with more still goes.
+            bytes_max: of what the items hold; a single item with more still goes.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self._waiting:
@@ -108,7 +104,7 @@ class PublishQueue(Generic[T]):
             item, (item_bytes, item_events, alone) = waiting[0]
             events += item_events
             size_bytes += item_bytes
-            if taken and (alone or events > events_max or size_bytes + events * EVENT_OVERHEAD_BYTES > bytes_max):
+            if taken and (alone or events > events_max or size_bytes > bytes_max):
                 break
             waiting.popleft()
             self._bytes -= item_bytes

@@ -251,8 +251,18 @@ def test_a_submission_with_an_id_of_another_length_is_the_callers_mistake(
 
 
 def test_a_submission_knows_its_weight(device: DeviceFixture) -> None:
-    """Bytes of payloads, events, and whether one of them lives in a reserved stream: what a queue asks of each."""
-    plain = submission(principal(device), device.event("notes", bytes(70)), device.event("notes", bytes(30)))
-    assert plain.weight == (plain.payload_bytes, len(plain), plain.has_reserved) == (100, 2, False)
+    """Bytes that it holds, events, and whether one of them lives in a reserved stream: what a queue asks of each."""
+    events = [device.event("notes", bytes(70)), device.event("notes", bytes(30))]
+    plain = submission(principal(device), *events)
     keys = submission(principal(device), device.event("$keys", bytes(5), kind=Kind.KEYS))
-    assert keys.weight == (5, 1, True)
+    assert (plain.weight[1:], keys.weight[1:]) == ((2, False), (1, True))
+    beside = plain.weight[0] - len(wire_events(*events))
+    assert (beside % 2, 256 < beside // 2 < 1_024) == (0, True)
+
+
+def test_what_is_no_event_has_its_weight(device: DeviceFixture) -> None:
+    """Headers that are none weigh as payloads do, and many events of a few bytes what is made of each."""
+    large = replace(device.event("notes"), header=bytes(1_000_000))
+    small = replace(device.event("notes"), header=b"", sig=b"", payload=None)
+    assert submission(principal(device), large).weight[0] > 1_000_000
+    assert submission(principal(device), *[small] * 256).weight[0] > 256 * 256

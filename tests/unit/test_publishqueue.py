@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from keepstep.publishqueue import EVENT_OVERHEAD_BYTES, PublishQueue, Weight
+from keepstep.publishqueue import PublishQueue, Weight
 
 
 def weight(size_bytes: int, events: int = 1, *, alone: bool = False) -> Weight:
@@ -171,11 +171,10 @@ async def test_the_bytes_of_what_waits_are_bounded() -> None:
 async def test_a_batch_is_what_fits() -> None:
     """Events and bytes are bounded, a single larger one goes, and what is to be alone is."""
     queue: PublishQueue[int] = PublishQueue(9, 10_000)
-    weights = [weight(1, 3), weight(1, 2), weight(1), weight(5_000), weight(1, alone=True), weight(1), weight(1)]
+    weights = [weight(1, 3), weight(1, 2), weight(1), weight(9), weight(1, alone=True), weight(5), weight(1), weight(1)]
     for number, each in enumerate(weights):
         assert queue.add_nowait(number, each)
-    bytes_max = 5 * EVENT_OVERHEAD_BYTES + 2
     batches = []
-    while batch := queue.take_nowait(events_max=5, bytes_max=bytes_max):
+    while batch := queue.take_nowait(events_max=5, bytes_max=6):
         batches.append(batch)
-    assert batches == [[0, 1], [2], [3], [4], [5, 6]]
+    assert batches == [[0, 1], [2], [3], [4], [5, 6], [7]]

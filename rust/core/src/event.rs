@@ -154,6 +154,11 @@ impl Events {
         self.events.is_empty()
     }
 
+    /// Bytes of memory that they take: those of their message, of which what is no event may have any number, and what was parsed.
+    pub fn held_bytes(&self) -> usize {
+        self.raw.len() + self.events.len() * size_of::<Event>()
+    }
+
     /// Bytes of all payloads.
     pub fn payload_bytes(&self) -> usize {
         self.payload_bytes

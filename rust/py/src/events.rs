@@ -263,7 +263,7 @@ impl Submission {
 
     #[getter]
     fn weight(&self) -> (usize, usize, bool) {
-        (self.payload_bytes(), self.core.events.len(), self.has_reserved())
+        (self.core.events.held_bytes(), self.core.events.len(), self.has_reserved())
     }
 
     fn with_events(&self, events: Py<Events>) -> Self {
