@@ -315,8 +315,8 @@ class Submission:
     def weight(self) -> tuple[int, int, bool]:
         """Bytes of memory that it takes, how many events, and ``has_reserved``, in one call.
 
-        The bytes are those of the message, with headers, signatures and what is no event at all, and some hundred for what
-        was parsed of each event.
+        The bytes are those of the message, with headers, signatures and what is no event at all, and some hundred for
+        what was parsed of each event.
         """
     def with_events(self, events: Events) -> Submission:
         """The same device with other events."""

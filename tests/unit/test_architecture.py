@@ -51,6 +51,7 @@ LAYERS: Final = (
                 "credit",
                 "diskspace",
                 "eventlog",
+                "fairness",
                 "gathering",
                 "heads",
                 "healing",

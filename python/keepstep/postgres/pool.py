@@ -17,6 +17,7 @@ import psycopg
 import trio
 from psycopg.pq import TransactionStatus
 
+from keepstep.fairness import FairLimiter
 from keepstep.postgres import arrays
 from keepstep.postgres.breaker import Breaker, BreakerState
 from keepstep.postgres.commit import execute_bounded
@@ -127,6 +128,7 @@ class Database:
             settings=_KEYED_SETTINGS | _ORDERED_SETTINGS,
             role=READER_ROLE,
         )
+        self._readers = FairLimiter(limits.read_connections)
         self.accounts = Pool(
             self, threads, name="accounts", size=ACCOUNT_CONNECTIONS, settings=_KEYED_SETTINGS | _LOCAL_SETTINGS
         )
@@ -144,14 +146,16 @@ class Database:
     async def read_as(self, user_pk: int, ask: Callable[[Connection], T]) -> T:
         """Ask, perhaps twice, on a connection that is shown the rows of that user only.
 
-        A cancellation waits for its end. Raises Unavailable while the database is away.
+        While all connections are in use users take turns. A cancellation waits for its end.
+        Raises Unavailable while the database is away.
         """
 
         def ask_as(connection: Connection) -> T:
             connection.execute(query("name_user"), {"user_pk": user_pk})
             return ask(connection)
 
-        return await self.read.run(lambda lease: lease.ask(ask_as))
+        async with self._readers.place(user_pk):
+            return await self.read.run(lambda lease: lease.ask(ask_as))
 
     def connect(self, name: str, settings: dict[str, str], role: str | None) -> tuple[Connection, int]:
         """A new connection, set up, and the generation of the database that it leads to. Blocks.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from keepstep.errors import Unavailable
 from keepstep.postgres.breaker import FAILURES_MAX, BreakerState
@@ -15,7 +16,7 @@ from keepstep.runtime import WorkerThreads
 from tests.support.logs import FixedClock
 
 if TYPE_CHECKING:
-    from keepstep.postgres.pool import Lease, Pool
+    from keepstep.postgres.pool import Connection, Lease, Pool
     from tests.support.logs import PostgresPlace
 
 
@@ -185,6 +186,34 @@ async def test_whoever_is_cancelled_while_waiting_for_a_thread_asks_nothing(plac
 
     assert asked == []
     assert database.breaker.state is BreakerState.CLOSED
+    database.close()
+
+
+async def test_a_users_reads_wait_for_one_of_anothers(place: PostgresPlace) -> None:
+    """However many those are: who has many devices read gets no more of the connections than who has one."""
+    database = Database(
+        place.url, threads=WorkerThreads(), clock=FixedClock(), limits=Limits(pipelines=0, read_connections=1)
+    )
+    inside, go_on = threading.Event(), threading.Event()
+    asked: list[str] = []
+
+    def hold(connection: Connection) -> None:
+        del connection
+        inside.set()
+        assert go_on.wait(60)
+
+    async def read(user_pk: int, name: str) -> None:
+        await database.read_as(user_pk, lambda _: asked.append(name))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(database.read_as, 1, hold)
+        await trio.to_thread.run_sync(inside.wait, 60)
+        for user_pk, name in ((1, "a1"), (1, "a2"), (1, "a3"), (2, "b1"), (2, "b2"), (3, "c1")):
+            nursery.start_soon(read, user_pk, name)
+            await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+
+    assert asked == ["a1", "b1", "c1", "a2", "b2", "a3"]
     database.close()
 
 
