@@ -240,7 +240,7 @@ class Settings(BaseSettings):
     cleanup_interval_s: float = Field(default=60, gt=0, le=86_400)
     """Seconds between runs of the clean-up."""
     session_kept_days: Reloadable[int] = Field(default=90, ge=1, le=3_650)
-    """Days for which a session that was closed stays recorded."""
+    """Days for which a session that was closed stays recorded, of each device the last 1,000 at most."""
     invite_kept_days: Reloadable[int] = Field(default=90, ge=1, le=3_650)
     """Days for which an invite that was used or ran out stays recorded."""
     device_inactive_days: Reloadable[int | None] = Field(default=None, ge=30, le=36_500)

@@ -30,6 +30,8 @@ STREAM_NAME_BYTES_MAX: Final = 128
 STREAM_NAME_PATTERN: Final = r"\A[A-Za-z0-9._:@/$-]+\Z"
 """What a stream name is made of; only names the protocol reserves begin with ``$`` (protocol.md section 3)."""
 DEVICE_LABEL_BYTES_MAX: Final = 256
+SESSIONS_PER_DEVICE_MAX: Final = 1_000
+"""Sessions of one device that stay recorded: one that connects again and again fills no disk with them."""
 SESSION_LOST: Final = "node_lost"
 """Why a session ended whose node died: nobody could record it then."""
 CHANGES_MAX: Final = 10_000

@@ -54,6 +54,25 @@ async def test_sessions_closed_long_ago_are_forgotten(place: Place) -> None:
     assert [each.session_no for each in await place.administration.sessions(user_pk=None, after=b"", limit=9)] == [5]
 
 
+async def test_of_a_device_that_connects_again_and_again_the_last_sessions_stay(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes takes the record of one long before it, open or closed; those of other devices stay."""
+    monkeypatch.setattr("keepstep.postgres.accounts.SESSIONS_PER_DEVICE_MAX", 3)
+    monkeypatch.setattr("keepstep.memory.accounts.SESSIONS_PER_DEVICE_MAX", 3)
+    log = place.node()
+    phone = DeviceFixture(ADA, "phone")
+    on_phone = await create_account(place, log, phone)
+    on_laptop = await enrol(place, log, phone, DeviceFixture(ADA, "laptop"))
+    await session(place, on_laptop, 0, opened_ms=NOW_MS, closed_ms=NOW_MS + 1)
+    await session(place, on_phone, 1, opened_ms=NOW_MS, closed_ms=None)
+    for number in range(2, 7):
+        await session(place, on_phone, number, opened_ms=NOW_MS, closed_ms=NOW_MS + 1)
+
+    assert await open_sessions(place) == []
+    assert await place.housekeeping.drop_sessions(before_ms=NOW_MS + 2, rows_max=ROWS) == 1 + 3
+
+
 async def test_invites_that_are_over_are_forgotten(place: Place) -> None:
     """Used or run out before then."""
     log = place.node()

@@ -13,6 +13,7 @@ from keepstep.model import (
     CHANGES_MAX,
     DEVICES_STREAM,
     SESSION_LOST,
+    SESSIONS_PER_DEVICE_MAX,
     ClonedDevice,
     DevicePk,
     KnownDevice,
@@ -131,7 +132,15 @@ class MemoryAccounts:
             principal.user_pk, principal.device_pk, device.session_no, now_ms
         )
         self._open.add(session_id)
+        if device.session_no > SESSIONS_PER_DEVICE_MAX:
+            self._forget_session(principal, device.session_no - SESSIONS_PER_DEVICE_MAX)
         return OpenedSession(known, device.session_no, StreamPk(head.stream_pk), position)
+
+    def _forget_session(self, principal: Principal, session_no: int) -> None:
+        key = principal.user_pk, principal.device_pk, session_no
+        for session_id, row in tuple(self._database.sessions.items()):
+            if (row.user_pk, row.device_pk, row.session_no) == key:
+                del self._database.sessions[session_id]
 
     async def close_session(self, session_id: bytes, *, now_ms: int, reason: str) -> None:
         """As ``Accounts.close_session``. Cancel-safe."""

@@ -14,6 +14,7 @@ from keepstep.interfaces import ListedDevice, OpenedSession
 from keepstep.model import (
     CHANGES_MAX,
     SESSION_LOST,
+    SESSIONS_PER_DEVICE_MAX,
     Capability,
     ClonedDevice,
     DeviceEntry,
@@ -156,6 +157,7 @@ class PostgresAccounts:
             device_keys=byteas([each.claim.device_key for each in asked]),
             session_ids=byteas([each.session_id for each in asked]),
             now_ms=max(each.now_ms for each in asked),
+            kept=SESSIONS_PER_DEVICE_MAX,
         )
         return [_opened(each.claim, row) for each, row in zip(asked, rows, strict=True)]
 

@@ -460,6 +460,9 @@ WITH asked AS MATERIALIZED (
     INSERT INTO sessions (user_pk, device_pk, session_no, session_id, opened_at)
     SELECT user_pk, device_pk, session_no, session_id, %(now_ms)s FROM device
     RETURNING session_id, session_no
+), forgotten AS (
+    DELETE FROM sessions s USING device d
+    WHERE s.user_pk = d.user_pk AND s.device_pk = d.device_pk AND s.session_no = d.session_no - %(kept)s
 )
 SELECT a.user_pk IS NOT NULL, coalesce(a.user_pk, 0), coalesce(a.device_pk, 0),
        coalesce(a.device_key::bytea, a.user_id), coalesce(a.capabilities, 7), a.expires_at,
