@@ -209,7 +209,7 @@ class Publisher:
             return False
         waiting = _Waiting(principal, submission, submitter, rid, generation, now_s)
         queue = self._queues[principal.user_pk % len(self._queues)]
-        return queue.add_nowait(waiting, submission.weight)
+        return queue.add_nowait(principal.user_pk, waiting, submission.weight)
 
     async def submit(
         self,
@@ -239,7 +239,7 @@ class Publisher:
             self._answer(waiting, [ResultError("unavailable", [wait_ms])] * waiting.events, suspect=False)
             return
         queue = self._queues[principal.user_pk % len(self._queues)]
-        await queue.add(waiting, submission.weight)
+        await queue.add(principal.user_pk, waiting, submission.weight)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the pipelines until ``close`` and everything handed in is answered."""

@@ -1,8 +1,11 @@
-"""What waits for a pipeline: a bounded queue with one taker, to which adding costs one call, as does a whole batch."""
+"""What waits for a pipeline: a bounded queue with one taker, to which adding costs one call, as does a whole batch.
+
+Users take turns (ADR 0396): each one's own goes in order, and whoever has much waiting holds nobody else up by it.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Generic, TypeVar
 
 import trio
@@ -14,66 +17,82 @@ Weight = tuple[int, int, bool]
 
 
 class PublishQueue(Generic[T]):
-    """First in, first out. One task takes; any number add. Live.
+    """Of each user first in, first out. One task takes; any number add. Live.
 
     Args:
         length_max: what may wait; beyond it ``add`` does.
         bytes_max: the bytes of what may wait; a single larger item still goes where nothing else waits.
     """
 
-    __slots__ = ("_added", "_bytes", "_bytes_max", "_closed", "_length_max", "_waiting", "_waits_for_room")
+    __slots__ = ("_added", "_bytes", "_bytes_max", "_closed", "_length", "_length_max", "_waiting", "_waits_for_room")
 
     def __init__(self, length_max: int, bytes_max: int) -> None:
         self._length_max = length_max
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._waiting: deque[tuple[T, Weight]] = deque()
+        self._length = 0
+        self._waiting: OrderedDict[int, deque[tuple[T, Weight]]] = OrderedDict()  # by user, whose turn is next first
         self._added: trio.Event | None = None
-        self._waits_for_room: dict[trio.lowlevel.Task, tuple[T, Weight]] = {}
+        self._waits_for_room: OrderedDict[int, dict[trio.lowlevel.Task, tuple[T, Weight]]] = OrderedDict()
         self._closed = False
 
     def __len__(self) -> int:
         """How many wait."""
-        return len(self._waiting)
+        return self._length
 
-    def add_nowait(self, item: T, weight: Weight) -> bool:
+    def add_nowait(self, user: int, item: T, weight: Weight) -> bool:
         """Add where there is room and nobody waits for it; whether it was. Raises trio.ClosedResourceError."""
         if self._closed:
             raise trio.ClosedResourceError
-        waiting, size_bytes = self._waiting, self._bytes + weight[0]
-        if self._waits_for_room or (waiting and (len(waiting) >= self._length_max or size_bytes > self._bytes_max)):
+        length, size_bytes = self._length, self._bytes + weight[0]
+        if self._waits_for_room or (length and (length >= self._length_max or size_bytes > self._bytes_max)):
             return False
-        waiting.append((item, weight))
-        self._bytes = size_bytes
+        own = self._waiting.get(user)
+        if own is None:
+            own = self._waiting[user] = deque()
+        own.append((item, weight))
+        self._length, self._bytes = length + 1, size_bytes
         if self._added is not None:
             self._added.set()
         return True
 
-    async def add(self, item: T, weight: Weight) -> None:
+    async def add(self, user: int, item: T, weight: Weight) -> None:
         """Add; waits for room. Cancel-safe: a cancelled call has added nothing. Raises trio.ClosedResourceError."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self.add_nowait(item, weight):
+        if self.add_nowait(user, item, weight):
             return
         task, waits = trio.lowlevel.current_task(), self._waits_for_room
 
         def abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            del waits[task]
+            self._give_up(user, task)
             self._let_in()  # it may have held up a smaller one
             return trio.lowlevel.Abort.SUCCEEDED
 
-        waits[task] = (item, weight)
+        waits.setdefault(user, {})[task] = (item, weight)
         await trio.lowlevel.wait_task_rescheduled(abort)
-        if waits.pop(task, None) is not None:
+        if task in waits.get(user, ()):
+            self._give_up(user, task)
             raise trio.ClosedResourceError
 
+    def _give_up(self, user: int, task: trio.lowlevel.Task) -> None:
+        """It waits for room no more."""
+        own = self._waits_for_room[user]
+        del own[task]
+        if not own:
+            del self._waits_for_room[user]
+
     def _let_in(self) -> None:
-        """Add what waits for room, as far as there is some: in order, so that who comes later overtakes nobody."""
-        waits, self._waits_for_room = self._waits_for_room, {}
+        """Add what waits for room, as far as there is some: users in turns, each one's own in order."""
+        waits, self._waits_for_room = self._waits_for_room, OrderedDict()  # none that ``add_nowait`` would wait for
         while waits and not self._closed:
-            task, (item, weight) = next(iter(waits.items()))
-            if not self.add_nowait(item, weight):
+            user, own = next(iter(waits.items()))
+            task, (item, weight) = next(iter(own.items()))
+            if not self.add_nowait(user, item, weight):
                 break
-            del waits[task]
+            del own[task]
+            waits.move_to_end(user)
+            if not own:
+                del waits[user]
             trio.lowlevel.reschedule(task)
         self._waits_for_room = waits
 
@@ -101,12 +120,19 @@ class PublishQueue(Generic[T]):
         taken: list[T] = []
         events = size_bytes = 0
         while waiting:
-            item, (item_bytes, item_events, alone) = waiting[0]
+            user = next(iter(waiting))
+            own = waiting[user]
+            item, (item_bytes, item_events, alone) = own[0]
             events += item_events
             size_bytes += item_bytes
             if taken and (alone or events > events_max or size_bytes > bytes_max):
                 break
-            waiting.popleft()
+            own.popleft()
+            if own:
+                waiting.move_to_end(user)
+            else:
+                del waiting[user]
+            self._length -= 1
             self._bytes -= item_bytes
             taken.append(item)
             if self._waits_for_room:
@@ -119,7 +145,8 @@ class PublishQueue(Generic[T]):
         """Nothing more is added; what waits may still be taken."""
         if not self._closed:
             self._closed = True
-            for task in self._waits_for_room:
-                trio.lowlevel.reschedule(task)
+            for own in self._waits_for_room.values():
+                for task in own:
+                    trio.lowlevel.reschedule(task)
         if self._added is not None:
             self._added.set()

@@ -8,6 +8,8 @@ import trio.testing
 
 from keepstep.publishqueue import PublishQueue, Weight
 
+USER, ANOTHER, THIRD = 7, 8, 9
+
 
 def weight(size_bytes: int, events: int = 1, *, alone: bool = False) -> Weight:
     """Of one event, unless it is said."""
@@ -28,9 +30,9 @@ async def take(queue: PublishQueue[int]) -> int:
 async def test_what_is_added_is_taken_in_order() -> None:
     """With and without waiting."""
     queue: PublishQueue[int] = PublishQueue(3, 100)
-    assert [queue.add_nowait(number, weight(1)) for number in range(4)] == [True, True, True, False]
+    assert [queue.add_nowait(USER, number, weight(1)) for number in range(4)] == [True, True, True, False]
     assert (len(queue), await take(queue), next_of(queue)) == (3, 0, 1)
-    await queue.add(4, weight(1))
+    await queue.add(USER, 4, weight(1))
     assert [next_of(queue) for _ in range(3)] == [2, 4, None]
 
 
@@ -46,38 +48,38 @@ async def test_the_taker_is_woken_by_what_comes() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_two)
         await trio.testing.wait_all_tasks_blocked()
-        assert queue.add_nowait(1, weight(1))
-        assert queue.add_nowait(2, weight(1))
+        assert queue.add_nowait(USER, 1, weight(1))
+        assert queue.add_nowait(USER, 2, weight(1))
     assert taken == [1, 2]
 
 
 async def test_who_waits_for_room_comes_before_who_does_not_wait() -> None:
     """And one that is cancelled has added nothing."""
     queue: PublishQueue[int] = PublishQueue(1, 100)
-    assert queue.add_nowait(1, weight(1))
+    assert queue.add_nowait(USER, 1, weight(1))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(queue.add, 2, weight(1))
+        nursery.start_soon(queue.add, USER, 2, weight(1))
         await trio.testing.wait_all_tasks_blocked()
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as cancelled:
-                cancelled.start_soon(queue.add, 3, weight(1))
+                cancelled.start_soon(queue.add, USER, 3, weight(1))
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
         assert next_of(queue) == 1
-        assert not queue.add_nowait(4, weight(1))
+        assert not queue.add_nowait(USER, 4, weight(1))
     assert (next_of(queue), next_of(queue)) == (2, None)
-    assert queue.add_nowait(4, weight(1))
+    assert queue.add_nowait(USER, 4, weight(1))
 
 
 async def test_who_waits_for_room_comes_before_who_adds_later() -> None:
     """Also where the room is there before the one that waits has run."""
     queue: PublishQueue[int] = PublishQueue(1, 100)
-    assert queue.add_nowait(1, weight(1))
+    assert queue.add_nowait(USER, 1, weight(1))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(queue.add, 2, weight(1))
+        nursery.start_soon(queue.add, USER, 2, weight(1))
         await trio.testing.wait_all_tasks_blocked()
         assert next_of(queue) == 1
-        nursery.start_soon(queue.add, 3, weight(1))
+        nursery.start_soon(queue.add, USER, 3, weight(1))
         await trio.testing.wait_all_tasks_blocked()
         assert [next_of(queue) for _ in range(3)] == [2, 3, None]
 
@@ -85,17 +87,17 @@ async def test_who_waits_for_room_comes_before_who_adds_later() -> None:
 async def test_one_that_is_cancelled_makes_way_for_smaller_ones() -> None:
     """For which there was room behind it."""
     queue: PublishQueue[int] = PublishQueue(9, 10)
-    assert queue.add_nowait(1, weight(6))
+    assert queue.add_nowait(USER, 1, weight(6))
     scope = trio.CancelScope()
 
     async def add_in_scope() -> None:
         with scope:
-            await queue.add(2, weight(9))
+            await queue.add(USER, 2, weight(9))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(add_in_scope)
         await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(queue.add, 3, weight(4))
+        nursery.start_soon(queue.add, USER, 3, weight(4))
         await trio.testing.wait_all_tasks_blocked()
         assert len(queue) == 1
         scope.cancel()
@@ -110,21 +112,21 @@ async def test_a_taker_that_is_cancelled_takes_nothing() -> None:
             nursery.start_soon(take, queue)
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
-    assert queue.add_nowait(1, weight(1))
+    assert queue.add_nowait(USER, 1, weight(1))
     assert await take(queue) == 1
 
 
 async def test_a_closed_queue_is_emptied_and_ends() -> None:
     """Nothing is added any more, also not by who waited for room."""
     queue: PublishQueue[int] = PublishQueue(1, 100)
-    assert queue.add_nowait(1, weight(1))
+    assert queue.add_nowait(USER, 1, weight(1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(raises_closed, queue)
         await trio.testing.wait_all_tasks_blocked()
         queue.close()
     assert await take(queue) == 1
     with pytest.raises(trio.ClosedResourceError):
-        queue.add_nowait(2, weight(1))
+        queue.add_nowait(USER, 2, weight(1))
     with pytest.raises(trio.EndOfChannel):
         await take(queue)
 
@@ -146,20 +148,24 @@ async def test_closing_ends_a_taker_that_waits() -> None:
 async def raises_closed(queue: PublishQueue[int]) -> None:
     """Add to a queue that is closed meanwhile."""
     with pytest.raises(trio.ClosedResourceError):
-        await queue.add(2, weight(1))
+        await queue.add(USER, 2, weight(1))
 
 
 async def test_the_bytes_of_what_waits_are_bounded() -> None:
     """One item above the bound goes alone; who waits goes in order, several at once where a large one left."""
     queue: PublishQueue[int] = PublishQueue(9, 10)
-    assert [queue.add_nowait(1, weight(11)), queue.add_nowait(2, weight(0)), queue.add_nowait(2, weight(1))] == [
+    assert [
+        queue.add_nowait(USER, 1, weight(11)),
+        queue.add_nowait(USER, 2, weight(0)),
+        queue.add_nowait(USER, 2, weight(1)),
+    ] == [
         True,
         False,
         False,
     ]
     async with trio.open_nursery() as nursery:
         for number in (2, 3, 4):
-            nursery.start_soon(queue.add, number, weight(5))
+            nursery.start_soon(queue.add, USER, number, weight(5))
             await trio.testing.wait_all_tasks_blocked()
         assert (len(queue), await take(queue)) == (1, 1)
         await trio.testing.wait_all_tasks_blocked()
@@ -173,8 +179,33 @@ async def test_a_batch_is_what_fits() -> None:
     queue: PublishQueue[int] = PublishQueue(9, 10_000)
     weights = [weight(1, 3), weight(1, 2), weight(1), weight(9), weight(1, alone=True), weight(5), weight(1), weight(1)]
     for number, each in enumerate(weights):
-        assert queue.add_nowait(number, each)
+        assert queue.add_nowait(USER, number, each)
     batches = []
     while batch := queue.take_nowait(events_max=5, bytes_max=6):
         batches.append(batch)
     assert batches == [[0, 1], [2], [3], [4], [5, 6], [7]]
+
+
+def test_users_take_turns() -> None:
+    """Of one who has much waiting one goes, then one of each other, also across batches; each one's own go in order."""
+    queue: PublishQueue[str] = PublishQueue(99, 99)
+    for name in ("a1", "a2", "a3", "a4", "b1", "c1", "b2"):
+        user = {"a": USER, "b": ANOTHER, "c": THIRD}[name[0]]
+        assert queue.add_nowait(user, name, weight(1))
+    assert queue.take_nowait(events_max=2, bytes_max=99) == ["a1", "b1"]
+    assert queue.add_nowait(THIRD, "c2", weight(1))
+    assert queue.take_nowait(events_max=4, bytes_max=99) == ["c1", "a2", "b2", "c2"]
+    assert queue.take_nowait(events_max=9, bytes_max=99) == ["a3", "a4"]
+    assert len(queue) == 0
+
+
+async def test_users_that_wait_for_room_take_turns() -> None:
+    """One who has many sessions that wait does not keep another one out until all of them are in."""
+    queue: PublishQueue[str] = PublishQueue(1, 99)
+    assert queue.add_nowait(USER, "a1", weight(1))
+    async with trio.open_nursery() as nursery:
+        for user, name in ((USER, "a2"), (USER, "a3"), (USER, "a4"), (ANOTHER, "b1")):
+            nursery.start_soon(queue.add, user, name, weight(1))
+            await trio.testing.wait_all_tasks_blocked()
+        taken = [queue.take_nowait(events_max=1, bytes_max=9) for _ in range(5)]
+    assert taken == [["a1"], ["a2"], ["b1"], ["a3"], ["a4"]]
