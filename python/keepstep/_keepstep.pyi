@@ -326,7 +326,7 @@ class Submission:
         """The same, verified one by one."""
 
 _Opened: TypeAlias = tuple[int, Submission | ProtocolError] | bytes | ProtocolError
-_End: TypeAlias = Literal["closed", "broken", "too_large", "malformed", "gone"]
+_End: TypeAlias = Literal["closed", "broken", "too_large", "malformed", "gone", "timeout"]
 
 @final
 class RecordReader:
@@ -762,8 +762,8 @@ if sys.platform == "linux":
     @final
     class SocketHub:
         """Many sockets behind one epoll descriptor. No call waits; ``receive`` and ``send`` release the GIL."""
-        def __new__(cls) -> SocketHub:
-            """Raises OSError."""
+        def __new__(cls, unfinished_bytes_max: int) -> SocketHub:
+            """``unfinished_bytes_max``: of all sockets' messages that are not whole yet. Raises OSError."""
         def fileno(self) -> int:
             """Readable while ``receive`` has something to give."""
         @staticmethod
@@ -817,8 +817,9 @@ if sys.platform == "linux":
 
             ``opened``: as ``RecordReader.read`` gives it, of so many bytes of records.
 
-            ``end`` as ``FrameReader.feed`` gives it, or ``gone``: the peer, without a word; the socket is not watched
-            any more. ``writable``: what ``send`` left has gone. Replies have been sent, or wait with the rest.
+            ``end`` as ``FrameReader.feed`` gives it, or ``gone``: the peer, without a word; or ``timeout``: all hold
+            more of unfinished messages than they may, and this one's began first. The socket is not watched any more.
+            ``writable``: what ``send`` left has gone. Replies have been sent, or wait with the rest.
             """
         def send(self, outgoing: Sequence[tuple[int, Sequence[Buffer | None]]]) -> list[tuple[int, int, bool]]:
             """Send messages to many sockets, as ``frame_many`` makes them, as much as they take.

@@ -229,6 +229,7 @@ class Server:
             upgrade_timeout_s=settings.handshake_timeout_s,
             unauthenticated_message_bytes_max=HANDSHAKE_MESSAGE_BYTES_MAX,
             message_bytes_max=MESSAGE_BYTES_MAX + RECORD_TAG_BYTES,
+            unfinished_bytes_max=settings.unfinished_bytes_max,
         )
         async with trio.open_nursery() as connections:
             async with trio.open_nursery() as accepting:

@@ -211,6 +211,9 @@ class Settings(BaseSettings):
     """Connections that have not finished their handshake, so that strangers never crowd out devices."""
     unauthenticated_connections_per_address_max: int = Field(default=64, ge=1, le=100_000)
     """The share of one address prefix in them."""
+    unfinished_bytes_max: int = Field(default=256 * MIB, ge=8 * MIB, le=16 * GIB)
+    """Bytes of messages that are not whole yet, of all devices; above it the one that began first is closed. Not with
+    TLS of keepstep's own or the PROXY protocol."""
     handshake_timeout_s: float = Field(default=10, gt=0, le=300)
     """Seconds from the accepted connection to the authenticated device."""
     send_timeout_s: Reloadable[float] = Field(default=30, gt=0, le=3_600)

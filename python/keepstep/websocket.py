@@ -52,13 +52,13 @@ OnFault = Callable[[Exception, str], None]
 if sys.platform == "linux":
     from keepstep.websocket_hub import Hub as _Hub
 
-    def _hub(connections: trio.Nursery, on_fault: OnFault) -> Hub | None:
+    def _hub(connections: trio.Nursery, on_fault: OnFault, limits: Limits) -> Hub | None:
         """What moves many sockets at once, while a connection listens."""
-        return _Hub(connections, on_fault)
+        return _Hub(connections, on_fault, unfinished_bytes_max=limits.unfinished_bytes_max)
 
 else:
 
-    def _hub(connections: trio.Nursery, on_fault: OnFault) -> Hub | None:  # noqa: ARG001 - as above
+    def _hub(connections: trio.Nursery, on_fault: OnFault, limits: Limits) -> Hub | None:  # noqa: ARG001 - as above
         """There is none."""
         return None
 
@@ -89,7 +89,7 @@ async def serve(
         task_status: started once accepting.
     """
     refusals = trio.CapacityLimiter(REFUSALS_MAX)
-    hub = _hub(connections, on_fault)
+    hub = _hub(connections, on_fault, limits)
     if hub is None or not entrance.is_plain:
         serve_socket = partial(
             _serve_socket,

@@ -34,12 +34,13 @@ CLOSE_TIMEOUT_S: Final = 2.0
 OVER: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 """What a stream raises when the peer is gone or it is closed."""
 
-End = Literal["closed", "broken", "too_large", "malformed", "gone"]
-"""As ``FrameReader.feed`` gives it; ``gone``: the stream ended."""
+End = Literal["closed", "broken", "too_large", "malformed", "gone", "timeout"]
+"""As ``FrameReader.feed`` or ``SocketHub.receive`` gives it; ``gone``: the stream ended."""
 
 _REASONS: Final = {
     "too_large": "a message above the limit in force, or frames that become none",
     "malformed": "a text message",
+    "timeout": "a message was not whole while others had no room",
 }
 """What the protocol has a code for; WebSocket has its own for the rest."""
 
@@ -52,11 +53,14 @@ class Limits:
         upgrade_timeout_s: from accept to the end of the HTTP upgrade, with what comes before it (TLS).
         unauthenticated_message_bytes_max: largest message until ``authenticated()``.
         message_bytes_max: largest message after it.
+        unfinished_bytes_max: of the messages that are not whole yet, of all connections together; where they are of the
+            hub's (``websocket_hub``).
     """
 
     upgrade_timeout_s: float
     unauthenticated_message_bytes_max: int
     message_bytes_max: int
+    unfinished_bytes_max: int
 
 
 class Place(Protocol):

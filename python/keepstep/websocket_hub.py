@@ -36,16 +36,19 @@ class Hub:
     Args:
         nursery: where they run; that of the connections.
         on_fault: told of an exception that should not have been, which has ended one connection, and of its IP address.
+        unfinished_bytes_max: see ``Limits``.
 
     Attributes:
         sockets: the extension's, by the tokens of the connections.
         outgoing: what connections wrote since the last sending, by token; who adds the first of it calls ``written``.
     """
 
-    def __init__(self, nursery: trio.Nursery, on_fault: Callable[[Exception, str], None]) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, on_fault: Callable[[Exception, str], None], *, unfinished_bytes_max: int
+    ) -> None:
         self._nursery = nursery
         self._on_fault = on_fault
-        self.sockets = SocketHub()
+        self.sockets = SocketHub(unfinished_bytes_max)
         self._connections: dict[int, HubConnection] = {}
         self.outgoing: dict[int, Sequence[bytes | None]] = {}
         self._while_used = trio.CancelScope()

@@ -41,6 +41,7 @@ LIMITS: Final = Limits(
     upgrade_timeout_s=10,
     unauthenticated_message_bytes_max=MESSAGE_BYTES_MAX,
     message_bytes_max=MESSAGE_BYTES_MAX,
+    unfinished_bytes_max=2 * MESSAGE_BYTES_MAX,
 )
 LEFT_OUT: Final = (
     "6.*",  # which text is UTF-8: there is no text

@@ -25,7 +25,7 @@ from tests.support.websocket import UPGRADE, frame
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-LIMITS: Final = Limits(10, HANDSHAKE_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX + RECORD_TAG_BYTES)
+LIMITS: Final = Limits(10, HANDSHAKE_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX + RECORD_TAG_BYTES, 8 * MESSAGE_BYTES_MAX)
 
 
 @asynccontextmanager

@@ -153,7 +153,11 @@ class Bench:
         if way != "stream":
             from keepstep.websocket_hub import Hub
 
-            self.hub = Hub(nursery, lambda error, _address: self.faults.append(error))
+            self.hub = Hub(
+                nursery,
+                lambda error, _address: self.faults.append(error),
+                unfinished_bytes_max=LIMITS.unfinished_bytes_max,
+            )
 
     async def open(
         self, *, early: bytes = b"", receiver: Receiver | None = None, sealing: Sealing | None = None

@@ -21,7 +21,12 @@ from keepstep.websocket import serve_stream
 from keepstep.websocket_connection import Limits
 from tests.support.wire import forever
 
-LIMITS = Limits(upgrade_timeout_s=10, unauthenticated_message_bytes_max=100, message_bytes_max=10_000)
+LIMITS = Limits(
+    upgrade_timeout_s=10,
+    unauthenticated_message_bytes_max=100,
+    message_bytes_max=10_000,
+    unfinished_bytes_max=1_000_000,
+)
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 UPGRADE = (
     "GET /v1/connect HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

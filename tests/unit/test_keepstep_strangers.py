@@ -28,7 +28,7 @@ if sys.platform == "linux":
     @contextmanager
     def welcomed() -> Iterator[tuple[SocketHub, int, socket.socket]]:
         """A socket in the hub's hands that has said nothing, and its peer."""
-        hub = SocketHub()
+        hub = SocketHub(1_000_000)
         ours, peer = socket.socketpair()
         ours.setblocking(False)
         with peer:
@@ -194,7 +194,7 @@ if sys.platform == "linux":
 
     def test_a_socket_that_is_nobodys_has_no_part_in_anything() -> None:
         """To close it twice does no harm."""
-        hub = SocketHub()
+        hub = SocketHub(1_000_000)
         hub.discard(7)
         for call in (
             lambda: hub.upgraded(7, b"", b"", 1),

@@ -93,7 +93,7 @@ if sys.platform == "linux":
 
     def test_a_hub_seals_for_each_with_its_own_sealer() -> None:
         """In order over several calls; who has none gets the messages as they are."""
-        hub = _keepstep.SocketHub()
+        hub = _keepstep.SocketHub(1_000_000)
         sealers = [_keepstep.RecordSealer(1, bytes([number]) * 32, b"aad") for number in range(2)]
         twins = [_keepstep.RecordSealer(1, bytes([number]) * 32, b"aad") for number in range(2)]
         places = [pair(hub, sealer) for sealer in sealers] + [pair(hub)]
@@ -107,7 +107,7 @@ if sys.platform == "linux":
 
     def test_a_hub_receives_from_and_sends_to_those_that_are_ready() -> None:
         """And to nobody else; each socket is given back."""
-        hub = _keepstep.SocketHub()
+        hub = _keepstep.SocketHub(1_000_000)
         assert hub.receive() == []
         (first, peer), (second, other) = pair(hub), pair(hub)
         with peer, other:
@@ -134,7 +134,7 @@ if sys.platform == "linux":
 
     def test_a_socket_that_cannot_be_watched_ends_alone_when_sending() -> None:
         """What is left of the others is told."""
-        hub = _keepstep.SocketHub()
+        hub = _keepstep.SocketHub(1_000_000)
         ours, peer = socket.socketpair()
         number = ours.fileno()
         ours.setblocking(False)
@@ -150,7 +150,7 @@ if sys.platform == "linux":
 
     def test_a_socket_that_cannot_be_watched_ends_alone_when_receiving() -> None:
         """What the others sent is handed over."""
-        hub = _keepstep.SocketHub()
+        hub = _keepstep.SocketHub(1_000_000)
         ours, peer = socket.socketpair()
         number = ours.fileno()
         ours.setblocking(False)
@@ -170,7 +170,7 @@ if sys.platform == "linux":
 
     def test_what_has_left_is_nobody() -> None:
         """Late words about it do no harm; taking it twice is a fault."""
-        hub = _keepstep.SocketHub()
+        hub = _keepstep.SocketHub(1_000_000)
         token, peer = pair(hub)
         with peer:
             os.close(hub.remove(token)[0])
@@ -185,7 +185,7 @@ if sys.platform == "linux":
 
     def test_what_a_socket_does_not_take_goes_when_it_does() -> None:
         """In order, after what is written meanwhile too; until then it counts."""
-        hub = _keepstep.SocketHub()
+        hub = _keepstep.SocketHub(1_000_000)
         token, peer = pair(hub)
         message = bytes(range(256)) * 4_000
         with peer:
@@ -203,7 +203,7 @@ if sys.platform == "linux":
     @pytest.mark.parametrize("paused", [False, True])
     def test_a_peer_that_is_gone_is_told_once(paused: bool) -> None:
         """By receiving, or by sending; then its socket is watched no more."""
-        hub = _keepstep.SocketHub()
+        hub = _keepstep.SocketHub(1_000_000)
         (first, peer), (second, other) = pair(hub), pair(hub)
         hub.pause(first, paused=paused)
         peer.close()
@@ -218,9 +218,34 @@ if sys.platform == "linux":
 
     def test_a_hub_takes_sockets_only() -> None:
         """What epoll cannot watch is closed and refused."""
-        hub = _keepstep.SocketHub()
+        hub = _keepstep.SocketHub(1_000_000)
         descriptor = os.open("/dev/null", os.O_RDONLY)
         with pytest.raises(PermissionError):
             hub.welcome(descriptor)
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(descriptor)
+
+    def begins(hub: _keepstep.SocketHub, peer: socket.socket, data: bytes) -> list[tuple[int, str | None]]:
+        """Send what ends in a message that is not whole; whose ends it brought."""
+        peer.sendall(data)
+        return [(token, end) for token, _, _, end, _ in hub.receive()]
+
+    def test_whose_message_began_first_goes_where_unfinished_ones_have_no_room() -> None:
+        """No more of them than has to; what is whole, or of a socket that has gone, takes no room."""
+        hub, sealing = _keepstep.SocketHub(100_000), Sealing()
+        unfinished, whole = frame(2, bytes(60_000))[:40_000], sealing.frames(bytes(40_000))
+        (gone, away), (busy, one), (slow, two), (_, three), (_, four) = places = [pair(hub) for _ in range(5)]
+        assert begins(hub, away, unfinished) == []
+        hub.discard(gone)
+        assert begins(hub, one, whole[:40_000]) == []
+        assert begins(hub, two, unfinished) == []
+        assert begins(hub, one, whole[40_000:] + unfinished[:20_000]) == [(busy, None)]
+        assert begins(hub, one, unfinished[20_000:]) == []  # of a message that began after the slow one's
+        assert begins(hub, three, unfinished) == [(slow, "timeout")]
+        assert begins(hub, two, bytes(20_000)) == []
+        assert begins(hub, four, unfinished) == [(busy, "timeout")]
+        assert hub.farewell(slow, b"bye", False)
+        assert two.recv(10) == b"bye"
+        for token, peer in places:
+            hub.discard(token)
+            peer.close()

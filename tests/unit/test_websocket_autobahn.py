@@ -23,7 +23,12 @@ from tests.support.echo import by_awaiting, by_callbacks
 from tests.support.records import OVERHEAD, Sealing
 from tests.support.websocket import UPGRADE, Place, frame, read_all
 
-LIMITS: Final = Limits(upgrade_timeout_s=10, unauthenticated_message_bytes_max=100_000, message_bytes_max=100_000)
+LIMITS: Final = Limits(
+    upgrade_timeout_s=10,
+    unauthenticated_message_bytes_max=100_000,
+    message_bytes_max=100_000,
+    unfinished_bytes_max=1_000_000,
+)
 BINARY, PING, PONG, CLOSE = 2, 9, 10, 8
 
 
@@ -35,7 +40,7 @@ async def peer(way: str) -> AsyncIterator[trio.SocketStream]:
         if way == "hub":
             from keepstep.websocket_hub import Hub
 
-            hub = Hub(nursery, lambda error, _address: pytest.fail(repr(error)))
+            hub = Hub(nursery, lambda error, _address: pytest.fail(repr(error)), unfinished_bytes_max=1_000_000)
         listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
         client = await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])
         async with listener, client:

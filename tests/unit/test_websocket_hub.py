@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import sys
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -28,7 +29,7 @@ if sys.platform == "linux":
 
         It takes so many bytes, and of short messages so many: what others wait for comes in between.
         """
-        hub, message = SocketHub(), bytes(size)
+        hub, message = SocketHub(1_000_000), bytes(size)
         with ExitStack() as peers:
             tokens = set()
             for _ in range(100):
@@ -64,6 +65,23 @@ async def test_the_hub_rests_when_nobody_listens(way: str) -> None:
             await trio.testing.wait_all_tasks_blocked()
             assert len(nursery.child_tasks) == tasks
         assert descriptors() == before + 1  # the hub's own
+
+
+@BY_HUB
+async def test_a_message_that_is_not_whole_makes_way_for_a_younger_one(way: str) -> None:
+    """Where there is no room for both: its device is told to come again, and the other one goes on."""
+    async with bench(way) as each:
+        each.hub.sockets = SocketHub(15_000)
+        slow, quick = await each.open(), await each.open()
+        slow.closing = (4103, "timeout")
+        await slow.peer.send_all(slow.sealing.frames(bytes(9_900))[:9_000])
+        await trio.testing.wait_all_tasks_blocked()
+        message = quick.sealing.frames(bytes(9_900))
+        await quick.peer.send_all(message[:9_000])
+        assert await read_all(slow.peer) == b"\x88\x09" + struct.pack("!H", 4103) + b"timeout"
+        assert [None if end is None else end.code for end in slow.receiver.ends] == ["timeout"]
+        await quick.peer.send_all(message[9_000:])
+        await quick.receiver.until(lambda: quick.receiver.messages == [bytes(9_900)])
 
 
 @BY_HUB

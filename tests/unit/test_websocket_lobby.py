@@ -267,8 +267,8 @@ if sys.platform == "linux":
         class Sockets:
             """The extension's, but for accepting, which gives what a test says."""
 
-            def __init__(self) -> None:
-                self.hub = SocketHub()
+            def __init__(self, unfinished_bytes_max: int) -> None:
+                self.hub = SocketHub(unfinished_bytes_max)
 
             def fileno(self) -> int:
                 return self.hub.fileno()

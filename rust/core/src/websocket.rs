@@ -99,6 +99,17 @@ impl FrameReader {
         self.end
     }
 
+    /// Bytes of memory that a message takes which is not whole yet.
+    pub const fn unfinished_bytes(&self) -> usize {
+        self.message.capacity()
+    }
+
+    /// Ends without a word, as if the message that is not whole yet were too large.
+    pub fn give_up(&mut self) {
+        (self.message, self.control) = (Vec::new(), Vec::new());
+        self.end = self.end.or(Some(End::TooLarge));
+    }
+
     /// Takes the next bytes, however they are cut, and adds to `received` what they complete. Gives the end, once there is one.
     pub fn feed(&mut self, mut data: &[u8], received: &mut Received) -> Option<End> {
         while self.end.is_none() && !data.is_empty() {

@@ -24,6 +24,7 @@ use crate::buffer::Input;
 use crate::incoming::{RecordReader, opened_list};
 use crate::records::{Direction, RecordSealer, add_frames};
 use crate::stage::{GONE, Stage};
+use crate::unfinished::{Part, Unfinished};
 
 /// Sockets that one turn reads from.
 const SOCKETS_MAX: usize = 256;
@@ -51,12 +52,16 @@ const OF_ONE_CONNECTION: [Errno; 9] = [
 ];
 /// Pongs are left out for a peer that takes nothing and has so many bytes waiting.
 const PONG_BACKLOG_BYTES_MAX: usize = 64 * 1024;
+/// What the end of a peer is called whose message is not whole for too long.
+const TIMEOUT: &str = "timeout";
 
 /// One socket.
 struct Socket {
     descriptor: OwnedFd,
     stage: Stage,
     reader: FrameReader,
+    /// What the reader holds of a message.
+    part: Part,
     /// Makes records of what is sent.
     sealer: Option<Direction>,
     /// Frames for the kernel; held only while there are some that it has not taken.
@@ -95,6 +100,7 @@ struct Sockets {
     ready: VecDeque<(u64, EventFlags)>,
     last_token: u64,
     chunk: Vec<u8>,
+    unfinished: Unfinished,
 }
 
 /// The sockets and the descriptor that watches them.
@@ -109,10 +115,15 @@ type PyTurn<'py> = (u64, Bound<'py, PyList>, usize, Option<&'static str>, bool);
 #[pymethods]
 impl SocketHub {
     #[new]
-    fn new() -> io::Result<Self> {
+    fn new(unfinished_bytes_max: usize) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let sockets =
-            Sockets { by_token: HashMap::new(), ready: VecDeque::new(), last_token: 0, chunk: vec![0; CHUNK_BYTES] };
+        let sockets = Sockets {
+            by_token: HashMap::new(),
+            ready: VecDeque::new(),
+            last_token: 0,
+            chunk: vec![0; CHUNK_BYTES],
+            unfinished: Unfinished::new(unfinished_bytes_max),
+        };
         Ok(Self { epoll, sockets: Mutex::new(sockets) })
     }
 
@@ -157,6 +168,7 @@ impl SocketHub {
             descriptor,
             stage: Stage::Request(Vec::new()),
             reader: FrameReader::new(0),
+            part: Part::default(),
             sealer: None,
             frames: Vec::new(),
             sent: 0,
@@ -233,7 +245,7 @@ impl SocketHub {
     }
 
     fn remove(&self, token: u64) -> PyResult<(RawFd, usize)> {
-        let Some(mut socket) = self.lock().by_token.remove(&token) else {
+        let Some(mut socket) = self.lock().take_out(token) else {
             return Err(PyKeyError::new_err(token));
         };
         socket.leave(&self.epoll);
@@ -242,7 +254,7 @@ impl SocketHub {
     }
 
     fn discard(&self, token: u64) {
-        drop(self.lock().by_token.remove(&token)); // whose last descriptor is closed is not watched any more
+        drop(self.lock().take_out(token)); // whose last descriptor is closed is not watched any more
     }
 
     fn unsent(&self, token: u64) -> PyResult<usize> {
@@ -295,6 +307,24 @@ impl Sockets {
         self.by_token.get_mut(&token).ok_or_else(|| PyKeyError::new_err(token))
     }
 
+    /// A socket that is the hub's no more.
+    fn take_out(&mut self, token: u64) -> Option<Socket> {
+        let mut socket = self.by_token.remove(&token)?;
+        self.unfinished.note(token, &mut socket.part, 0, false);
+        Some(socket)
+    }
+
+    /// Ends those whose messages began first, until the others hold no more than they may.
+    fn end_slowest(&mut self, epoll: &OwnedFd, turns: &mut Vec<Turn>) {
+        while let Some(token) = self.unfinished.surplus() {
+            let Some(socket) = self.by_token.get_mut(&token) else { return };
+            socket.reader.give_up();
+            self.unfinished.note(token, &mut socket.part, 0, false);
+            socket.leave(epoll);
+            turns.push(Turn { end: Some(TIMEOUT), ..Turn::new(token) });
+        }
+    }
+
     /// Everything that is ready, from each socket at most a chunk.
     fn receive(&mut self, epoll: &OwnedFd) -> Result<Vec<Turn>, Errno> {
         if self.ready.is_empty() {
@@ -322,6 +352,8 @@ impl Sockets {
                     turn.end = is_gone.then_some(GONE); // a reset: what was not read is lost either way
                 } else {
                     socket.receive(&mut self.chunk, &mut turn);
+                    let (held, anew) = (socket.reader.unfinished_bytes(), !turn.opened.is_empty());
+                    self.unfinished.note(token, &mut socket.part, held, anew);
                 }
             }
             if turn.end.is_none() && socket.watch(epoll, token).is_err() {
@@ -334,6 +366,7 @@ impl Sockets {
             if !turn.is_empty() {
                 turns.push(turn);
             }
+            self.end_slowest(epoll, &mut turns);
         }
         Ok(turns)
     }

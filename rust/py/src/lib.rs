@@ -23,6 +23,7 @@ mod records;
 mod remembered;
 #[cfg(target_os = "linux")]
 mod stage;
+mod unfinished;
 mod websocket;
 
 /// What one thread allocates another one frees: the C library's malloc is slow at that (ADR 0380).
