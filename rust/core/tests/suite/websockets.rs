@@ -213,3 +213,15 @@ fn floods_of_frames_that_become_no_message_end() {
     assert_eq!(read(4, &[&fragments, &frame(FINAL, b"")]).1, None);
     assert_eq!(read(4, &[&fragments, &frame(CONTINUATION, b"").repeat(2)]).1, Some(End::TooLarge));
 }
+
+#[test]
+fn what_is_held_of_a_message_is_known_and_can_be_given_up() {
+    let (mut reader, mut received) = (FrameReader::new(1_000), Received::default());
+    let message = frame(FINAL | BINARY, &[7; 1_000]);
+    assert_eq!((reader.feed(&message[..500], &mut received), reader.unfinished_bytes() >= 492), (None, true));
+    assert_eq!((reader.feed(&message[500..], &mut received), reader.unfinished_bytes()), (None, 0));
+    reader.feed(&message[..500], &mut received);
+    reader.give_up();
+    assert_eq!((reader.feed(&message, &mut received), reader.unfinished_bytes()), (Some(End::TooLarge), 0));
+    assert_eq!(received.messages, [[7; 1_000]]);
+}
