@@ -89,7 +89,7 @@ async def run(interpreter: Path, cases: Sequence[str]) -> Report:
     async with trio.open_nursery() as nursery:
         ways: dict[str, Hub | None] = {"stream": None}
         if sys.platform == "linux":
-            ways = {"hub": SocketHub(nursery, on_fault), **ways}
+            ways = {"hub": SocketHub(nursery, on_fault, unfinished_bytes_max=LIMITS.unfinished_bytes_max), **ways}
         servers = []
         for way, hub in ways.items():
             serve = partial(
