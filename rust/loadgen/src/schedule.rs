@@ -57,7 +57,7 @@ pub struct Schedule {
     paced_from_ns: AtomicU64,
     /// When the measured phase begins; `NOT_YET` until that is known.
     measured_from_ns: AtomicU64,
-    /// No publish is sent from here on; moved forward when the measured phase begins or a connection has nothing left.
+    /// No publish is due from here on; moved forward when the measured phase begins or a connection has nothing left.
     stop_ns: AtomicU64,
     /// Told when one of these moved.
     moved: watch::Sender<()>,
@@ -106,7 +106,7 @@ impl Schedule {
         nanoseconds(self.start.elapsed())
     }
 
-    /// From when on nothing is sent.
+    /// From when on nothing is due.
     pub fn stop_ns(&self) -> u64 {
         self.stop_ns.load(Ordering::Acquire)
     }
@@ -151,7 +151,7 @@ impl Schedule {
         self.reached(|| self.measured_from_ns.load(Ordering::Acquire).min(self.stop_ns())).await;
     }
 
-    /// Returns when nothing is sent any more. Cancel-safe.
+    /// Returns when nothing is due any more. Cancel-safe.
     pub async fn stopped(&self) {
         self.reached(|| self.stop_ns()).await;
     }
@@ -192,6 +192,14 @@ impl Schedule {
                 paced_from_ns.saturating_add(after_ns)
             }
         }
+    }
+
+    /// Whether a message that is due at one time is to be sent at another.
+    ///
+    /// One that was due before the end is sent after it too, where the server held it up until then: without it the
+    /// longest latencies of a server that does not keep up would be missing.
+    pub fn sends(&self, due_ns: u64, now_ns: u64) -> bool {
+        due_ns <= now_ns && due_ns < self.stop_ns()
     }
 
     /// Wakes each connection when a message of it is due, and begins the measured phase, on a thread of its own: timers
@@ -358,6 +366,14 @@ mod tests {
         let schedule = Schedule::begin(lengths(Duration::from_millis(20)), None, 2, 3);
         schedule.pace(&[]);
         assert!(!schedule.begun());
+    }
+
+    #[test]
+    fn what_was_due_before_the_end_is_sent_after_it_too() {
+        let schedule = schedule(Some(1_000.0));
+        schedule.stop_ns.store(10, Ordering::Release);
+        assert!(schedule.sends(9, 9) && schedule.sends(9, 1_000));
+        assert!(!schedule.sends(9, 8) && !schedule.sends(10, 10) && !schedule.sends(NOT_YET, NOT_YET));
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl Worker {
         while self.publishing && self.in_flight < self.window {
             let paced = self.next_frame.checked_sub(self.first_frames);
             let due_ns = self.schedule.due_ns(self.connection, paced, now_ns);
-            if now_ns < due_ns || due_ns.max(now_ns) >= self.schedule.stop_ns() {
+            if !self.schedule.sends(due_ns, now_ns) {
                 return Ok(());
             }
             let prepared = &self.shared.prepared[self.device];

@@ -148,7 +148,7 @@ impl<C: Connection> Worker<C> {
             let schedule = &self.shared.schedule;
             let now_ns = schedule.now_ns();
             let due_ns = schedule.due_ns(self.number, self.next.checked_sub(1), now_ns);
-            if now_ns < due_ns || due_ns.max(now_ns) >= schedule.stop_ns() {
+            if !schedule.sends(due_ns, now_ns) {
                 break;
             }
             let Some(due) = self.shared.due_ns[self.number].get(self.next) else {
@@ -252,6 +252,62 @@ mod tests {
         let [warm_up, settle, measured] = [Duration::ZERO, Duration::ZERO, Duration::from_secs(60)];
         let schedule = Schedule::begin(Lengths { warm_up, settle, measured, finish }, None, connections, 0);
         Ok(Arc::new(Shared::new(schedule, connections, 5)?))
+    }
+
+    /// Answers what is sent first, and nothing else before the measured phase is over.
+    struct Stalling {
+        shared: Arc<Shared>,
+        waiting: VecDeque<usize>,
+    }
+
+    impl Connection for Stalling {
+        type Fleet = ();
+
+        async fn prepare(_: &Arguments, _: &Target, _: Arc<Payloads>) -> Result<()> {
+            Ok(())
+        }
+
+        async fn open(_: Arc<()>, _: &Target, _: usize, _: Subscription) -> Result<Self> {
+            bail!("made by the tests")
+        }
+
+        fn publish(&mut self, index: usize) -> Result<()> {
+            self.waiting.push_back(index);
+            Ok(())
+        }
+
+        async fn flush(&mut self) -> Result<()> {
+            Ok(())
+        }
+
+        async fn receive(&mut self, came: &mut Vec<Came>) -> Result<()> {
+            if self.waiting.front().is_some_and(|&index| index > 0) {
+                self.shared.schedule.stopped().await;
+            }
+            came.extend(self.waiting.drain(..).map(Came::Acknowledged));
+            if came.is_empty() { std::future::pending().await } else { Ok(()) }
+        }
+    }
+
+    #[test]
+    fn what_a_stalled_server_holds_up_beyond_the_end_is_sent_and_counts() -> Result<()> {
+        const DUE: usize = 20;
+        let measured = Duration::from_millis(DUE as u64);
+        let [warm_up, settle, finish] = [Duration::ZERO, Duration::ZERO, Duration::from_secs(60)];
+        let schedule = Schedule::begin(Lengths { warm_up, settle, measured, finish }, Some(1_000.0), 1, 1);
+        let shared = Arc::new(Shared::new(schedule, 1, 2 * DUE)?);
+        let pacing = Arc::clone(&shared);
+        let pacer = std::thread::spawn(move || pacing.schedule.pace(&pacing.wakers));
+        let stalling = Stalling { shared: Arc::clone(&shared), waiting: VecDeque::new() };
+        let worker = Worker::new(Arc::clone(&shared), 0, stalling, 1, false);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let found = runtime.block_on(worker.run()).measured;
+        assert!(pacer.join().is_ok() && found.errors.is_empty(), "{:?}", found.errors);
+        // Where the measured phase begins between two messages, the first of them is of the warm-up.
+        assert!((DUE as u64..=DUE as u64 + 2).contains(&found.published), "{}", found.published);
+        let latencies = serde_json::to_value(shared.latencies.acknowledge.milliseconds())?;
+        assert!(latencies["count"].as_u64().is_some_and(|count| count + 2 >= found.published), "{latencies}");
+        Ok(())
     }
 
     fn run(delivered: Vec<Came>, connections: usize, subscribed: bool) -> Result<Observed> {
