@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from rich.console import Console
 
-from bench.comparison import build_base, compare_in_pairs
+from bench.comparison import PAIRS_MAX, PAIRS_MIN, build_base, compare_in_pairs
 from bench.flames import record
 from bench.generator import Generator, build_generator
 from bench.growth import measure_growth
@@ -26,11 +27,15 @@ from bench.soak import soak
 from bench.tables import figure_table, goal_table, ratio_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 QUICK_DURATION_S: Final = 2
 QUICK_IDLE_CONNECTIONS: Final = 999
 HOUR_S: Final = 3_600
+HOURS_MAX: Final = 1_000
+WINDOW_S_MAX: Final = 86_400
+FILLED_EVENTS_MAX: Final = 1_000_000_000
+INTERRUPTED: Final = 128 + signal.SIGINT
 OUTPUT: Final = REPOSITORY / "build" / "bench"
 
 
@@ -41,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = options.act(options, console)
     except (BenchError, InvalidScenarioError) as exc:
-        console.print(f"no result: {exc}", style="red", highlight=False, markup=False)
+        console.print(f"no result: {exc}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 1
+    except KeyboardInterrupt:
+        console.print("no result: interrupted", style="red")
+        return INTERRUPTED
     return status
 
 
@@ -57,20 +65,24 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(act=_run)
     compare = commands.add_parser("compare", help="this checkout against a commit, in pairs")
     compare.add_argument("--base", required=True, metavar="REF", help="the commit, branch or tag to compare with")
-    compare.add_argument("--pairs", type=int, default=10, help="of runs; at least 6 (10)")
+    pairs = _between(PAIRS_MIN, PAIRS_MAX)
+    compare.add_argument("--pairs", type=pairs, default=10, help="of runs; at least 6 (10)")
     compare.add_argument("--seed", type=int, default=1, help="draws which of a pair runs first (1)")
     compare.add_argument("scenarios", nargs="+", metavar="SCENARIO")
     add_options(compare)
     compare.set_defaults(act=_compare)
     growth = commands.add_parser("growth", help="W1 and W2 on a filled database beside an empty one, in pairs")
-    growth.add_argument("--events", type=int, default=20_000_000, help="that are filled in (20,000,000)")
-    growth.add_argument("--pairs", type=int, default=6, help="of runs; at least 6 (6)")
+    events = _between(1, FILLED_EVENTS_MAX)
+    growth.add_argument("--events", type=events, default=20_000_000, help="that are filled in (20,000,000)")
+    growth.add_argument("--pairs", type=pairs, default=6, help="of runs; at least 6 (6)")
     growth.add_argument("--seed", type=int, default=1, help="draws which of a pair runs first (1)")
     add_options(growth)
     growth.set_defaults(act=_growth)
     soak = commands.add_parser("soak", help="a load for hours; fails where the server's memory grows")
-    soak.add_argument("--hours", type=float, default=2.0, help="how long (2)")
-    soak.add_argument("--window-s", type=int, default=60, help="seconds that one figure is of (60)")
+    soak.add_argument("--hours", type=_between(0, HOURS_MAX, float), default=2.0, help="how long (2)")
+    soak.add_argument(
+        "--window-s", type=_between(1, WINDOW_S_MAX), default=60, help="seconds that one figure is of (60)"
+    )
     add_options(soak)
     soak.set_defaults(act=_soak)
     flames = commands.add_parser("flames", help="a flame graph of the server under one load; needs py-spy")
@@ -78,6 +90,21 @@ def _parser() -> argparse.ArgumentParser:
     add_options(flames)
     flames.set_defaults(act=_flames)
     return parser
+
+
+def _between(least: int, most: int, kind: type[int | float] = int) -> Callable[[str], int | float]:
+    """Reads a number of the command line and refuses one that is out of these bounds."""
+
+    def read(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number of that kind") from exc
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{least:,} to {most:,}, not {text}")
+        return value
+
+    return read
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +141,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
     scenarios = {name: adapt(read_scenario(name), options) for name in options.scenarios}
-    base = build_base(options.base)
     bench = make_bench(options, console)
+    base = build_base(options.base)
     for name, scenario in scenarios.items():
         other = dataclasses.replace(bench, python_path=base)
         pairs, seed = options.pairs, options.seed
@@ -148,7 +175,6 @@ def _soak(options: argparse.Namespace, console: Console) -> int:
 
 def _flames(options: argparse.Namespace, console: Console) -> int:
     scenario = adapt(read_scenario(options.scenario), options)
-    options.output.mkdir(parents=True, exist_ok=True)
     output = options.output / f"{Path(options.scenario).stem}-{scenario.loads[0].name.replace(' ', '-')}.svg"
     console.print(f"written to {record(scenario, make_own_bench(options, console), output)}", highlight=False)
     return 0
@@ -162,7 +188,9 @@ def chosen(options: argparse.Namespace) -> dict[str, Scenario]:
     return {
         name: scenario
         for name, scenario in scenarios.items()
-        if scenario.in_all and (scenario.in_quick or not options.quick)
+        if scenario.in_all
+        and (scenario.in_quick or not options.quick)
+        and not (scenario.settings and options.target)  # it has settings of its own
     }
 
 
@@ -177,9 +205,24 @@ def shortened(scenario: Scenario) -> Scenario:
 
 def make_bench(options: argparse.Namespace, console: Console) -> Bench:
     """The generator, built, and where it runs. Raises BenchError."""
+    _make_output(options.output)
     target = find_target(options.target) if options.target else None
     generator = Generator(build_generator(), options.target_is_mine)
-    return Bench(generator, options.directory, lambda line: console.print(line, highlight=False, markup=False), target)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    return Bench(generator, options.directory, say, target)
+
+
+def _make_output(folder: Path) -> None:
+    """Make it, before anything is measured. Raises BenchError where it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BenchError(f"no results can be written to {folder}: {exc.strerror}") from exc
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BenchError(f"no results can be written to {folder}")
 
 
 def make_own_bench(options: argparse.Namespace, console: Console) -> Bench:
@@ -217,7 +260,6 @@ def adapt(scenario: Scenario, options: argparse.Namespace) -> Scenario:
 
 def keep(results: dict[str, Any], folder: Path) -> Path:
     """Write results where they are looked for; the file."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{results['scenario']}.json"
     path.write_text(json.dumps(results | {"command": command_line("bench", sys.argv[1:])}, indent=2) + "\n")
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.machine import commit, describe_machine
-from bench.server import REPOSITORY, BenchError, Server, describe, read_durability, running_server
+from bench.server import REPOSITORY, BenchError, Server, describe, new_directory, read_durability, running_server
 from keepstep.client.accounts import create_user
 from keepstep.client.server import find_server
 
@@ -57,12 +56,12 @@ def run(
     console = Console()
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=options.directory) as directory,
-            running_server(Path(directory), settings) as server,
+            new_directory(options.directory) as directory,
+            running_server(directory, settings) as server,
         ):
-            durability, machine = read_durability(server), describe_machine(Path(directory))
+            durability, machine = read_durability(server), describe_machine(directory)
             console.print(describe(durability, machine.file_system), highlight=False)
-            results = trio.run(measure, server, Path(directory), options.count)
+            results = trio.run(measure, server, directory, options.count)
     except BenchError as exc:
         console.print(f"no result: {exc}", style="red", highlight=False)
         return 1

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +21,7 @@ from rich.console import Console
 from bench.external_reports import artillery_figures, k6_figures, markdown
 from bench.machine import Cost, command_line, commit, cost, describe_machine
 from bench.peers.build import TOOLS, run
-from bench.server import REPOSITORY, BenchError, Server, describe, read_durability, running_server
+from bench.server import REPOSITORY, BenchError, Server, describe, new_directory, read_durability, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,17 +77,16 @@ def _measure(options: argparse.Namespace, say: Callable[[str], None]) -> dict[st
         say(f"{options.tool}: {script}")
         # A new server each: none meets what the one before left.
         with (
-            tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=options.directory) as name,
-            running_server(Path(name)) as server,
+            new_directory(options.directory) as directory,
+            running_server(directory) as server,
         ):
-            directory = Path(name)
             machine = describe_machine(directory)
             durability = describe(read_durability(server), machine.file_system)
             place = {"machine": dataclasses.asdict(machine), "durability": durability, "version": server.version}
             if options.tool == "k6":
                 found[script] = _run(server, lambda: run_k6(script, server, directory))  # noqa: B023 - called at once
             else:
-                found[script] = _run(server, lambda: run_artillery(server, directory, options))  # noqa: B023 - likewise
+                found[script] = _run(server, lambda: run_artillery(server, directory, options))
     tool = {"k6": k6_version, "artillery": artillery_version}[options.tool]()
     return {
         "tool": tool,

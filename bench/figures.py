@@ -64,6 +64,8 @@ LABELS: Final = {
     "devices_found_percent": "% of devices found in memory",
 }
 """Figures that people are shown, in this order; the JSON has all."""
+FIGURES: Final = LABELS.keys() | {f"{kind}_{each}" for kind in LATENCIES for each in PERCENTILES} | {"download_s"}
+"""All that there are: what a goal can be for."""
 
 
 def figures_of(

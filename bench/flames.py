@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench.generator import command_of, run_generator
 from bench.runner import check
-from bench.server import BenchError, running_server
+from bench.server import BenchError, new_directory, running_server
 
 if TYPE_CHECKING:
     from bench.runner import Bench
@@ -39,8 +38,8 @@ def record(scenario: Scenario, bench: Bench, output: Path) -> Path:
     recorder: list[subprocess.Popen[bytes]] = []
 
     with (
-        tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=bench.directory) as name,
-        running_server(Path(name), scenario.settings, python_path=bench.python_path) as server,
+        new_directory(bench.directory) as directory,
+        running_server(directory, scenario.settings, python_path=bench.python_path) as server,
     ):
         command = [
             str(Path(sys.executable).with_name("py-spy")),
@@ -48,7 +47,7 @@ def record(scenario: Scenario, bench: Bench, output: Path) -> Path:
             *("--rate", str(SAMPLES_PER_S), "--duration", str(duration_s)),
             *("--pid", str(server.process.pid), "--output", str(output)),
         ]
-        observations = Path(name) / "observed.jsonl" if load.publishes else None
+        observations = directory / "observed.jsonl" if load.publishes else None
         generator = command_of(
             bench.generator,
             server,

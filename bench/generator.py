@@ -95,12 +95,16 @@ def run_generator(command: Sequence[str], phases: Mapping[str, Callable[[int], N
     begun = set()
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:  # noqa: S603
         assert process.stdout is not None
-        for line in process.stdout:
-            report = json.loads(line)
-            phase = str(report.get("phase"))
-            if phase in phases:
-                begun.add(phase)
-                phases[phase](process.pid)
+        try:
+            for line in process.stdout:
+                report = json.loads(line)
+                phase = str(report.get("phase"))
+                if phase in phases:
+                    begun.add(phase)
+                    phases[phase](process.pid)
+        except BaseException:
+            process.kill()  # else its end is waited for, which may be minutes
+            raise
     if process.returncode or begun != set(phases):
         raise BenchError(f"the load generator ended with {process.returncode}, errors {report.get('errors')}")
     return report

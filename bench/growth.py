@@ -7,7 +7,6 @@ autovacuum go on as they are configured; how many there were stands in the resul
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +16,7 @@ import trio
 from bench.clients import make_account
 from bench.comparison import compare_in_pairs
 from bench.retention import fill, settle
-from bench.server import database_url, running_server
+from bench.server import database_url, new_directory, running_server
 
 if TYPE_CHECKING:
     from bench.runner import Bench
@@ -43,12 +42,12 @@ def measure_growth(scenario: Scenario, bench: Bench, *, events: int, pairs: int,
         seed: decides which of a pair runs first.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=bench.directory) as name,
-        running_server(_folder(name, "grown"), scenario.settings) as grown,
-        running_server(_folder(name, "empty"), scenario.settings) as empty,
+        new_directory(bench.directory) as directory,
+        running_server(_folder(directory, "grown"), scenario.settings) as grown,
+        running_server(_folder(directory, "empty"), scenario.settings) as empty,
     ):
         bench.say(f"filling in {events:,} events")
-        fill_in(grown, Path(name), events)
+        fill_in(grown, directory, events)
         before = stored(grown)
         results = compare_in_pairs(
             "growth",
@@ -61,8 +60,8 @@ def measure_growth(scenario: Scenario, bench: Bench, *, events: int, pairs: int,
         return results | {"goals": _judge(scenario, results), "before": before, "after": stored(grown)}
 
 
-def _folder(parent: str, name: str) -> Path:
-    folder = Path(parent) / name
+def _folder(parent: Path, name: str) -> Path:
+    folder = parent / name
     folder.mkdir()
     return folder
 
@@ -70,7 +69,7 @@ def _folder(parent: str, name: str) -> Path:
 def fill_in(server: Server, directory: Path, events: int) -> None:
     """A year of events of two users, in 125 streams, as the server writes them but for what their bytes mean."""
     for number in range(FILLED_USERS):
-        trio.run(make_account, server, _folder(str(directory), f"user-{number}"))
+        trio.run(make_account, server, _folder(directory, f"user-{number}"))
     url = database_url(server)
     with psycopg.connect(url, autocommit=True) as connection:
         users = [bytes(row[0]) for row in connection.execute(_USERS).fetchall()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from bench.server import (
     Target,
     checkpoint,
     describe,
+    new_directory,
     read_durability,
     running_server,
     use_wal_files,
@@ -59,6 +59,11 @@ class Bench:
     target: Target | None = None
     python_path: Path | None = None
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """The server was not started here: it has settings of its own, and its processes are not read."""
+        return self.target is not None and not isinstance(self.target, Server)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -71,6 +76,8 @@ class Run:
 
 def run_scenario(name: str, scenario: Scenario, bench: Bench) -> dict[str, Any]:
     """All repetitions; the results, as they are kept. Raises BenchError where any run has none."""
+    if bench.is_elsewhere and scenario.settings:
+        raise BenchError(f"{name} needs a server with {', '.join(sorted(scenario.settings))}: it takes no --target")
     runs: dict[str, list[Run]] = {load.name: [] for load in scenario.loads}
     place: dict[str, Any] = {}
     for repetition in range(scenario.repetitions):
@@ -99,7 +106,7 @@ def run_scenario(name: str, scenario: Scenario, bench: Bench) -> dict[str, Any]:
         "duration_s": scenario.duration_s,
         "repetitions": scenario.repetitions,
         "loads": {load.name: _summary(load, runs[load.name]) for load in scenario.loads},
-        "goals": judge(scenario, runs),
+        "goals": judge(scenario, runs, is_elsewhere=bench.is_elsewhere),
     }
 
 
@@ -119,10 +126,18 @@ def _summary(load: Load, runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def judge(scenario: Scenario, runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
-    """Each goal with the median that it is held against. Raises BenchError for a figure that there is not."""
+def judge(scenario: Scenario, runs: dict[str, list[Run]], *, is_elsewhere: bool) -> list[dict[str, Any]]:
+    """Each goal with the median that it is held against. Raises BenchError for a figure that there is not.
+
+    Args:
+        scenario: has the goals.
+        runs: of each load.
+        is_elsewhere: the server's processes and disk were not read; goals for what they show are left out.
+    """
     judged = []
     for goal in scenario.goals:
+        if is_elsewhere and not all(goal.figure in run.figures for run in runs[goal.load]):
+            continue
         try:
             values = [run.figures[goal.figure] for run in runs[goal.load]]
             if goal.ratio_to is not None:
@@ -145,8 +160,7 @@ def _rate(load: Load, runs: dict[str, list[Run]]) -> float | None:
 @contextlib.contextmanager
 def _server(scenario: Scenario, bench: Bench) -> Iterator[tuple[Target, Path]]:
     """A new server, or one's own; with a directory for what a run writes."""
-    with tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=bench.directory) as name:
-        directory = Path(name)
+    with new_directory(bench.directory) as directory:
         if bench.target is not None:
             yield bench.target, directory
         else:

@@ -8,6 +8,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from bench.figures import FIGURES
+
 SCENARIOS: Final = Path(__file__).parent / "scenarios"
 LOADS_MAX: Final = 32
 GOALS_MAX: Final = 64
@@ -153,7 +155,7 @@ def read_scenario(name: str) -> Scenario:
         scenario = msgspec.convert(tomllib.loads(path.read_text()), Scenario)
     except FileNotFoundError as exc:
         raise InvalidScenarioError(f"no scenario {name}: there are {', '.join(scenario_names())}") from exc
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
         raise InvalidScenarioError(f"{path}: {exc}") from exc
     check_scenario(scenario, str(path))
     return scenario
@@ -176,6 +178,8 @@ def check_scenario(scenario: Scenario, name: str) -> None:
         for load_name in (goal.load, goal.ratio_to):
             if load_name is not None and load_name not in before:
                 raise InvalidScenarioError(f"{name}: a goal for {load_name}, which is no load")
+        if goal.figure not in FIGURES:
+            raise InvalidScenarioError(f"{name}: a goal for {goal.figure}, which is no figure")
         if goal.at_least is None and goal.at_most is None:
             raise InvalidScenarioError(f"{name}: the goal for {goal.figure} has neither at_least nor at_most")
     for variable in scenario.settings:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -63,6 +64,17 @@ class Server(Target):
 
     process: subprocess.Popen[bytes]
     data_dir: Path
+
+
+@contextlib.contextmanager
+def new_directory(parent: Path) -> Iterator[Path]:
+    """A directory on the disk to measure, removed afterwards with what is in it. Raises BenchError."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=parent)
+    except OSError as exc:
+        raise BenchError(f"no directory can be made in {parent}: {exc.strerror}") from exc
+    with made as name:
+        yield Path(name)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,6 @@ shows as well as what a connection leaves behind.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +14,7 @@ import msgspec
 
 from bench.machine import memory
 from bench.runner import ORIGIN, run_scenario
-from bench.server import BenchError, running_server
+from bench.server import BenchError, new_directory, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +57,8 @@ def soak(scenario: Scenario, bench: Bench, *, windows: int, window_s: int) -> di
     seen: list[dict[str, Any]] = []
     results: dict[str, Any] = {}
     with (
-        tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=bench.directory) as name,
-        running_server(Path(name), scenario.settings, python_path=bench.python_path) as server,
+        new_directory(bench.directory) as directory,
+        running_server(directory, scenario.settings, python_path=bench.python_path) as server,
     ):
         here = dataclasses.replace(bench, target=server)
         for number in range(windows):

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +22,7 @@ from bench.peers.runs import KEEPSTEP_WORKS, run_keepstep, run_peer
 from bench.peers.servers import PEERS, Peer, own
 from bench.peers.tables import markdown
 from bench.runner import Bench
-from bench.server import REPOSITORY, BenchError, describe, read_durability, running_server
+from bench.server import REPOSITORY, BenchError, describe, new_directory, read_durability, running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,10 +124,10 @@ def _run_peer(
         if options.work and work.name not in options.work:
             continue
         with (
-            tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=options.directory) as directory,
-            peer.start(Path(directory)) as running,
+            new_directory(options.directory) as directory,
+            peer.start(directory) as running,
         ):
-            run = run_peer(peer, running, work, generator, Path(directory), options.duration_s)
+            run = run_peer(peer, running, work, generator, directory, options.duration_s)
         about = {"title": peer.title, "verifies": peer.verifies, "acknowledges": peer.acknowledges}
         _keep(options.output, results, peer.name, about, work.name, work.rate, run)
         say(f"  {work.name}: {_brief(run)}")
@@ -138,11 +137,9 @@ def _run_keepstep(bench: Bench, options: argparse.Namespace, results: dict[str, 
     for each in KEEPSTEP_WORKS:
         if options.work and each.work.name not in options.work:
             continue
-        with tempfile.TemporaryDirectory(prefix="keepstep-bench-", dir=options.directory) as name:
-            directory = Path(name)
-            with running_server(directory) as server:
-                durability = describe(read_durability(server), describe_machine(directory).file_system)
-                run = run_keepstep(each, bench, server, directory, options.duration_s)
+        with new_directory(options.directory) as directory, running_server(directory) as server:
+            durability = describe(read_durability(server), describe_machine(directory).file_system)
+            run = run_keepstep(each, bench, server, directory, options.duration_s)
         about = {
             "title": f"keepstep {server.version}",
             "verifies": "the server, and every receiving device: an Ed25519 signature and a hash chain",

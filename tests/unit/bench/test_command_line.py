@@ -67,8 +67,8 @@ def test_quick_runs_everything_once_and_short(output: Path, tmp_path: Path) -> N
     (report,) = json.loads((output / "smoke.json").read_text())["loads"]["saturation"]["runs"]
     assert arguments_of(report)["--duration-s"] == "2"
 
-    quick = command_line.chosen(argparse.Namespace(scenarios=["all"], quick=True))
-    everything = command_line.chosen(argparse.Namespace(scenarios=["all"], quick=False))
+    quick = command_line.chosen(argparse.Namespace(scenarios=["all"], quick=True, target=None))
+    everything = command_line.chosen(argparse.Namespace(scenarios=["all"], quick=False, target=None))
     assert set(scenario_names()) - set(everything) == {"growth", "soak"}
     assert set(everything) - set(quick) == {"rates", "streams"}
     idle = command_line.shortened(everything["w4-idle"])
@@ -93,15 +93,66 @@ def test_goals_are_shown_as_they_come_out(output: Path, tmp_path: Path, capsys: 
         (["flames", "smoke", "--target", "http://h"], "takes no --target"),
         (["flames", "smoke", "--only", "half load"], "no load saturation comes before"),
         (["flames", "smoke", "--only", "saturation", "--duration-s", "2"], "at least 3 seconds"),
+        (["run", "w3-catch-up-tail", "--target", "http://h"], "needs a server with KEEPSTEP_TAIL_BYTES_MAX"),
     ],
 )
 def test_what_cannot_be_run_is_said(
     arguments: list[str], said: str, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before anything is started, with exit status 1."""
-    assert command_line.main(arguments) == 1
-    assert said in " ".join(capsys.readouterr().out.split())
-    assert not output.exists()
+    """Before anything is measured, with exit status 1."""
+    assert command_line.main([*arguments, "--output", str(output)]) == 1
+    assert said in capsys.readouterr().out
+    assert list(output.glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare", "--base", "main", "--pairs", "5", "smoke"], "--pairs: 6 to 100, not 5"),
+        (["growth", "--events", "0"], "--events: 1 to 1,000,000,000, not 0"),
+        (["soak", "--window-s", "0"], "--window-s: 1 to 86,400, not 0"),
+        (["soak", "--hours", "nan"], "--hours: 0 to 1,000, not nan"),
+        (["soak", "--hours", "two"], "--hours: 'two' is no number"),
+    ],
+)
+def test_numbers_out_of_their_bounds_are_refused_by_name(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the base is built or a database filled, with exit status 2."""
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["--directory", "--output"])
+def test_a_folder_that_cannot_be_is_named(
+    place: str, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after an hour of measuring, and by no traceback."""
+    (tmp_path / "file").touch()
+    places = {"--directory": str(tmp_path), "--output": str(output), "--target": "http://h"}
+    places[place] = str(tmp_path / "file" / "below")
+    assert command_line.main(["run", "smoke", *(part for pair in places.items() for part in pair)]) == 1
+    assert places[place] in capsys.readouterr().out
+    assert not (output / "smoke.json").exists()
+
+
+def test_everything_leaves_out_what_a_server_elsewhere_is_not_set_up_for() -> None:
+    """Its settings are its own."""
+    everything = command_line.chosen(argparse.Namespace(scenarios=["all"], quick=False, target=None))
+    elsewhere = command_line.chosen(argparse.Namespace(scenarios=["all"], quick=False, target="http://h"))
+    assert set(everything) - set(elsewhere) == {name for name, each in everything.items() if each.settings}
+
+
+def test_an_interruption_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the exit status of an interrupted program."""
+
+    def interrupt(_name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "read_scenario", interrupt)
+    assert command_line.main(["run", "smoke"]) == 130
+    assert capsys.readouterr().out == "no result: interrupted\n"
 
 
 def test_without_a_generator_there_is_no_result(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from bench import runner
-from bench.generator import Generator, build_generator, command_of
-from bench.runner import Bench, loads_of, run_load, run_scenario
+from bench.generator import Generator, build_generator, command_of, run_generator
+from bench.runner import Bench, judge, loads_of, run_load, run_scenario
 from bench.scenario import Goal, Load, RateShare, Scenario
 from bench.server import BenchError, Target
 from tests.support.observed_run import ObservedRun
@@ -124,12 +126,46 @@ def test_loads_that_are_compared_take_turns_at_being_first() -> None:
     assert loads_of(Scenario(title="t", loads=loads), 1) == loads
 
 
-def test_a_goal_for_a_figure_that_there_is_not_is_an_error(tmp_path: Path) -> None:
-    """A misspelt goal must not count as reached."""
-    scenario = Scenario(title="t", loads=(RELAY,), goals=(Goal(load="relay", figure="speed", at_least=1),))
+GOALS = (Goal(load="relay", figure="server_us", at_most=1), Goal(load="relay", figure="acknowledged_per_s", at_least=1))
+
+
+def test_goals_for_processes_are_left_out_where_the_server_is_elsewhere(tmp_path: Path) -> None:
+    """The others are judged."""
+    scenario = Scenario(title="t", loads=(RELAY,), goals=GOALS)
     generator = pretended_generator(tmp_path, ObservedRun(1).write(tmp_path / "source.jsonl"))
-    with pytest.raises(BenchError, match="relay has no figure 'speed'"):
-        run_scenario("t", scenario, Bench(generator, tmp_path, lambda _line: None, TARGET))
+    results = run_scenario("t", scenario, Bench(generator, tmp_path, lambda _line: None, TARGET))
+    assert [goal["figure"] for goal in results["goals"]] == ["acknowledged_per_s"]
+
+
+def test_a_goal_for_a_figure_that_there_is_not_is_an_error() -> None:
+    """It must not count as reached."""
+    scenario = Scenario(title="t", loads=(RELAY,), goals=GOALS)
+    found = {"relay": [runner.Run({}, {"acknowledged_per_s": 2.0}, None)]}
+    with pytest.raises(BenchError, match="relay has no figure 'server_us'"):
+        judge(scenario, found, is_elsewhere=False)
+
+
+def test_a_scenario_with_settings_is_not_run_on_a_server_elsewhere(tmp_path: Path) -> None:
+    """Which has settings of its own: the results would say others."""
+    scenario = Scenario(title="t", loads=(RELAY,), settings={"KEEPSTEP_PIPELINES": "4"})
+    bench = Bench(pretended_generator(tmp_path, None), tmp_path, lambda _line: None, TARGET)
+    with pytest.raises(BenchError, match="needs a server with KEEPSTEP_PIPELINES"):
+        run_scenario("t", scenario, bench)
+
+
+def test_a_generator_is_ended_where_nobody_waits_for_it() -> None:
+    """It would go on for as long as its load takes."""
+    program = "import json, signal; print(json.dumps({'phase': 'measuring'}), flush=True); signal.pause()"
+    seen: list[int] = []
+
+    def interrupt(pid: int) -> None:
+        seen.append(pid)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_generator([sys.executable, "-c", program], {"measuring": interrupt})
+    with pytest.raises(ProcessLookupError):
+        os.kill(seen[0], 0)
 
 
 def test_without_cargo_there_is_no_generator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,8 @@ def test_a_scenario_that_there_is_not_is_named_with_those_that_there_are() -> No
             "two has a rate_share, and the loads alternate",
         ),
         (f'title = "t"\n{LOAD}[[goals]]\nload = "two"\nfigure = "f"\nat_least = 1\n', "two, which is no load"),
-        (f'title = "t"\n{LOAD}[[goals]]\nload = "one"\nfigure = "f"\n', "neither at_least nor at_most"),
+        (f'title = "t"\n{LOAD}[[goals]]\nload = "one"\nfigure = "speed"\nat_least = 1\n', "speed, which is no figure"),
+        (f'title = "t"\n{LOAD}[[goals]]\nload = "one"\nfigure = "ready_ms_p90"\n', "neither at_least nor at_most"),
         (f'title = "t"\n{LOAD}[settings]\nPATH = "x"\n', "PATH is no setting"),
     ],
 )
@@ -77,6 +78,15 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str) -> None:
     message = refusal(tmp_path, text)
     assert said in message
     assert "scenario.toml" in message
+
+
+def test_what_is_no_text_is_said(tmp_path: Path) -> None:
+    """With the file's name."""
+    (tmp_path / "bytes.toml").write_bytes(b"\xff")
+    (tmp_path / "folder.toml").mkdir()
+    for name in ("bytes.toml", "folder.toml"):
+        with pytest.raises(InvalidScenarioError, match=name):
+            read_scenario(str(tmp_path / name))
 
 
 def test_a_goal_is_reached_at_its_bound() -> None:

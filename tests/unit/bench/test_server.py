@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.machine import free_ports
-from bench.server import BenchError, describe, find_target, wait_until_ready
+from bench.server import BenchError, describe, find_target, new_directory, wait_until_ready
 from keepstep.postgres.durability import Durability
 
 if TYPE_CHECKING:
@@ -24,6 +24,15 @@ def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
         process.wait()
         with pytest.raises(BenchError, match="the port is taken"):
             wait_until_ready(process, lambda: None, log)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """One that is there gets a new one, which goes with what is in it."""
+    with pytest.raises(BenchError, match="nowhere"), new_directory(tmp_path / "nowhere"):
+        pass
+    with new_directory(tmp_path) as made:
+        (made / "file").touch()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_target_that_does_not_answer_is_named() -> None:
