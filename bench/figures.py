@@ -81,6 +81,8 @@ def figures_of(
     """
     found: dict[str, float] = {name: report[name] for name in RATES if report.get(name)}
     for kind in LATENCIES:
+        if kind == "late_ms" and report.get("loop") == "closed":
+            continue  # what is sent when there is room is never late
         if report.get(kind, {}).get("count"):
             found |= {f"{kind}_{each}": report[kind][each] for each in PERCENTILES}
     if (warm_up := report.get("warm_up")) is not None:

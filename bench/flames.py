@@ -23,6 +23,16 @@ SPARE_S: Final = 2
 """The recording ends before the load does."""
 
 
+def recording(pid: int, duration_s: int, output: Path) -> list[str]:
+    """The command that samples a process for so long and writes its flame graph."""
+    return [
+        str(Path(sys.executable).with_name("py-spy")),
+        *("record", "--native", "--threads", "--format", "flamegraph"),
+        *("--rate", str(SAMPLES_PER_S), "--duration", str(duration_s)),
+        *("--pid", str(pid), "--output", str(output)),
+    ]
+
+
 def record(scenario: Scenario, bench: Bench, output: Path) -> Path:
     """Run the scenario's first load once and record the server meanwhile; the flame graph. Raises BenchError.
 
@@ -41,12 +51,7 @@ def record(scenario: Scenario, bench: Bench, output: Path) -> Path:
         new_directory(bench.directory) as directory,
         running_server(directory, scenario.settings, python_path=bench.python_path) as server,
     ):
-        command = [
-            str(Path(sys.executable).with_name("py-spy")),
-            *("record", "--native", "--threads", "--nonblocking", "--format", "flamegraph"),
-            *("--rate", str(SAMPLES_PER_S), "--duration", str(duration_s)),
-            *("--pid", str(server.process.pid), "--output", str(output)),
-        ]
+        command = recording(server.process.pid, duration_s, output)
         observations = directory / "observed.jsonl" if load.publishes else None
         generator = command_of(
             bench.generator,

@@ -10,6 +10,9 @@ import matplotlib as mpl
 mpl.use("agg")  # nothing is shown on a screen
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from bench.figures import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 DOTS_PER_INCH: Final = 120
 WIDTH_IN: Final = 8.0
 HEIGHT_IN: Final = 4.2
+BAR_IN: Final = 0.5
 MIB: Final = 1024 * 1024
 LATENCIES: Final = {
     "acknowledge_ms_p50": "ack p50",
@@ -34,11 +38,16 @@ COMPONENTS: Final = {
 }
 
 
+PLAIN: Final = FuncFormatter(lambda value, _place: f"{value:,g}")
+"""Numbers as they are, not as powers of ten."""
+
+
 def _figure(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title)
+    figure.suptitle(title, wrap=True)
     axes.grid(visible=True, alpha=0.3)
+    axes.set_axisbelow(True)
     return figure, axes
 
 
@@ -49,23 +58,39 @@ def _png(figure: Figure) -> bytes:
 
 
 def latency_over_load(results: dict[str, Any]) -> bytes | None:
-    """One line for each percentile over the rates of the open loops; ``None`` where there are fewer than two."""
-    loads = [load["figures"] for load in results["loads"].values() if load["load"]["rate"] is not None]
-    loads = sorted((each for each in loads if "acknowledged_per_s" in each), key=_rate)
-    if len(loads) < 2:
+    """One line for each percentile over the rates of the open loops; ``None`` where no two have different ones.
+
+    Acks and deliveries often take the same time: the latter's lines are thin and lie on the former's.
+    """
+    open_loops = [load for load in results["loads"].values() if load["load"]["rate"] is not None]
+    loads = sorted((each["figures"] for each in open_loops if "acknowledged_per_s" in each["figures"]), key=_rate)
+    if len({load["load"]["rate"] for load in open_loops}) < len(open_loops) or len(loads) < 2:
         return None
     figure, axes = _figure(results["title"])
     for name, label in LATENCIES.items():
         points = [each for each in loads if name in each]
         if points:
             rates, values = [_rate(each) for each in points], [each[name]["median"] for each in points]
-            axes.plot(rates, values, marker="o", label=label, linestyle="--" if name.startswith("disk") else "-")
+            axes.plot(rates, values, label=label, **_line(name))
             axes.fill_between(
                 rates, [each[name]["low"] for each in points], [each[name]["high"] for each in points], alpha=0.15
             )
     axes.set(xlabel="acknowledged events/s", ylabel="milliseconds", yscale="log")
-    axes.legend()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(PLAIN)
+    figure.legend(loc="outside lower center", ncols=5)
     return _png(figure)
+
+
+def _line(name: str) -> dict[str, Any]:
+    """How a latency is drawn."""
+    if name.startswith("deliver"):
+        return {"marker": "x", "linestyle": ":", "color": "black"}
+    if name.startswith("disk"):
+        return {"marker": ".", "linestyle": "--", "color": "tab:green"}
+    return {"marker": "o", "linewidth": 2.5}
 
 
 def _rate(figures: dict[str, Any]) -> float:
@@ -78,6 +103,7 @@ def cost_by_component(results: dict[str, Any]) -> bytes | None:
     if not loads:
         return None
     figure, axes = _figure(f"{results['scenario']}: processor time an event or connection")
+    figure.set_figheight(BAR_IN * len(loads) + 1.6)
     names = list(loads)
     left = [0.0] * len(names)
     for component, label in COMPONENTS.items():
@@ -85,8 +111,9 @@ def cost_by_component(results: dict[str, Any]) -> bytes | None:
         axes.barh(names, widths, left=left, label=label)
         left = [begin + width for begin, width in zip(left, widths, strict=True)]
     axes.set(xlabel="microseconds")
+    axes.grid(visible=False, axis="y")
     axes.invert_yaxis()
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     return _png(figure)
 
 
@@ -116,7 +143,9 @@ def soak_over_time(results: dict[str, Any]) -> bytes:
 def ratios_by_figure(results: dict[str, Any]) -> bytes:
     """A comparison: the ratio of each figure of each load with its interval, 1 marked."""
     rows = [
-        (f"{load}: {name}", found) for load, figures in results["ratios"].items() for name, found in figures.items()
+        (f"{load}: {LABELS[name].removeprefix('· ')}", found)
+        for load, figures in results["ratios"].items()
+        for name, found in figures.items()
     ]
     figure, axes = _figure(results["title"])
     figure.set_figheight(max(HEIGHT_IN, 0.28 * len(rows) + 1))

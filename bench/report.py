@@ -83,7 +83,7 @@ def render(results: Sequence[dict[str, Any]], flames: Sequence[Path], pictures: 
     return environment.from_string(TEMPLATE.read_text()).render(
         results=list(zip(results, drawn, strict=True)),
         goals=[(each, goal) for each in results for goal in each.get("goals", ())],
-        flames=[(path.stem, path.read_text()) for path in flames],
+        flames=[(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in flames],
     )
 
 

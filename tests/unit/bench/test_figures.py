@@ -36,6 +36,12 @@ def test_how_an_open_loop_began_is_shown() -> None:
     assert "warm_up_s" not in figures_of(dict(REPORT) | {"warm_up": None}, None, None, None)
 
 
+def test_a_closed_loop_is_never_late() -> None:
+    """It sends when there is room."""
+    found = [figures_of(dict(REPORT) | {"loop": loop}, None, None, None) for loop in ("open", "closed")]
+    assert ["late_ms_p99" in figures for figures in found] == [True, False]
+
+
 def test_what_was_not_measured_is_no_figure() -> None:
     """Nobody subscribed: there are no deliveries, and no latency of none."""
     report = dict(REPORT) | {"delivered_per_s": 0.0, "deliver_ms": {"p50": 0.0, "count": 0}}

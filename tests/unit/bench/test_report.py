@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from bench import report
 from bench.report import InvalidResultsError, read_results
 from bench.runner import FORMAT
 
+FLAMES = "<svg>flames</svg>"
+FLAMES_BASE64 = base64.b64encode(FLAMES.encode()).decode()
+"""Each is a document of its own: their scripts use the same names."""
 PNG = b"\x89PNG\r\n"
 ORIGIN = {
     "format": FORMAT,
@@ -21,6 +26,7 @@ ORIGIN = {
     "commit": "abc",
     "version": "0.1.0",
 }
+MEASURED = ORIGIN | {"duration_s": 5, "command": "python -m bench run s --quick"}
 
 
 def figure(value: float) -> dict[str, Any]:
@@ -47,10 +53,11 @@ def results() -> dict[str, Any]:
     goal = {"load": "peak", "figure": "acknowledged_per_s", "ratio_to": None, "at_least": 60_000.0, "at_most": None}
     machine = {"processor": "p", "cores": 2, "kernel": "k", "file_system": "ext4", "python": "3.11"}
     durability = {"version": 180_006, "fsync": "on", "full_page_writes": "on", "synchronous_commit": "on"}
-    return ORIGIN | {
+    return MEASURED | {
         "machine": machine,
         "durability": durability,
         "loads": {"1,000/s": load(1_000, 1_000), "5,000/s": load(5_000, 5_000), "peak": load(None, 58_000)},
+        "repetitions": 3,
         "goals": [goal | {"median": 58_000.0, "reached": False}],
     }
 
@@ -65,14 +72,15 @@ def write(folder: Path, name: str, content: object) -> Path:
 def test_a_page_has_goals_figures_pictures_and_a_projection(tmp_path: Path) -> None:
     """And the flame graphs that lie beside the results; what others wrote is escaped."""
     source = write(tmp_path, "s", results())
-    (tmp_path / "w2.svg").write_text("<svg>flames</svg>")
+    (tmp_path / "w2.svg").write_text(FLAMES)
     output = tmp_path / "out" / "report.html"
 
     assert report.main([str(source), "--output", str(output)]) == 0
 
     page = output.read_text()
-    for part in ("not reached", "58,000", "18.6: fsync on", "<svg>flames</svg>", "a title with &lt;angles&gt;"):
+    for part in ("not reached", "58,000", "18.6: fsync on", "a title with &lt;angles&gt;", "5 s of each load x 3"):
         assert part in page
+    assert f'<object class="flames" type="image/svg+xml" data="data:image/svg+xml;base64,{FLAMES_BASE64}"' in page
     assert "64 cores" in page
     assert "125,000 (event-loop thread)" in page
     assert page.count("data:image/png;base64,") == 2
@@ -87,9 +95,9 @@ def test_a_soak_and_a_comparison_have_pictures_of_their_own(tmp_path: Path) -> N
         "proportional": 2**27,
         "steady": {"acknowledge_ms_p50": 3.0, "acknowledge_ms_p99": 9.0},
     }
-    soak = ORIGIN | {"scenario": "soak", "window_s": 60, "windows": [window] * 6, "flat": True, "verdict": "flat"}
+    soak = MEASURED | {"scenario": "soak", "window_s": 60, "windows": [window] * 6, "flat": True, "verdict": "flat"}
     ratio = {"median": 1.2, "low": 1.1, "high": 1.3, "pairs": 6}
-    compared = ORIGIN | {"scenario": "compare", "ratios": {"peak": {"acknowledged_per_s": ratio}}}
+    compared = MEASURED | {"scenario": "compare", "ratios": {"peak": {"acknowledged_per_s": ratio}}}
     sources = [write(tmp_path, "soak", soak), write(tmp_path, "compare", compared)]
     output = tmp_path / "out" / "report.html"
 
@@ -100,14 +108,16 @@ def test_a_soak_and_a_comparison_have_pictures_of_their_own(tmp_path: Path) -> N
 
 
 def test_what_has_no_line_has_no_picture(tmp_path: Path) -> None:
-    """One rate is none, and a server elsewhere shows no costs."""
+    """Two loads at one rate are none, and a server elsewhere shows no costs."""
     elsewhere = results()
-    elsewhere["loads"] = {"5,000/s": load(5_000, 5_000)}
-    for name in ("server_us", "loop_us", "database_us"):
-        del elsewhere["loads"]["5,000/s"]["figures"][name]
+    del elsewhere["durability"]
+    elsewhere["loads"] = {"quiet": load(5_000, 4_998), "flooded": load(5_000, 5_001)}
+    for each, name in product(elsewhere["loads"].values(), ("server_us", "loop_us", "database_us")):
+        del each["figures"][name]
     output = tmp_path / "out" / "report.html"
     assert report.main([str(write(tmp_path, "s", elsewhere)), "--output", str(output)]) == 0
     assert list(output.parent.glob("*.png")) == []
+    assert "what its acknowledgements mean is not known" in output.read_text()
 
 
 @pytest.mark.parametrize("content", ["no JSON", [], {"format": 0, "loads": {}}, {"format": FORMAT}])
