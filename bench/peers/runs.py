@@ -124,7 +124,7 @@ def _own(work: Work, **given: Any) -> OwnWork:
 
 KEEPSTEP_WORKS: Final = (
     _own(PUBLISH, events_per_frame=1, window=40, events_per_s_max=100_000),
-    _own(PUBLISH_TENS, events_per_frame=10, window=16),
+    _own(PUBLISH_TENS, events_per_frame=10, window=4),
     _own(RELAY, events_per_frame=1, window=40, events_per_s_max=80_000),
     _own(RELAY_TENS, events_per_frame=10, window=4, events_per_s_max=110_000),
     _own(LATENCY, events_per_frame=1, rate=1_000),

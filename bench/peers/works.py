@@ -42,7 +42,7 @@ RELAY: Final = Work("relay", "relay to two others, 99 connections, at saturation
 RELAY_TENS: Final = Work("relay-tens", "relay to two others, ten events a message, at saturation", "relay", 99)
 LATENCY: Final = Work("latency", "relay to two others, 99 connections, at a fixed rate", "relay", 99)
 CATCH_UP: Final = Work("catch-up", "one connection reads what is stored", "catch-up", 1)
-IDLE: Final = Work("idle", "1,000 connections that are silent", "idle", 999)
+IDLE: Final = Work("idle", "999 connections that are silent", "idle", 999)
 
 
 def generator_arguments(work: Work, duration_s: int) -> list[str]:

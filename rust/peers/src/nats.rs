@@ -13,7 +13,6 @@ use crate::arguments::{Arguments, Delivery, GROUP, Target};
 use crate::connection::{Came, Connection, Subscription};
 use crate::event::Payloads;
 
-const STREAM: &str = "KEEPSTEP";
 const SUBJECTS: &str = "keepstep";
 const INPUT_BYTES: usize = 256 * 1024;
 /// No line of the protocol is longer, INFO included.
@@ -34,6 +33,21 @@ pub(crate) struct Fleet {
 impl Fleet {
     fn subject(&self, connection: usize) -> String {
         format!("{}.{}.{}", self.prefix, connection / GROUP, connection % GROUP)
+    }
+
+    /// The stream that has the subjects of a connection's group, as keepstep has one for each user: with all groups in one
+    /// stream the server does a fraction of it.
+    fn stream(&self, connection: usize) -> String {
+        format!("{}-{}", self.prefix.replace('.', "-"), connection / GROUP)
+    }
+
+    /// What `JetStream` is asked for to make it.
+    fn stream_config(&self, connection: usize) -> serde_json::Value {
+        serde_json::json!({
+            "name": self.stream(connection), "subjects": [format!("{}.{}.*", self.prefix, connection / GROUP)],
+            "storage": "file", "retention": "limits", "discard": "old", "num_replicas": 1, "max_msgs": -1,
+            "max_bytes": -1, "max_age": 0,
+        })
     }
 }
 
@@ -108,6 +122,7 @@ impl Nats {
     async fn subscribe(&mut self, subscription: Subscription) -> Result<()> {
         let (subjects, policy) = match subscription {
             Subscription::None => return Ok(()),
+            // Its author is of the same group.
             Subscription::Everything { author } => (vec![self.fleet.subject(author)], "all"),
             Subscription::Others => {
                 let group = self.connection / GROUP * GROUP;
@@ -128,8 +143,9 @@ impl Nats {
             "deliver_subject": deliver, "deliver_policy": policy, "filter_subjects": subjects,
             "ack_policy": "none", "replay_policy": "instant", "mem_storage": true, "num_replicas": 1,
         });
-        let body = serde_json::json!({ "stream_name": STREAM, "config": config });
-        self.ask(&format!("$JS.API.CONSUMER.CREATE.{STREAM}"), &body).await
+        let stream = self.fleet.stream(self.connection);
+        let body = serde_json::json!({ "stream_name": stream, "config": config });
+        self.ask(&format!("$JS.API.CONSUMER.CREATE.{stream}"), &body).await
     }
 
     /// The next thing that the server says. Cancel-safe.
@@ -180,11 +196,9 @@ impl Connection for Nats {
         let (delivery, payload_bytes) = (arguments.delivery, arguments.payload_bytes);
         let fleet = Arc::new(Fleet { payloads, delivery, payload_bytes, prefix });
         let mut nats = Self::connect(Arc::clone(&fleet), target, usize::MAX).await?;
-        let body = serde_json::json!({
-            "name": STREAM, "subjects": [format!("{SUBJECTS}.>")], "storage": "file", "retention": "limits",
-            "discard": "old", "num_replicas": 1, "max_msgs": -1, "max_bytes": -1, "max_age": 0,
-        });
-        nats.ask(&format!("$JS.API.STREAM.CREATE.{STREAM}"), &body).await?;
+        for first in (0..arguments.connections).step_by(GROUP) {
+            nats.ask(&format!("$JS.API.STREAM.CREATE.{}", fleet.stream(first)), &fleet.stream_config(first)).await?;
+        }
         drop(nats);
         Arc::into_inner(fleet).context("a connection outlived its use")
     }
@@ -269,6 +283,18 @@ mod tests {
 
     const INPUT: &[u8] = b"INFO {\"a\":1}\r\nPING\r\nMSG _INBOX.x.3.17 1 29\r\n{\"stream\":\"S\", \"seq\":1234567}\r\n\
         MSG s.0.1 2 $JS.ACK.S.c.1.2.3.4.5 5\r\nhello\r\nHMSG _INBOX.x.3.0 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\nPONG\r\n";
+
+    #[test]
+    fn each_group_has_a_stream_of_its_own_with_its_subjects() -> Result<()> {
+        let payloads = Arc::new(Payloads::new(16)?);
+        let prefix = "keepstep.0f".to_owned();
+        let fleet = Fleet { payloads, delivery: Delivery::Stream, payload_bytes: 16, prefix };
+        let streams: Vec<String> = [0, GROUP - 1, GROUP, 2 * GROUP].map(|connection| fleet.stream(connection)).into();
+        assert_eq!(streams, ["keepstep-0f-0", "keepstep-0f-0", "keepstep-0f-1", "keepstep-0f-2"]);
+        assert_eq!(fleet.stream_config(GROUP)["subjects"], serde_json::json!(["keepstep.0f.1.*"]));
+        assert_eq!(fleet.subject(GROUP + 2), "keepstep.0f.1.2");
+        Ok(())
+    }
 
     #[test]
     fn what_the_server_says_is_told_apart() -> Result<()> {
