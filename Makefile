@@ -33,7 +33,7 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-versi
 .PHONY: help serve test test-ops test-autobahn chaos demo bench bench-quick bench-compare bench-growth bench-soak bench-smoke bench-enumeration bench-revocation bench-retention bench-backup bench-document bench-k6 bench-artillery bench-peers bench-micro bench-instructions lint lint-python lint-rust format wheel lock clean environment
 
 help: ## this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  variables: PYTHON=python3.13  DATA_DIR=folder  WHEEL=file.whl (serve)  TRACE=file (demo)  PYTEST_ARGS='-k resume' (test)"
 

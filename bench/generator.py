@@ -106,5 +106,6 @@ def run_generator(command: Sequence[str], phases: Mapping[str, Callable[[int], N
             process.kill()  # else its end is waited for, which may be minutes
             raise
     if process.returncode or begun != set(phases):
-        raise BenchError(f"the load generator ended with {process.returncode}, errors {report.get('errors')}")
+        met = f", errors {report['errors']}" if "errors" in report else ", and says above why"
+        raise BenchError(f"the load generator ended with {process.returncode}{met}")
     return report
