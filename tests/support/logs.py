@@ -229,9 +229,9 @@ class PostgresPlace:
         """The database's."""
         return urlsplit(self.url).path.removeprefix("/")
 
-    def connect(self, limits: Limits = LIMITS) -> Database:
+    def connect(self, limits: Limits = LIMITS, *, durable: bool = False) -> Database:
         """Connections of another node."""
-        database = Database(self.url, threads=WorkerThreads(), clock=self.clock, limits=limits)
+        database = Database(self.url, threads=WorkerThreads(), clock=self.clock, limits=limits, durable=durable)
         self._databases.append(database)
         return database
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+import psycopg
 
 from keepstep.errors import StartupError
-
-if TYPE_CHECKING:
-    import psycopg
 
 VERSION_MIN: Final = 15
 VERSION_MAX: Final = 18
@@ -20,6 +19,10 @@ _READ: Final = """
 SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit'),
        current_setting('synchronous_standby_names'), pg_is_in_recovery()
 """
+
+
+class NotDurableError(psycopg.OperationalError):
+    """A new connection leads to a database that may lose what it acknowledges; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +83,16 @@ def check_durability(connection: psycopg.Connection, *, unsafe: bool) -> Durabil
             "turn it on (for the role too), or set KEEPSTEP_UNSAFE=true where losing events does not matter"
         )
     return durability
+
+
+def require_durability(connection: psycopg.Connection) -> None:
+    """The same of a connection that is made later: what is behind an address may change, as by a failover.
+
+    Raises:
+        NotDurableError: the database may lose what it acknowledges, is a standby or of a version that is not supported.
+        psycopg.Error: the connection failed.
+    """
+    try:
+        check_durability(connection, unsafe=False)
+    except StartupError as error:
+        raise NotDurableError(str(error)) from error

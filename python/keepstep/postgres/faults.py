@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from keepstep.errors import KeepstepError, Unavailable
 from keepstep.eventlog.store import Contended, DataFault
+from keepstep.postgres.durability import NotDurableError
 
 if TYPE_CHECKING:
     import psycopg
@@ -48,6 +49,8 @@ def fault(error: psycopg.Error) -> KeepstepError:
 
 def away(error: psycopg.Error) -> Unavailable:
     """The same where neither data nor other transactions can be at fault."""
+    if isinstance(error, NotDurableError):
+        return Unavailable(str(error))
     state = error.sqlstate
     return Unavailable(_AWAY.get(state, f"the database answered {state}") if state else "the database does not answer")
 

@@ -103,7 +103,7 @@ async def opened(
             lock_timeout_ms=settings.lock_timeout_ms,
             connect_timeout_s=settings.database_connect_timeout_s,
         )
-        database = Database(url, threads=threads, clock=clock, limits=limits)
+        database = Database(url, threads=threads, clock=clock, limits=limits, durable=not settings.unsafe)
         stack.callback(database.close)
         log = PostgresLog(
             database,

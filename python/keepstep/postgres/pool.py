@@ -21,6 +21,7 @@ from keepstep.fairness import FairLimiter
 from keepstep.postgres import arrays
 from keepstep.postgres.breaker import Breaker, BreakerState
 from keepstep.postgres.commit import execute_bounded
+from keepstep.postgres.durability import require_durability
 from keepstep.postgres.faults import away, ends_connection
 from keepstep.postgres.flight import flights_on
 from keepstep.postgres.isolation import READER_ROLE
@@ -86,6 +87,8 @@ class Limits:
     connect_timeout_s: int = 5
 
 
+APPEND: Final = "append"
+"""The purpose of connections whose commits are acknowledged."""
 ACCOUNT_CONNECTIONS: Final = 2
 """Connections for handshakes, acks and housekeeping: short statements that never keep the log waiting."""
 
@@ -98,6 +101,7 @@ class Database:
         threads: the hop to worker threads.
         clock: for the breaker.
         limits: connections and timeouts.
+        durable: append only where the database keeps what it acknowledges, whichever one a new connection leads to.
 
     Attributes:
         breaker: its ``state`` is a metric.
@@ -109,8 +113,11 @@ class Database:
         epoch: the epoch that the newest connection showed; 0 before the first.
     """
 
-    def __init__(self, conninfo: str, *, threads: Threads, clock: Clock, limits: Limits | None = None) -> None:
+    def __init__(
+        self, conninfo: str, *, threads: Threads, clock: Clock, limits: Limits | None = None, durable: bool = False
+    ) -> None:
         limits = limits or Limits()
+        self._durable = durable
         self._conninfo = conninfo
         self._limits = limits
         self._identity: Identity | None = None
@@ -119,7 +126,7 @@ class Database:
         self._identity_lock = Lock()
         self.breaker = Breaker(clock)
         self.threads = threads
-        self.append = Pool(self, threads, name="append", size=limits.pipelines + 1, settings=_KEYED_SETTINGS)
+        self.append = Pool(self, threads, name=APPEND, size=limits.pipelines + 1, settings=_KEYED_SETTINGS)
         self.read = Pool(
             self,
             threads,
@@ -186,6 +193,8 @@ class Database:
             connection.execute(query("apply_settings"), {"names": list(values), "values": list(values.values())})
             row = connection.execute(query("identity"), binary=True).fetchone()
             assert row is not None
+            if self._durable and name == APPEND:
+                require_durability(connection)
             generation = self._recognise(Identity(*cast("tuple[int, str, int]", row)))
             if role is not None:
                 connection.execute(query("become"), {"role": role})

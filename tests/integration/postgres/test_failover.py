@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import trio
 
-from keepstep.errors import ProtocolError
+from keepstep.errors import ProtocolError, Unavailable
 from keepstep.postgres.restores import begin_epoch
 from keepstep.protocol.messages import ResultAccepted
 from tests.support.events import NOW_MS, DeviceFixture, UserFixture
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from keepstep.model import Principal
-    from keepstep.postgres.pool import Lease
+    from keepstep.postgres.pool import Database, Lease
     from tests.support.database import DatabaseServer
     from tests.support.logs import PostgresPlace
 
@@ -38,20 +38,24 @@ class Failover:
         self.place = place
         self.device = device
         self.principal = principal
-        self._successor = successor
-        self.database = place.connect()
-        self.log = place.node(database=self.database)
+        self.successor = successor
+        self.use(place.connect())
+
+    def use(self, database: Database) -> None:
+        """Have the node use it."""
+        self.database = database
+        self.log = self.place.node(database=database)
 
     async def fail_over(self) -> None:
         """From now on new connections lead to the copy, and one is made."""
-        self.database._conninfo = self._successor
+        self.database._conninfo = self.successor
         await self.database.accounts.run(connect)
         assert self.database.generation == 1
 
     def streams(self) -> list[list[str]]:
         """Of the database that was, and of its successor."""
         found = []
-        for url in (self.place.url, self._successor):
+        for url in (self.place.url, self.successor):
             with psycopg.connect(url, autocommit=True) as connection:
                 found.append([name for (name,) in connection.execute(STREAMS)])
         return found
@@ -119,3 +123,24 @@ async def test_a_connection_that_is_used_while_the_change_shows_is_not_used_agai
         before, after = used
         assert before == place.name
         assert after != before
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_nothing_is_acknowledged_by_a_successor_that_may_lose_it(
+    place: PostgresPlace, database_server: DatabaseServer, durable: bool
+) -> None:
+    """Whatever the database promised when the server started; ``unsafe`` does not ask. Reading goes on."""
+    async with prepared(place, database_server) as failover:
+        failover.use(place.connect(durable=durable))
+        await append(failover.log, failover.principal, failover.device.event("lost"))
+        with psycopg.connect(failover.successor, autocommit=True) as connection:
+            (name,) = connection.execute("SELECT quote_ident(current_database())").fetchall()[0]
+            connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = off")
+        await failover.fail_over()
+        if durable:
+            with pytest.raises(Unavailable, match="may lose what it acknowledged, for it has synchronous_commit off"):
+                await append(failover.log, failover.principal, failover.device.event("other"))
+            assert failover.streams() == [["lost", "notes"], ["notes"]]
+        else:
+            await append(failover.log, failover.principal, failover.device.event("other"))
+        assert (await read_all(failover.log, failover.principal, "notes")).rows
