@@ -100,7 +100,8 @@ def test_an_ordinary_user_runs_the_tests_on_a_real_database(checkout: Path, ordi
     suites = ("tests/contract", "tests/integration")
     # Not below /tmp, where an account of the same name may have left pytest's folder.
     environment["PYTEST_DEBUG_TEMPROOT"] = ordinary.account.pw_dir
-    done = ordinary.run(".venv/bin/python", "-m", "pytest", *suites, folder=checkout, environment=environment)
+    run = (".venv/bin/python", "-m", "pytest", "-n", "auto", *suites)
+    done = ordinary.run(*run, folder=checkout, environment=environment)
     assert done.returncode == 0, done.stdout
 
 
