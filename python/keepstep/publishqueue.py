@@ -1,16 +1,20 @@
 """What waits for a pipeline: a bounded queue with one taker, to which adding costs one call, as does a whole batch.
 
-Users take turns (ADR 0396): each one's own goes in order, and whoever has much waiting holds nobody else up by it.
+Users take turns (ADR 0396): each one's own goes in order, and whoever has much waiting holds nobody else up by it for
+longer than a turn.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import trio
 
 T = TypeVar("T")
+
+TURN_EVENTS: Final = 64
+"""After so many events in a batch the next user has its turn: a stream's events are stored, told and sent together."""
 
 Weight = tuple[int, int, bool]
 """Of an item: the bytes it holds, how many events, and whether nothing else may be taken with it."""
@@ -118,7 +122,7 @@ class PublishQueue(Generic[T]):
         """As ``take``; nothing where nothing waits."""
         waiting = self._waiting
         taken: list[T] = []
-        events = size_bytes = 0
+        events = size_bytes = turn_events = 0
         while waiting:
             user = next(iter(waiting))
             own = waiting[user]
@@ -128,10 +132,13 @@ class PublishQueue(Generic[T]):
             if taken and (alone or events > events_max or size_bytes > bytes_max):
                 break
             own.popleft()
-            if own:
-                waiting.move_to_end(user)
-            else:
+            turn_events += item_events
+            if not own:
                 del waiting[user]
+                turn_events = 0
+            elif turn_events >= TURN_EVENTS:
+                waiting.move_to_end(user)
+                turn_events = 0
             self._length -= 1
             self._bytes -= item_bytes
             taken.append(item)
@@ -139,6 +146,9 @@ class PublishQueue(Generic[T]):
                 self._let_in()
             if alone:
                 break
+        if turn_events and waiting:
+            # A turn ends with the batch, or who has large ones waiting would have one turn after the other.
+            waiting.move_to_end(next(iter(waiting)))
         return taken
 
     def close(self) -> None:

@@ -6,9 +6,9 @@ import pytest
 import trio
 import trio.testing
 
-from keepstep.publishqueue import PublishQueue, Weight
+from keepstep.publishqueue import TURN_EVENTS, PublishQueue, Weight
 
-USER, ANOTHER, THIRD = 7, 8, 9
+USER, ANOTHER = 7, 8
 
 
 def weight(size_bytes: int, events: int = 1, *, alone: bool = False) -> Weight:
@@ -186,17 +186,34 @@ async def test_a_batch_is_what_fits() -> None:
     assert batches == [[0, 1], [2], [3], [4], [5, 6], [7]]
 
 
-def test_users_take_turns() -> None:
-    """Of one who has much waiting one goes, then one of each other, also across batches; each one's own go in order."""
+def filled(*names: str, events: int) -> PublishQueue[str]:
+    """A queue in which these wait, each of so many events and a byte, of the user that its letter stands for."""
     queue: PublishQueue[str] = PublishQueue(99, 99)
-    for name in ("a1", "a2", "a3", "a4", "b1", "c1", "b2"):
-        user = {"a": USER, "b": ANOTHER, "c": THIRD}[name[0]]
-        assert queue.add_nowait(user, name, weight(1))
-    assert queue.take_nowait(events_max=2, bytes_max=99) == ["a1", "b1"]
-    assert queue.add_nowait(THIRD, "c2", weight(1))
-    assert queue.take_nowait(events_max=4, bytes_max=99) == ["c1", "a2", "b2", "c2"]
-    assert queue.take_nowait(events_max=9, bytes_max=99) == ["a3", "a4"]
+    for name in names:
+        assert queue.add_nowait(ord(name[0]), name, weight(1, events))
+    return queue
+
+
+def test_users_take_turns() -> None:
+    """Of one who has much waiting a turn goes, then one of each other, also across batches; each one's own in order."""
+    queue = filled("a1", "a2", "a3", "a4", "b1", "c1", "b2", events=TURN_EVENTS)
+    assert queue.take_nowait(events_max=2 * TURN_EVENTS, bytes_max=99) == ["a1", "b1"]
+    assert queue.add_nowait(ord("c"), "c2", weight(1, TURN_EVENTS))
+    assert queue.take_nowait(events_max=4 * TURN_EVENTS, bytes_max=99) == ["c1", "a2", "b2", "c2"]
+    assert queue.take_nowait(events_max=9 * TURN_EVENTS, bytes_max=99) == ["a3", "a4"]
     assert len(queue) == 0
+
+
+def test_a_turn_is_of_many_small_ones() -> None:
+    """They are stored and told together."""
+    queue = filled("a1", "a2", "a3", "b1", "b2", "a4", events=TURN_EVENTS // 2)
+    assert queue.take_nowait(events_max=9 * TURN_EVENTS, bytes_max=99) == ["a1", "a2", "b1", "b2", "a3", "a4"]
+
+
+def test_a_batch_that_is_full_ends_a_turn() -> None:
+    """One whose submissions fill batches does not have one batch after the other."""
+    queue = filled("a1", "a2", "a3", "b1", "c1", events=1)
+    assert [queue.take_nowait(events_max=9, bytes_max=1) for _ in range(5)] == [["a1"], ["b1"], ["c1"], ["a2"], ["a3"]]
 
 
 async def test_users_that_wait_for_room_take_turns() -> None:
