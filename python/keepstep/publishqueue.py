@@ -13,7 +13,7 @@ import trio
 
 T = TypeVar("T")
 
-TURN_EVENTS: Final = 64
+TURN_EVENTS: Final = 16
 """After so many events in a batch the next user has its turn: a stream's events are stored, told and sent together."""
 
 Weight = tuple[int, int, bool]
