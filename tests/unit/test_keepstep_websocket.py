@@ -249,3 +249,16 @@ if sys.platform == "linux":
         for token, peer in places:
             hub.discard(token)
             peer.close()
+
+    def test_who_went_in_the_middle_of_a_message_ends_once() -> None:
+        """Also where there is no room for what it left: that goes, and nobody else."""
+        hub = _keepstep.SocketHub(100_000)
+        (gone, away), (there, peer) = pair(hub), pair(hub)
+        unfinished = frame(2, bytes(65_000))[:60_000]
+        assert begins(hub, away, unfinished) == []
+        away.close()
+        assert begins(hub, peer, unfinished) == [(gone, "gone")]
+        hub.discard(gone)
+        assert hub.receive() == []
+        hub.discard(there)
+        peer.close()

@@ -320,8 +320,10 @@ impl Sockets {
             let Some(socket) = self.by_token.get_mut(&token) else { return };
             socket.reader.give_up();
             self.unfinished.note(token, &mut socket.part, 0, false);
-            socket.leave(epoll);
-            turns.push(Turn { end: Some(TIMEOUT), ..Turn::new(token) });
+            if !socket.is_over {
+                socket.leave(epoll);
+                turns.push(Turn { end: Some(TIMEOUT), ..Turn::new(token) });
+            }
         }
     }
 
