@@ -18,7 +18,7 @@ from keepstep.access import RatePolicy
 from keepstep.errors import ProtocolError
 from keepstep.eventlog.healing import LostEvents
 from keepstep.journal import NO_JOURNAL, AccountJournal
-from keepstep.model import DEVICES_STREAM, Capability, Kind, Position, has_expired
+from keepstep.model import DEVICES_STREAM, Capability, Kind, Position, has_expired, reading_refusal
 from keepstep.protocol.account_payloads import FULL_CAPABILITIES
 from keepstep.protocol.chain import chain_0, chain_next, event_hash
 from keepstep.protocol.event import decode_header, encode_events
@@ -35,7 +35,6 @@ from keepstep.protocol.snapshot import ERASABLE
 from keepstep.ratelimit import MemoryRateLimiter
 from keepstep.replaying import AccountReplay
 from keepstep.restores import PROVEN
-from keepstep.subscriber import reading_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keepstep.errors import ProtocolError
-from keepstep.model import Capability
+from keepstep.model import Capability, reading_refusal
 from keepstep.pages import encode_read_result
 from keepstep.protocol.messages import ChainAt, Heal, Read, encode
-from keepstep.subscriber import reading_refusal
 
 if TYPE_CHECKING:
     from keepstep.model import Principal

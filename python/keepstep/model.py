@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from typing import Final, NewType
+from typing import Final, Literal, NewType
 
 UserPk = NewType("UserPk", int)
 """Row number of a user in one database; never on the wire."""
@@ -16,6 +16,8 @@ StreamPk = NewType("StreamPk", int)
 
 DEVICES_STREAM: Final = "$devices"
 KEYS_STREAM: Final = "$keys"
+RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
+"""Streams of every account, without which a device cannot go on."""
 INBOX_PREFIX: Final = "$inbox/"
 """What the name of a device's inbox begins with; its id follows as 32 lowercase hexadecimal digits."""
 
@@ -49,6 +51,16 @@ def inbox_of(device_id: bytes) -> str:
 def is_inbox(stream: str) -> bool:
     """Whether a stream is the inbox of some device."""
     return stream.startswith(INBOX_PREFIX) and _INBOX.match(stream) is not None
+
+
+def reading_refusal(stream: str, device_id: bytes) -> Literal["forbidden", "unknown_stream"] | None:
+    """Why a device may not read a stream, by its name alone: application streams, ``$devices``, ``$keys`` it may.
+
+    protocol.md section 3: of an inbox "only that device reads".
+    """
+    if not stream.startswith("$") or stream in RESERVED_STREAMS or stream == inbox_of(device_id):
+        return None
+    return "forbidden" if is_inbox(stream) else "unknown_stream"
 
 
 def has_expired(expires_at_ms: int | None, now_ms: int) -> bool:

@@ -92,8 +92,8 @@ class PublishLimits:
 _ESSENTIAL_KINDS: Final = frozenset({Kind.ACCOUNT, Kind.KEYS, Kind.ERASE})
 TOLD_EVERY_S: Final = 60.0
 """The log has one line in so many seconds that nothing can be stored: devices come again and again meanwhile."""
-_NO_ROOM: Final = ResultError("unavailable", [RETRY_AFTER_MS])
-_ANOTHER_LOG: Final = ResultError("unavailable", [RETRY_AFTER_MS])
+_LATER: Final = ResultError("unavailable", [RETRY_AFTER_MS])
+"""The disk has no room, or the log is another one than the submission was made for."""
 
 
 class _Waiting(Struct):
@@ -269,7 +269,7 @@ class Publisher:
     async def _append(self, batch: list[_Waiting]) -> None:
         if self._room.is_low and not _goes_on(batch[0].submission.events):
             for waiting in batch:
-                self._answer(waiting, [_NO_ROOM] * waiting.events, suspect=False)
+                self._answer(waiting, [_LATER] * waiting.events, suspect=False)
             return
         if {waiting.generation for waiting in batch} != {self._log.generation()}:
             batch = self._of_this_log(batch)
@@ -297,7 +297,7 @@ class Publisher:
         generation = self._log.generation()
         for waiting in batch:
             if waiting.generation != generation:
-                self._answer(waiting, [_ANOTHER_LOG] * waiting.events, suspect=False)
+                self._answer(waiting, [_LATER] * waiting.events, suspect=False)
         return [waiting for waiting in batch if waiting.generation == generation]
 
     def _tell(self, error: Unavailable) -> None:
@@ -313,10 +313,10 @@ class Publisher:
         suspect = False
         for group in _groups(waiting.submission.events.split()):
             if self._room.is_low and not all(map(_goes_on, group)):
-                results += [_NO_ROOM] * len(group)
+                results += [_LATER] * len(group)
                 continue
             if waiting.generation != self._log.generation():
-                results += [_ANOTHER_LOG] * len(group)
+                results += [_LATER] * len(group)
                 continue
             batch = [waiting.submission.with_events(events) for events in group]
             now_ms = self._clock.now_ms()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from keepstep.credit import Credit
 from keepstep.errors import ArchiveUnavailable, ProtocolError, Pruned, Unavailable
 from keepstep.interfaces import RESUMED_TOGETHER_MAX
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Capability, Position, inbox_of, is_inbox
+from keepstep.model import DEVICES_STREAM, RESERVED_STREAMS, Capability, Position, is_inbox, reading_refusal
 from keepstep.pagereader import PageReader, nothing_after
 from keepstep.pages import encode_events
 from keepstep.protocol.messages import CaughtUp, Head, Resumed, Rewound, Subscribe, encode
@@ -28,19 +28,9 @@ if TYPE_CHECKING:
 
 _Refusal = Literal["forbidden", "unknown_stream", "unknown_position", "limit_exceeded"]
 
-RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
-HEADS_AHEAD_MAX: Final = 64  # signed at once, while nobody is served
+HEADS_AHEAD_MAX: Final = 64
+"""Heads of one session that are signed at once, while nobody is served."""
 _NO_AUTHOR: Final = (0, bytes(32))
-
-
-def reading_refusal(name: str, device_id: bytes) -> Literal["forbidden", "unknown_stream"] | None:
-    """Why a device may not read a stream, by its name alone: application streams, ``$devices``, ``$keys`` it may.
-
-    protocol.md section 3: of an inbox "only that device reads".
-    """
-    if not name.startswith("$") or name in RESERVED_STREAMS or name == inbox_of(device_id):
-        return None
-    return "forbidden" if is_inbox(name) else "unknown_stream"
 
 
 class Subscriber:
@@ -85,7 +75,8 @@ class Subscriber:
         self.principal = principal
         self._log = log
         self.generation = log.generation()
-        self._signer, self._epoch = signer, signer.epoch
+        self._signer = signer
+        self._epoch = signer.epoch
         self._clock = clock
         self._limits = limits
         self._wake = wake
@@ -293,12 +284,15 @@ class Subscriber:
         Args:
             streams: all streams of this user, as the database has them now: another node may have moved one.
         """
-        is_safer, signed = self._is_safer, 0
+        is_safer = self._is_safer
+        signed = 0
         for info in streams:
-            subscription, tells = self._subscriptions.get(info.name), is_safer and info.name == DEVICES_STREAM
+            subscription = self._subscriptions.get(info.name)
+            tells = is_safer and info.name == DEVICES_STREAM
             if subscription is None or subscription.start is not None or not (subscription.moved or tells):
                 continue
-            subscription.head_due, at = True, subscription.at
+            subscription.head_due = True
+            at = subscription.at
             has_all = at == info.head or at.seq > info.head.seq  # which this node has committed since
             if has_all and signed < HEADS_AHEAD_MAX and self._may_go_ahead(subscription):
                 signed += 1
@@ -393,7 +387,8 @@ class Subscriber:
             while self._seeks:
                 if answers := await self._seek():
                     return answers
-            if (name := self._next()) is None:
+            name = self._next()
+            if name is None:
                 return []
             subscription = self._subscriptions[name]
             try:

@@ -25,7 +25,7 @@ from keepstep.client.safekeeping import Safekeeping
 from keepstep.client.setback import SetBack
 from keepstep.client.store import Alarm
 from keepstep.errors import KeepstepError, ProtocolError, VerificationError
-from keepstep.model import DEVICES_STREAM, KEYS_STREAM, Kind, Position, inbox_of
+from keepstep.model import DEVICES_STREAM, KEYS_STREAM, RESERVED_STREAMS, Kind, Position, inbox_of
 from keepstep.protocol.account import AccountEvent, AccountLog
 from keepstep.protocol.account_payloads import CheckpointPayload, decode_account
 from keepstep.protocol.account_state import decode_account_state
@@ -50,8 +50,6 @@ Arrived = Events | CaughtUp | Head | Pruned | Resumed | Rewound | ReadResult
 """What the server says of one stream."""
 Start = Literal["start", "end"]
 """Where a subscription may begin without a position."""
-RESERVED_STREAMS: Final = (DEVICES_STREAM, KEYS_STREAM)
-"""Streams without which a device cannot go on; whoever stops it for that records the alarm."""
 HLC_AHEAD_MS_MAX: Final = 10 * 60 * 1000
 """An hlc further ahead of this device's clock than this is not followed (protocol.md section 3)."""
 HLC_COUNTER_BITS: Final = 16

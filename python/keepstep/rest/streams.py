@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 from keepstep.errors import ProtocolError
-from keepstep.model import Capability
+from keepstep.model import RESERVED_STREAMS, Capability, reading_refusal
 from keepstep.rest.account import EXAMPLE_KEY, EXAMPLE_POSITION, StreamPosition, position
 from keepstep.rest.endpoints import Access, AnswerBody, Call, Endpoint, Example, NoParameters, Reply, RequestBody
 from keepstep.rest.fields import Base64url, Hex32, Seq, StreamName
 from keepstep.rest.paging import PageQuery, cut_page
-from keepstep.subscriber import RESERVED_STREAMS, reading_refusal
 from keepstep.validation import format_base64url, parse_stream_name
 
 if TYPE_CHECKING:
