@@ -47,6 +47,15 @@ class Following:
         bench.subscriber = parts.subscriber(bench.principal, bench.wake, limited(**limits).subscriber)
         return bench
 
+    @classmethod
+    async def caught_up(cls, parts: Parts | None = None, **changes: Any) -> tuple[Following, StreamPk]:
+        """One that has all of "notes", which has one event, with that stream's number; arguments as for ``start``."""
+        bench = await cls.start(parts, **changes)
+        await bench.publish("notes")
+        bench.subscribe({"notes": "start"})
+        await bench.pull_all()
+        return bench, await bench.pk("notes")
+
     def wake(self) -> None:
         """The subscriber's."""
         self.wakes += 1

@@ -310,11 +310,7 @@ async def test_names_that_are_made_up_and_left_again_are_not_remembered_without_
 
 async def test_a_commit_wakes_and_is_sent_once() -> None:
     """A hint of what was sent already wakes nobody."""
-    bench = await Following.start()
-    await bench.publish("notes")
-    pk = await bench.pk("notes")
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
+    bench, pk = await Following.caught_up()
     await bench.publish("notes")
     wakes = bench.wakes
     bench.committed(pk, 1, 2)
@@ -375,11 +371,7 @@ async def test_events_committed_while_a_page_is_read_are_not_missed() -> None:
 
 async def test_what_the_database_answered_with_is_not_asked_for_again() -> None:
     """A commit that is told while it is read, and is in the answer: asking again would meet the next one, and so on."""
-    bench = await Following.start()
-    await bench.publish("notes")
-    pk = await bench.pk("notes")
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
+    bench, pk = await Following.caught_up()
     bench.parts.log.tail.clear()
     read, reads = bench.parts.log.read, 0
 

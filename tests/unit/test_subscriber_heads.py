@@ -10,11 +10,7 @@ from tests.support.following import Following, seqs, verified
 
 async def moved() -> Following:
     """A session that has both events of a stream, the second of them since the last signed head."""
-    bench = await Following.start()
-    await bench.publish("notes")
-    pk = await bench.pk("notes")
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
+    bench, pk = await Following.caught_up()
     await bench.publish("notes")
     bench.committed(pk, 1, 2)
     await bench.pull_all()
@@ -23,11 +19,7 @@ async def moved() -> Following:
 
 async def test_a_moving_stream_gets_a_signed_head_now_and_then() -> None:
     """When the timer says and the position is the head; a stream that stood still gets none."""
-    bench = await Following.start()
-    await bench.publish("notes")
-    pk = await bench.pk("notes")
-    bench.subscribe({"notes": "start"})
-    await bench.pull_all()
+    bench, pk = await Following.caught_up()
     await bench.head_tick()
     assert not await bench.pull_all()
     await bench.publish("notes")

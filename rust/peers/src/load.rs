@@ -215,52 +215,15 @@ mod tests {
     use crate::connection::Subscription;
     use crate::event::Payloads;
 
-    /// Acknowledges everything at once and delivers what it is told to.
-    struct Echo {
-        waiting: VecDeque<Came>,
-        delivered: Vec<Came>,
-    }
-
-    impl Connection for Echo {
-        type Fleet = ();
-
-        async fn prepare(_: &Arguments, _: &Target, _: Arc<Payloads>) -> Result<()> {
-            Ok(())
-        }
-
-        async fn open(_: Arc<()>, _: &Target, _: usize, _: Subscription) -> Result<Self> {
-            bail!("made by the tests")
-        }
-
-        fn publish(&mut self, index: usize) -> Result<()> {
-            self.waiting.push_back(Came::Acknowledged(index));
-            Ok(())
-        }
-
-        async fn flush(&mut self) -> Result<()> {
-            Ok(())
-        }
-
-        async fn receive(&mut self, came: &mut Vec<Came>) -> Result<()> {
-            came.append(&mut self.delivered);
-            came.extend(self.waiting.drain(..));
-            if came.is_empty() { std::future::pending().await } else { Ok(()) }
-        }
-    }
-
-    fn shared(connections: usize, finish: Duration) -> Result<Arc<Shared>> {
-        let [warm_up, settle, measured] = [Duration::ZERO, Duration::ZERO, Duration::from_secs(60)];
-        let schedule = Schedule::begin(Lengths { warm_up, settle, measured, finish }, None, connections, 0);
-        Ok(Arc::new(Shared::new(schedule, connections, 5)?))
-    }
-
-    /// Answers what is sent first, and nothing else before the measured phase is over.
-    struct Stalling {
-        shared: Arc<Shared>,
+    /// Acknowledges everything and delivers what it is told to: at once, or nothing but the first answer before the
+    /// measured phase is over.
+    struct Pretended {
         waiting: VecDeque<usize>,
+        delivered: Vec<Came>,
+        stalls: Option<Arc<Shared>>,
     }
 
-    impl Connection for Stalling {
+    impl Connection for Pretended {
         type Fleet = ();
 
         async fn prepare(_: &Arguments, _: &Target, _: Arc<Payloads>) -> Result<()> {
@@ -281,32 +244,45 @@ mod tests {
         }
 
         async fn receive(&mut self, came: &mut Vec<Came>) -> Result<()> {
-            if self.waiting.front().is_some_and(|&index| index > 0) {
-                self.shared.schedule.stopped().await;
+            if let Some(shared) = &self.stalls
+                && self.waiting.front().is_some_and(|&index| index > 0)
+            {
+                shared.schedule.stopped().await;
             }
+            came.append(&mut self.delivered);
             came.extend(self.waiting.drain(..).map(Came::Acknowledged));
             if came.is_empty() { std::future::pending().await } else { Ok(()) }
         }
     }
 
+    fn shared(connections: usize, finish: Duration) -> Result<Arc<Shared>> {
+        let [warm_up, settle, measured] = [Duration::ZERO, Duration::ZERO, Duration::from_secs(60)];
+        let schedule = Schedule::begin(Lengths { warm_up, settle, measured, finish }, None, connections, 0);
+        Ok(Arc::new(Shared::new(schedule, connections, 5)?))
+    }
+
     #[test]
     fn what_a_stalled_server_holds_up_beyond_the_end_is_sent_and_counts() -> Result<()> {
-        const DUE: usize = 20;
-        let measured = Duration::from_millis(DUE as u64);
-        let [warm_up, settle, finish] = [Duration::ZERO, Duration::ZERO, Duration::from_secs(60)];
+        const EVENTS: usize = 60_000; // a minute's, however late the pacing thread begins
+        let [warm_up, settle] = [Duration::ZERO, Duration::ZERO];
+        let [measured, finish] = [Duration::from_millis(20), Duration::from_secs(60)];
         let schedule = Schedule::begin(Lengths { warm_up, settle, measured, finish }, Some(1_000.0), 1, 1);
-        let shared = Arc::new(Shared::new(schedule, 1, 2 * DUE)?);
+        let shared = Arc::new(Shared::new(schedule, 1, EVENTS)?);
         let pacing = Arc::clone(&shared);
         let pacer = std::thread::spawn(move || pacing.schedule.pace(&pacing.wakers));
-        let stalling = Stalling { shared: Arc::clone(&shared), waiting: VecDeque::new() };
-        let worker = Worker::new(Arc::clone(&shared), 0, stalling, 1, false);
+        let stalls = Some(Arc::clone(&shared));
+        let pretended = Pretended { waiting: VecDeque::new(), delivered: Vec::new(), stalls };
+        let worker = Worker::new(Arc::clone(&shared), 0, pretended, 1, false);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let found = runtime.block_on(worker.run()).measured;
         assert!(pacer.join().is_ok() && found.errors.is_empty(), "{:?}", found.errors);
-        // Where the measured phase begins between two messages, the first of them is of the warm-up.
-        assert!((DUE as u64..=DUE as u64 + 2).contains(&found.published), "{}", found.published);
+        let due = (0..EVENTS).map(|paced| shared.schedule.due_ns(0, Some(paced), 0));
+        let sent = due.clone().take_while(|&due_ns| due_ns < shared.schedule.stop_ns()).count();
+        let measured = due.filter(|&due_ns| shared.schedule.measures(due_ns)).count();
+        assert!(measured >= 19, "{measured}");
+        assert_eq!(found.published, 1 + sent as u64);
         let latencies = serde_json::to_value(shared.latencies.acknowledge.milliseconds())?;
-        assert!(latencies["count"].as_u64().is_some_and(|count| count + 2 >= found.published), "{latencies}");
+        assert_eq!(latencies["count"], measured);
         Ok(())
     }
 
@@ -316,7 +292,8 @@ mod tests {
             shared.acknowledged[other].store(2, Ordering::Release);
             shared.publishing[0].fetch_sub(1, Ordering::AcqRel);
         }
-        let worker = Worker::new(shared, 0, Echo { waiting: VecDeque::new(), delivered }, 2, subscribed);
+        let worker =
+            Worker::new(shared, 0, Pretended { waiting: VecDeque::new(), delivered, stalls: None }, 2, subscribed);
         Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(worker.run()))
     }
 
