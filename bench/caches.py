@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from bench.server import BenchError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -20,9 +22,12 @@ Lookups = Counter[tuple[str, str]]
 
 
 def read_lookups(rest_url: str) -> Lookups:
-    """What the server at this address has counted. Blocks. Raises OSError where it does not answer."""
-    with urllib.request.urlopen(f"{rest_url}/metrics", timeout=TIMEOUT_S) as answer:  # noqa: S310
-        return parse_lookups(answer.read().decode())
+    """What the server at this address has counted. Blocks. Raises BenchError where it does not answer."""
+    try:
+        with urllib.request.urlopen(f"{rest_url}/metrics", timeout=TIMEOUT_S) as answer:  # noqa: S310
+            return parse_lookups(answer.read().decode())
+    except OSError as exc:
+        raise BenchError(f"the server does not tell its metrics: {exc}") from exc
 
 
 def parse_lookups(text: str) -> Lookups:

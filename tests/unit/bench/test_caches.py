@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bench.caches import found_percent, parse_lookups
+import pytest
+
+from bench.caches import found_percent, parse_lookups, read_lookups
+from bench.server import BenchError
 from keepstep.hits import Hits
 from keepstep.telemetry import Metrics
 
@@ -30,3 +33,9 @@ def test_only_what_was_asked_meanwhile_counts() -> None:
 def test_a_server_without_these_metrics_has_none() -> None:
     """As one of an older version, which a comparison runs."""
     assert found_percent(parse_lookups(""), parse_lookups("")) == {}
+
+
+def test_a_server_that_is_gone_leaves_no_result() -> None:
+    """And no traceback."""
+    with pytest.raises(BenchError, match="does not tell its metrics"):
+        read_lookups("http://127.0.0.1:1")
